@@ -1,0 +1,271 @@
+"""Checkpoints: Orbax, asynchronous, resharded on load, and verified.
+
+A checkpoint is self-contained: parameters, the rest of the training state, the experiment, the tokenizer and a hash
+of every array. Orbax finalises a step by an atomic rename, but it does not notice a flipped bit, so hashes are taken
+on device when saving and compared after restoring. A step that is not whole is set aside and the newest whole one used.
+"""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+VERSION = 1
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written; nothing after the last whole one is safe."""
+
+
+class Restored(NamedTuple):
+    step: int
+    params: Any
+    rest: Any  # None when only parameters were asked for
+    meta: dict  # what `save` was given (next_row, experiment, …), and the tokenizer: file name -> base64
+
+
+@jax.jit
+def hashes(tree: Any) -> Any:
+    """Two uint32 sums per leaf over (bits, index): exact integer arithmetic, so the sharding does not matter.
+
+    Each word is mixed with its index before it is added (finaliser constants of splitmix/murmur), so swapped, moved
+    and flipped values all change the sum.
+    """
+
+    def mix(h):
+        h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
+        h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
+        return h ^ (h >> 16)
+
+    def one(x):
+        bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        words = jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
+        index = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):  # row-major position, without reshaping a sharded array
+            index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        first = mix(words + jnp.uint32(0x9E3779B9) * (index + 1))
+        return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(mix(first ^ index), dtype=jnp.uint32)])
+
+    return jax.tree.map(one, tree)
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every floating-point value of the tree is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `directory`/STEP/."""
+
+    def __init__(self, directory: Path | str, keep: int = 3, keep_every: int = 0):
+        self.directory = epath.Path(directory).resolve()
+        self.damaged: list[str] = []  # what was found broken, in words
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def steps(self) -> list[int]:
+        """Finalised steps, newest first."""
+        return sorted(self.manager.all_steps(), reverse=True)
+
+    def save(self, step: int, params: Any, rest: Any, meta: dict, tokenizer_dir: Path) -> None:
+        """Starts writing; the state is copied before this returns, the files are written in the background.
+
+        Raises:
+          SaveFailed: the save before this one failed.
+          FloatingPointError: the state holds a value that is not finite; nothing is written.
+        """
+        self.check()
+        if not bool(all_finite((params, rest))):
+            raise FloatingPointError(f"the state of step {step} holds values that are not finite; it was not saved")
+        tree = {"params": params, "rest": rest}
+        meta = {
+            **meta,
+            "version": VERSION,
+            "step": step,
+            "shapes": _shapes(tree),
+            "hashes": _hex(hashes(tree)),
+            "tokenizer": {f.name: base64.b64encode(f.read_bytes()).decode() for f in sorted(tokenizer_dir.iterdir())},
+        }
+        meta["digest"] = _digest(meta)
+        try:
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    rest=ocp.args.StandardSave(rest),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def check(self) -> None:
+        """Raises SaveFailed if a background save has failed."""
+        try:
+            self.manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is whole on disk; raises SaveFailed if it is not."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> SaveFailed:
+        whole = ocp.utils.checkpoint_steps(self.directory)
+        newest = f"the newest whole checkpoint is step {max(whole)}" if whole else "there is no whole checkpoint yet"
+        return SaveFailed(
+            f"could not write a checkpoint under {self.directory}: {_short(error)}; {newest}. "
+            "Check disk space and permissions, then run the same command again"
+        )
+
+    def restore(self, params: Any, rest: Any) -> Restored | None:
+        """The newest whole checkpoint, placed as the ShapeDtypeStructs with shardings say; None if there is none.
+
+        Newer steps that cannot be read, or whose hashes differ, are moved to `damaged/` beside the others and noted
+        in `self.damaged`.
+
+        Raises:
+          ValueError: the checkpoint is whole but of another shape than asked for, or none of several is whole (they
+            stay where they are: training from scratch in their place must be somebody's decision).
+        """
+        broken: dict[int, str] = {}
+        for step in self.steps():
+            try:
+                restored = load(self.directory / str(step), params, rest)
+            except Damaged as error:
+                broken[step] = str(error)
+                continue
+            self.damaged = [f"step {step} is damaged and was set aside: {why}" for step, why in broken.items()]
+            self._set_aside(list(broken))
+            return restored
+        if broken:
+            listed = "\n  ".join(f"step {step}: {why}" for step, why in broken.items())
+            raise ValueError(
+                f"no checkpoint in {self.directory} is whole:\n  {listed}\n"
+                "They were left in place. Move the folder away to start from scratch"
+            )
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if steps and jax.process_index() == 0:
+            for step in steps:
+                target = self.directory.parent / "damaged" / str(step)
+                if target.exists():
+                    target.rmtree()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (self.directory / str(step)).rename(target)
+        if steps and jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {steps}")
+        self.manager.reload()
+
+    def close(self) -> None:
+        self.wait()
+        self.manager.close()
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was saved."""
+
+
+def load(path: Any, params: Any, rest: Any = None) -> Restored:
+    """Reads and verifies one checkpoint directory into the given abstract trees (ShapeDtypeStructs with shardings).
+
+    Raises:
+      Damaged: unreadable or not what was saved. ValueError: whole, but of another model.
+    """
+    path = epath.Path(path)
+    tree = {"params": params} if rest is None else {"params": params, "rest": rest}
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta = reader.restore(path / "meta")
+        sound = meta.pop("digest") == _digest(meta)
+    except Exception as error:  # whatever a broken file makes of the reader
+        raise Damaged(_short(error)) from error
+    if not sound:
+        raise Damaged("its description (meta) is not what was saved")
+    if meta["version"] != VERSION:
+        raise ValueError(f"{path} has checkpoint format {meta['version']}, this code reads {VERSION}")
+    _same_shapes(
+        {k: v for k, v in meta["shapes"].items() if rest is not None or k.startswith("['params']")}, _shapes(tree), path
+    )
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            got = {name: reader.restore(path / name, target) for name, target in tree.items()}
+    except Exception as error:  # likewise, of OCDBT and zarr
+        raise Damaged(_short(error)) from error
+    for leaf, value in _hex(hashes(got)).items():
+        if meta["hashes"][leaf] != value:
+            raise Damaged(f"{leaf} is not what was saved")
+    return Restored(meta["step"], got["params"], got.get("rest"), meta)
+
+
+def newest(path: Path | str) -> epath.Path:
+    """The checkpoint directory meant by a run, its `checkpoints/` folder, or one step of it.
+
+    Raises:
+      ValueError: there is no checkpoint there.
+    """
+    path = epath.Path(path)
+    if (path / "meta").is_dir():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise ValueError(f"no checkpoint in {path}: wanted a run, its checkpoints folder or one step of it")
+    return folder / str(max(steps))
+
+
+def write_tokenizer(files: dict, directory: Path) -> None:
+    """Unpacks the tokenizer of a checkpoint."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (directory / name).write_bytes(base64.b64decode(data))
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _shapes(tree: Any) -> dict[str, list]:
+    return {path: [*leaf.shape, str(leaf.dtype)] for path, leaf in _flat(tree).items()}
+
+
+def _hex(sums: Any) -> dict[str, str]:
+    """Leaf path -> its hash in hexadecimal."""
+    pairs = jax.tree_util.tree_flatten_with_path(jax.device_get(sums))[0]
+    return {jax.tree_util.keystr(path): f"{int(h[0]):08x}{int(h[1]):08x}" for path, h in pairs}
+
+
+def _digest(meta: dict) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _same_shapes(saved: dict, wanted: dict, path: Any) -> None:
+    for name in sorted(set(saved) | set(wanted)):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{path} is of another model or optimizer: {name} is {saved.get(name, 'absent')} there, "
+                f"{wanted.get(name, 'absent')} here"
+            )
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,363 @@
+"""Everything an experiment fills in: frozen dataclasses, checked at construction, sizes as data.
+
+No jax, no files: this module loads in milliseconds, so `--help` and `--print-config` are instant. Sizes are those of
+the report's Table 1 and the released checkpoints; recipe defaults are the pretraining recipe of report §2.4.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+REMAT_POLICIES = ("none", "matmuls", "attention", "full")
+SCHEDULES = ("cosine", "linear", "wsd", "constant")
+TASKS = ("pretrain",)
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def suggest(name: str, known: typing.Iterable[str]) -> str:
+    """' Did you mean X?' for the nearest of the known names, or ''."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the decoder (report §2.3). The defaults are Qwen-1.8B; Qwen1.5/2/3 and Llama are other values."""
+
+    vocab: int = 151_936  # embedding rows, padding included (the tokenizer has 151,851 ids)
+    layers: int = 24
+    embed: int = 2048
+    heads: int = 16
+    ffn: int = 5504  # the real width; config.json of the releases stores twice this
+    kv_heads: int = 0  # 0: as many as heads (all of Qwen-1); see `kv`
+    head_width: int = 0  # 0: embed / heads; see `head_dim`
+    context: int = 2048  # training length T; also what context extension measures lengths against
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    qk_norm: bool = False  # RMSNorm over each query and key head (Qwen3)
+    tie_embeddings: bool = False
+
+    def __post_init__(self):
+        for name in ("vocab", "layers", "embed", "heads", "ffn", "context"):
+            _check(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be positive")
+        if not self.head_width:
+            _check(
+                self.embed % self.heads == 0,
+                f"model.embed={self.embed} is not a multiple of model.heads={self.heads}; set model.head_width",
+            )
+        _check(self.head_dim % 2 == 0, f"rotary embedding needs an even head width, got {self.head_dim}")
+        _check(
+            self.heads % self.kv == 0,
+            f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv}: each KV head serves a whole group",
+        )
+        _check(self.rope_base > 0 and self.norm_eps > 0, "model.rope_base and model.norm_eps must be positive")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.head_width or self.embed // self.heads
+
+    @property
+    def kv(self) -> int:
+        """Key/value heads in effect."""
+        return self.kv_heads or self.heads
+
+    @property
+    def embedding_params(self) -> int:
+        """Parameters of the input and output embeddings."""
+        return self.vocab * self.embed * (1 if self.tie_embeddings else 2)
+
+    @property
+    def params(self) -> int:
+        """Exact parameter count (spec: 2Vh + L(4h² + 3h + 3hf + 2h) + h for Qwen-1)."""
+        q, kv = self.heads * self.head_dim, self.kv * self.head_dim
+        layer = self.embed * (2 * q + 2 * kv) + 3 * self.embed * self.ffn + 2 * self.embed
+        layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        return self.embedding_params + self.layers * layer + self.embed
+
+    def flops_per_token(self, length: int) -> int:
+        """Matmul FLOPs to train on one token, forward and backward, in sequences of `length`.
+
+        6 per matmul parameter (the input embedding is a lookup) plus causal attention: two products of
+        2·heads·head_dim·length/2 FLOPs per layer, three times over.
+        """
+        matmul = self.params - self.vocab * self.embed * (0 if self.tie_embeddings else 1)
+        return 6 * matmul + 6 * self.layers * self.heads * self.head_dim * length
+
+
+QWEN_1B8 = ModelConfig()
+QWEN_7B = replace(QWEN_1B8, layers=32, embed=4096, heads=32, ffn=11008)
+QWEN_14B = replace(QWEN_1B8, vocab=152_064, layers=40, embed=5120, heads=40, ffn=13696)
+QWEN_72B = replace(  # not in the report; as released (spec §3.1)
+    QWEN_1B8, vocab=152_064, layers=80, embed=8192, heads=64, ffn=24576, rope_base=1e6, context=32_768
+)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the same mathematics is computed: dtype, recomputation, kernels. Changes speed and memory, not meaning."""
+
+    dtype: str = "bfloat16"  # activations and matmul operands; master parameters and optimizer are float32
+    remat: str = "full"  # what the backward pass recomputes: none | matmuls | attention | full
+    scan: bool = True  # scan over layers (compile time independent of depth) or unrolled
+    attention: str = "auto"  # backend; auto: by platform
+    fuse: str = (
+        "auto"  # one matmul per group of projections (yes) or one each (no); auto: yes on CPU without tensor axis
+    )
+    loss_tokens: int = 2048  # tokens per device whose logits exist at one time
+
+    def __post_init__(self):
+        _check(self.dtype in ("bfloat16", "float32"), f"compute.dtype={self.dtype!r}: use 'bfloat16' or 'float32'")
+        _check(
+            self.remat in REMAT_POLICIES,
+            f"compute.remat={self.remat!r} is unknown; known: {', '.join(REMAT_POLICIES)}.{suggest(self.remat, REMAT_POLICIES)}",
+        )
+        _check(self.attention in ("auto", "xla"), f"compute.attention={self.attention!r} is unknown; known: auto, xla")
+        _check(self.fuse in ("auto", "yes", "no"), f"compute.fuse={self.fuse!r}: use auto, yes or no")
+        _check(self.loss_tokens > 0, "compute.loss_tokens must be positive")
+
+    def resolved(self, platform: str, tensor: int) -> "Compute":
+        """The same choices with every 'auto' decided for a platform ('cpu', 'gpu', 'tpu') and a tensor-axis size."""
+        fuse = self.fuse if self.fuse != "auto" else ("yes" if platform == "cpu" and tensor == 1 else "no")
+        return replace(self, attention="xla" if self.attention == "auto" else self.attention, fuse=fuse)
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Devices per mesh axis; one axis may be -1 and takes what the others leave."""
+
+    data: int = 1  # replicas of the parameters
+    fsdp: int = -1  # parameters, gradients and optimizer are split over this axis, and so is the batch
+    tensor: int = 1  # heads, ffn and vocabulary are split over this axis
+    context: int = 1  # positions are split over this axis
+
+    def __post_init__(self):
+        sizes = dataclasses.astuple(self)
+        _check(sizes.count(-1) <= 1, f"only one mesh axis may be -1, got {self}")
+        _check(all(n == -1 or n > 0 for n in sizes), f"mesh axes must be positive (or one -1), got {self}")
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Optimizer and schedule; the defaults are the report's (§2.4; warm-up, decay and clip from the tech memo)."""
+
+    peak: float = 3e-4
+    schedule: str = "cosine"  # cosine | linear | wsd (warm-up, stable, decay) | constant; all start with the warm-up
+    warmup: int = 2000
+    floor: float = 0.1  # last learning rate as a fraction of the peak
+    cooldown: float = 0.2  # wsd: the last fraction of the steps decays
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    decay: float = 0.1  # on matrices only
+    clip: float = 1.0  # global gradient norm
+
+    def __post_init__(self):
+        _check(self.peak > 0, f"optim.peak={self.peak} must be positive")
+        _check(
+            self.schedule in SCHEDULES,
+            f"optim.schedule={self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}.{suggest(self.schedule, SCHEDULES)}",
+        )
+        _check(self.warmup >= 0, f"optim.warmup={self.warmup} must not be negative")
+        _check(0 <= self.floor <= 1 and 0 < self.cooldown <= 1, "optim.floor and optim.cooldown are fractions of 1")
+        _check(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"optim betas must lie in [0, 1), got {self.b1}, {self.b2}")
+        _check(self.clip > 0, f"optim.clip={self.clip} must be positive")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One member of the data mixture: a directory of token shards, or text from which they are made once."""
+
+    text: str = ""  # a file (.jsonl, .jsonl.gz, .txt), a folder, or 'python-stdlib'; tokenised under data/ when new
+    shards: str = ""  # a directory written by `python -m qwenjax.data tokenize`
+    weight: float = 1.0  # share of the rows, relative to the other sources
+
+    def __post_init__(self):
+        _check(not (self.text and self.shards), "a source has either text or shards, not both")
+        _check(self.weight > 0, f"source weight {self.weight} must be positive; leave the source out instead")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the model reads, in rows of `length` tokens."""
+
+    sources: tuple[Source, ...] = ()
+    tokenizer: str = "qwen"  # 'qwen', a .tiktoken or .model file, or 'train:SIZE': sentencepiece BPE made from the text
+    length: int = 2048
+    batch: int = 2048  # sequences per step, over all devices; 2048 x 2048 = the report's 4M tokens
+    isolate: bool = False  # documents packed into one row see only themselves; the report's plain packing is False
+    eval_tokens: int = 1 << 20  # held-out tokens read by an evaluation, at most
+
+    def __post_init__(self):
+        _check(self.length > 1, f"data.length={self.length} must be at least 2")
+        _check(self.batch > 0 and self.eval_tokens > 0, "data.batch and data.eval_tokens must be positive")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: the same value trains on a laptop, is compiled for a pod by `plan`, and runs there."""
+
+    name: str
+    model: ModelConfig
+    data: Data
+    steps: int
+    task: str = "pretrain"
+    optim: AdamW = field(default_factory=AdamW)
+    compute: Compute = field(default_factory=Compute)
+    mesh: MeshShape = field(default_factory=MeshShape)
+    accumulate: int = 1  # micro-steps per optimizer step; the batch is split, the result is the same
+    dropout: float = 0.0  # on the embeddings and the attention probabilities
+    seed: int = 0
+    init_from: str = ""  # a run or checkpoint whose parameters this one starts from, with fresh optimizer and schedule
+    log_every: int = 10
+    eval_every: int = 1000  # 0: only at the end
+    sample_every: int = 0  # 0: only at the end; texts continue `prompts`
+    save_every: int = 1000
+    keep: int = 3  # newest checkpoints kept
+    keep_every: int = 0  # checkpoints at multiples of this many steps are kept for good; 0: none
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _check(
+            self.task in TASKS, f"task={self.task!r} is unknown; known: {', '.join(TASKS)}.{suggest(self.task, TASKS)}"
+        )
+        _check(self.steps > 0, f"steps={self.steps} must be positive")
+        _check(
+            self.accumulate > 0 and self.data.batch % self.accumulate == 0,
+            f"data.batch={self.data.batch} does not divide into accumulate={self.accumulate} micro-steps",
+        )
+        _check(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        for name in ("log_every", "save_every", "keep"):
+            _check(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        for name in ("eval_every", "sample_every", "keep_every"):
+            _check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
+        _check(
+            self.data.length <= self.model.context,
+            f"data.length={self.data.length} exceeds model.context={self.model.context}: "
+            "context extension is for inference; raise model.context to train longer",
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.data.batch * self.data.length
+
+
+# ---- overrides and JSON: one typed way in, for `--set a.b=c` and for config.json ----
+
+
+def override(experiment: Experiment, settings: dict[str, Any]) -> Experiment:
+    """The experiment with `{"optim.peak": 1e-3, "data.sources.0.text": "books/"}` applied together, checked and typed.
+
+    Values may be Python values or the strings of a command line. All settings are applied before the dataclasses
+    check themselves, so their order does not matter.
+
+    Raises:
+      ValueError: unknown field (the nearest one is named), wrong type, or a value that the dataclass refuses.
+    """
+    return _rebuild(experiment, {tuple(path.split(".")): value for path, value in settings.items()}, ())
+
+
+def _rebuild(node: Any, settings: dict[tuple, Any], at: tuple) -> Any:
+    """`node` with the settings below path `at` applied."""
+    if isinstance(node, tuple):
+        names = [str(i) for i in range(len(node))]
+    else:
+        names = [f.name for f in dataclasses.fields(node)]
+    changes: dict[str, Any] = {}
+    for name in sorted({path[0] for path in settings}):
+        where = ".".join((*at, name))
+        if name not in names:
+            inside = ".".join(at) or type(node).__name__
+            raise ValueError(f"no field {name!r} in {inside}; known: {', '.join(names)}.{suggest(name, names)}")
+        below = {path[1:]: value for path, value in settings.items() if path[0] == name}
+        old = node[int(name)] if isinstance(node, tuple) else getattr(node, name)
+        if () not in below:
+            if not (dataclasses.is_dataclass(old) or (isinstance(old, tuple) and old)):
+                raise ValueError(f"{where} is a single value, it has no field {'.'.join(next(iter(below)))!r}")
+            changes[name] = _rebuild(old, below, (*at, name))
+        elif len(below) > 1:
+            raise ValueError(f"{where} is set both as a whole and in part")
+        else:
+            hint = type(old) if isinstance(node, tuple) else typing.get_type_hints(type(node))[name]
+            changes[name] = convert(below[()], hint, where)
+    if isinstance(node, tuple):
+        return tuple(changes.get(str(i), item) for i, item in enumerate(node))
+    return replace(node, **changes)
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` (a JSON value, or a string from the command line) as the annotated type `hint`.
+
+    Raises:
+      ValueError: naming the field `where`, what came and what was wanted.
+    """
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [h for h in typing.get_args(hint) if h is not type(None)]
+        return None if value in (None, "none", "None") else convert(value, kinds[0], where)
+    if origin is tuple:
+        if isinstance(value, str):
+            value = json.loads(value) if value.startswith("[") else [v for v in value.split(",") if v]
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}={value!r}: wanted a list")
+        return tuple(convert(v, typing.get_args(hint)[0], f"{where}.{i}") for i, v in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, str) and value.startswith("{"):
+            value = json.loads(value)
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}={value!r}: wanted the fields of {hint.__name__}, e.g. {where}.{_first(hint)}=…")
+        return from_dict(value, hint, where)
+    if hint is bool:
+        named = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if isinstance(value, str) and value.lower() in named:
+            return named[value.lower()]
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"{where}={value!r}: wanted true or false")
+    if hint in (int, float):
+        try:
+            number = float(str(value).replace("_", ""))
+            if isinstance(value, bool) or (hint is int and number != int(number)):
+                raise ValueError
+            return (
+                int(str(value).replace("_", "")) if hint is int and str(value).lstrip("-").isdigit() else hint(number)
+            )
+        except (ValueError, OverflowError):
+            raise ValueError(f"{where}={value!r}: wanted {'a whole number' if hint is int else 'a number'}") from None
+    if not isinstance(value, hint):
+        raise ValueError(f"{where}={value!r}: wanted {hint.__name__}")
+    return value
+
+
+def _first(hint: type) -> str:
+    return dataclasses.fields(hint)[0].name
+
+
+def from_dict(values: dict, cls: type = Experiment, where: str = "") -> Any:
+    """The inverse of `to_dict`, typed and checked; what a run's config.json is read with."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(
+            f"no field {unknown[0]!r} in {where or cls.__name__}; known: {', '.join(hints)}.{suggest(unknown[0], hints)}"
+        )
+    try:
+        return cls(**{k: convert(v, hints[k], f"{where}.{k}".lstrip(".")) for k, v in values.items()})
+    except TypeError as error:  # a required field is absent
+        raise ValueError(f"{where or cls.__name__}: {error}") from None
+
+
+def to_dict(experiment: Experiment) -> dict:
+    """Plain JSON values."""
+    return dataclasses.asdict(experiment)

@@ -1,0 +1,1 @@
+"""Text from a model: sampling policies as values, and the decode loop."""

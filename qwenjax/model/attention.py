@@ -1,0 +1,71 @@
+"""Attention: one contract, several backends.
+
+Training on packed rows, prefill and decoding with a cache are the same call: positions and segments carry the
+difference. Every backend passes tests/model/test_attention.py or refuses what it cannot do.
+"""
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite: a row that sees nothing must not become NaN
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_pos: jax.Array,
+    k_pos: jax.Array,
+    q_segment: jax.Array | None = None,
+    k_segment: jax.Array | None = None,
+    *,
+    window: int | None = None,
+    dropout: float = 0.0,
+    rng: jax.Array | None = None,
+    backend: str = "xla",
+) -> jax.Array:
+    """Causal softmax attention over the positions a query may see, scaled by 1/sqrt(h).
+
+    A query sees a key if both belong to the same segment, the key's position is not later than the query's, and, with
+    a window, is less than `window` positions back.
+
+    Args:
+      q: [b t n h], rotary applied. k, v: [b s k h] with n a multiple of k; s > t when a cache is read.
+      q_pos: [b t] int32; -1 marks padding. k_pos: [b s] int32; -1 marks an empty slot.
+      q_segment, k_segment: [b t], [b s] int32, or None when every row is one document.
+      window: see only this many latest positions, the own one included; None sees all.
+      dropout, rng: probability of dropping an attention weight, and the key to draw with.
+      backend: "xla", the reference.
+    Returns: [b t n h] in v's dtype; 0 where a query sees no key. Scores and softmax are float32.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"no attention backend {backend!r}; known: {', '.join(BACKENDS)}")
+    return BACKENDS[backend](q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng)
+
+
+def visible(q_pos, k_pos, q_segment, k_segment, window) -> jax.Array:
+    """[b t s] bool: which keys each query sees; see `attend`."""
+    age = q_pos[:, :, None] - k_pos[:, None, :]
+    seen = (age >= 0) & (k_pos >= 0)[:, None, :]
+    if window is not None:
+        seen &= age < window
+    if q_segment is not None:
+        seen &= q_segment[:, :, None] == k_segment[:, None, :]
+    return seen
+
+
+def _xla(q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng):
+    b, t, n, h = q.shape
+    q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q * h**-0.5, k, preferred_element_type=jnp.float32)
+    seen = visible(q_pos, k_pos, q_segment, k_segment, window)[:, None, None]
+    probs = jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1)
+    # a query without any key would otherwise average all of them
+    probs = jnp.where(jnp.any(seen, axis=-1, keepdims=True), probs, 0.0)
+    if dropout:
+        keep = jax.random.bernoulli(rng, 1 - dropout, probs.shape)
+        probs = jnp.where(keep, probs / (1 - dropout), 0.0)
+    return jnp.einsum("bkgts,bskh->btkgh", probs.astype(v.dtype), v).reshape(b, t, n, h)
+
+
+BACKENDS = {"xla": _xla}

@@ -1,0 +1,124 @@
+"""The decoder: embedding, a scan over layers, final norm; the head is applied by whoever needs logits.
+
+`Transformer.apply({"params": params}, tokens, …)` returns hidden states, because logits over 152k entries for every
+position are the largest array there is: losses take the hidden states and the head (objectives/losses.py), sampling
+takes the last position.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from qwenjax.config import Compute, ModelConfig
+from qwenjax.model import rope
+from qwenjax.model.layers import Block, Cache, Context, RMSNorm, drop, weight
+from qwenjax.sharding import constrain, per_device
+
+# What the backward pass may keep of a layer, by the names given in layers.py; all else is recomputed.
+SAVED = {
+    "matmuls": ("q", "k", "v", "attn_out", "x_mid", "gate", "up"),  # nothing but element-wise work is redone
+    "attention": ("q", "k", "v", "attn_out"),
+    "full": (),  # only each layer's input
+}
+
+
+class Transformer(nn.Module):
+    """The whole decoder. Parameters: embed [v d], blocks/… (each with a leading layers axis), norm, head [d v]."""
+
+    cfg: ModelConfig
+    compute: Compute
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Hidden states after the final norm.
+
+        Args:
+          tokens: [b t] int32 ids below cfg.vocab.
+          positions: [b t] int32, -1 for padding; None is 0, 1, 2, … in every row.
+          segments: [b t] int32; tokens see only their own segment. None: a row is one document.
+          cache: keys and values [layers b s k h] of earlier positions, when decoding.
+        Returns: [b t d] in the compute dtype, and the cache extended by these tokens (None if none came).
+        """
+        cfg, compute = self.cfg, self.compute
+        if segments is not None and cache is not None:
+            raise ValueError("segments are for packed training rows; a cached sequence is one document")
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        embed = weight(self, "embed", ("vocab", "embed"), (cfg.vocab, cfg.embed))
+        if not cfg.tie_embeddings:
+            weight(self, "head", ("embed", "vocab"), (cfg.embed, cfg.vocab))
+        x = lookup(embed, tokens, cfg.vocab, compute.dtype)
+        x = constrain(drop(self, x, self.dropout), "batch", "length", None)
+
+        context = Context(positions, segments, *rope.tables(positions, cfg.head_dim, cfg.rope_base))
+        block = Block
+        if compute.remat != "none":
+            keep = jax.checkpoint_policies.save_only_these_names(*SAVED[compute.remat])
+            # inside a scan the loop itself keeps the recomputation apart from the forward pass
+            block = nn.remat(Block, policy=keep, prevent_cse=not compute.scan)
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, 0),
+            length=cfg.layers,
+            unroll=1 if compute.scan else cfg.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, cache = layers(cfg, compute, self.dropout, name="blocks")(x, context, cache)
+        return RMSNorm(cfg.norm_eps, name="norm")(x), cache
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def lookup(embed: jax.Array, tokens: jax.Array, vocab: int, dtype: str) -> jax.Array:
+    """Rows [b t d] of the table [v d] in the compute dtype; the gradient is added up in float32.
+
+    A frequent token occurs thousands of times in a batch: a bf16 sum would drop most of them.
+    """
+    return jnp.take(constrain(embed.astype(dtype), "vocab", None), tokens, axis=0)
+
+
+def _lookup_gradient(vocab, dtype, tokens, g):
+    def local(tokens, g):
+        return (jnp.zeros((1, vocab, g.shape[-1]), jnp.float32).at[0, tokens].add(g.astype(jnp.float32)),)
+
+    rows = ("batch", "length")
+    (sums,) = per_device(local, (rows, (*rows, None)), (("shards", "vocab", None),), keep=("tensor",))(tokens, g)
+    return constrain(jnp.sum(sums, axis=0), "vocab", "embed"), None
+
+
+lookup.defvjp(lambda embed, tokens, vocab, dtype: (lookup(embed, tokens, vocab, dtype), tokens), _lookup_gradient)
+
+
+def head(params: dict) -> jax.Array:
+    """[d v]: the output embedding, which is the transposed input embedding when they are tied."""
+    return params["head"] if "head" in params else params["embed"].T
+
+
+def logits(params: dict, hidden: jax.Array) -> jax.Array:
+    """[… d] -> [… v] float32 scores; for a few positions, not for a training batch."""
+    return jnp.einsum("...d,dv->...v", hidden, head(params).astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def init_params(cfg: ModelConfig, rng: jax.Array) -> dict:
+    """Fresh float32 parameters with the released initialisation, boxed with their logical axes (`nn.unbox`).
+
+    The parameters do not depend on how they are computed with; under `jax.eval_shape` nothing is allocated.
+    """
+    plain = Compute(dtype="float32", remat="none", attention="xla", fuse="no")
+    return Transformer(cfg, plain).init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def empty_cache(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype) -> Cache:
+    """A cache with room for `length` positions of `batch` sequences."""
+    shape = (cfg.layers, batch, length, cfg.kv, cfg.head_dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

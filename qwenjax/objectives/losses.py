@@ -1,0 +1,85 @@
+"""Next-token cross entropy with the head inside, in chunks: [tokens x 152k] logits never exist.
+
+Losses return sums; the caller divides once, globally, so accumulation, padding and masks cannot disagree.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from qwenjax.sharding import constrain, per_device
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def next_token_loss(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int
+) -> jax.Array:
+    """Summed weighted negative log-likelihood of the targets, nats, float32 scalar.
+
+    Args:
+      hidden: [b t d], after the final norm. head: [d v], float32 master; used in hidden's dtype.
+      targets: [b t] int32. weights: [b t] float32; 0 leaves a position out. Neither gets a gradient.
+      chunk: tokens per device whose logits exist at one time.
+
+    The gradients of hidden and head are made in the forward pass, chunk by chunk, while the logits are there: 6 T d v
+    FLOPs instead of the 8 of recomputation. The head is gathered once per call and its gradient is reduced once.
+    """
+    return _chunks(hidden, head, targets, weights, chunk, gradients=False)[0]
+
+
+def _forward(hidden, head, targets, weights, chunk):
+    total, d_hidden, d_head = _chunks(hidden, head, targets, weights, chunk, gradients=True)
+    return total, (d_hidden, d_head)
+
+
+def _backward(chunk, residuals, g):
+    d_hidden, d_head = residuals
+    return (g * d_hidden).astype(d_hidden.dtype), g * d_head, None, None
+
+
+next_token_loss.defvjp(_forward, _backward)
+
+
+def _chunks(hidden, head, targets, weights, chunk, gradients):
+    """(total, d_hidden [b t d], d_head [d v] float32); without gradients the last two are None."""
+
+    def local(hidden, head, targets, weights):
+        d, tokens = hidden.shape[-1], targets.size
+        size = min(chunk, tokens)
+        pad = -tokens % size
+
+        def cut(x):  # [b t …] -> [chunks, size, …]; the tail is padded with weight 0
+            x = x.reshape(tokens, *x.shape[2:])
+            return jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
+
+        def one(carry, xs):
+            total, d_head = carry
+            h, y, w = xs
+            scores = jnp.einsum("td,dv->tv", h, head, preferred_element_type=jnp.float32)
+            top = jnp.max(scores, axis=-1, keepdims=True)
+            exps = jnp.exp(scores - top)
+            norm = jnp.sum(exps, axis=-1, keepdims=True)
+            hit = jnp.arange(head.shape[1])[None] == y[:, None]  # no gather: the vocabulary may be split over devices
+            nll = (top + jnp.log(norm))[:, 0] - jnp.sum(jnp.where(hit, scores, 0), axis=-1)
+            total += jnp.sum(nll * w)
+            if not gradients:
+                return (total, None), None
+            d_scores = ((exps / norm - hit) * w[:, None]).astype(h.dtype)
+            d_head += jnp.einsum("td,tv->dv", h, d_scores, preferred_element_type=jnp.float32)
+            return (total, d_head), jnp.einsum("tv,dv->td", d_scores, head)
+
+        start = (jnp.float32(0), jnp.zeros(head.shape, jnp.float32) if gradients else None)
+        (total, d_head), d_hidden = jax.lax.scan(one, start, (cut(hidden), cut(targets), cut(weights)))
+        if not gradients:
+            return (total[None],)
+        return total[None], d_hidden.reshape(-1, d)[:tokens].reshape(hidden.shape), d_head[None]
+
+    rows = ("batch", "length")
+    out = (("shards",), (*rows, None), ("shards", None, "vocab")) if gradients else (("shards",),)
+    weight = constrain(head.astype(hidden.dtype), None, "vocab")
+    run = per_device(local, ((*rows, None), (None, "vocab"), rows, rows), out, keep=("tensor",))
+    total, *grads = run(hidden, weight, targets, weights)
+    if not gradients:
+        return jnp.sum(total), None, None
+    return jnp.sum(total), grads[0], constrain(jnp.sum(grads[1], axis=0), "embed", "vocab")

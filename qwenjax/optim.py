@@ -1,0 +1,59 @@
+"""The optimizer: one optax chain built from the config (report §2.4). No task builds its own."""
+
+import jax
+import optax
+
+from qwenjax.config import AdamW
+
+# Weight decay is chosen by name: under the scan over layers a norm scale is two-dimensional, as a matrix is.
+DECAYED = {"embed", "head", "q", "k", "v", "o", "gate", "up", "down"}
+NOT_DECAYED = {"scale", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm"}
+
+
+def schedule(config: AdamW, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then cosine | linear to floor·peak, wsd, or constant.
+
+    Raises:
+      ValueError: the warm-up leaves no step for the rest.
+    """
+    if config.warmup >= steps:
+        raise ValueError(f"optim.warmup={config.warmup} leaves nothing of {steps} steps; lower it")
+    last, rest = config.floor * config.peak, steps - config.warmup
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(config.peak, rest, alpha=config.floor)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(config.peak, last, rest)
+    elif config.schedule == "wsd":
+        down = max(1, round(config.cooldown * steps))
+        after = optax.linear_schedule(config.peak, last, down, transition_begin=max(0, rest - down))
+    else:
+        after = optax.constant_schedule(config.peak)
+    # step 0 already learns: the first update has peak/warmup, the last of the warm-up peak
+    warm = optax.linear_schedule(config.peak / max(1, config.warmup), config.peak, max(1, config.warmup - 1))
+    return optax.join_schedules([warm, after], [config.warmup])
+
+
+def decay_mask(params) -> dict:
+    """True for every parameter that is decayed: the matrices, embeddings included.
+
+    Raises:
+      ValueError: a parameter that neither list names; decaying it or not must be a decision.
+    """
+
+    def decided(path, _):
+        name = path[-1].key
+        if name not in DECAYED | NOT_DECAYED:
+            raise ValueError(f"optim.py does not say whether parameter {jax.tree_util.keystr(path)} is decayed")
+        return name in DECAYED
+
+    return jax.tree_util.tree_map_with_path(decided, params)
+
+
+def make(config: AdamW, steps: int, mask=decay_mask) -> optax.GradientTransformation:
+    """Clip by global norm, Adam moments in float32, decoupled decay where `mask` says, scheduled learning rate."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.decay, mask=mask),
+        optax.scale_by_learning_rate(schedule(config, steps)),
+    )

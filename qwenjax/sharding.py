@@ -1,0 +1,134 @@
+"""Where arrays live: one mesh, one table from logical axis names to mesh axes, and nothing else in the code knows.
+
+The model names axes ("batch", "heads", …); `RULES` sends names to mesh axes; `jax.jit` with in/out shardings does the
+rest (what `pjit` became). Mesh axes: `data` (replicas), `fsdp` (parameters and batch are split), `tensor` (heads, ffn,
+vocabulary), `context` (positions). Any may be 1, so a laptop and a pod run the same program.
+
+`model` and `objectives` import `constrain` and `per_device` only; both read the ambient mesh (`jax.set_mesh`) and are
+the identity outside one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from qwenjax.config import MeshShape
+
+AXES = ("data", "fsdp", "tensor", "context")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "length": "context",
+    "shards": ("data", "fsdp", "context"),  # one entry per block of tokens: partial sums on their way to a total
+    # parameters; heads, ffn and vocab also name the activations they make
+    "layers": None,
+    "embed": "fsdp",
+    "norm": None,  # norm scales are small and replicated
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "ffn": "tensor",
+    "vocab": "tensor",
+}
+# Grouped-query models may have fewer KV heads than tensor shards; those are copied instead of split.
+COPY_IF_UNEVEN = {"kv_heads"}
+
+
+def spec(
+    *names: str | None, shape: tuple[int, ...] | None = None, mesh: Any = None, uneven: str = "raise"
+) -> PartitionSpec:
+    """The PartitionSpec of logical axis names; None is an axis that is never split.
+
+    With `shape` and `mesh` given, each dimension is checked against the devices it is split over; one that does not
+    divide raises, or stays whole with `uneven="whole"` (a single prompt on eight devices).
+
+    Raises:
+      ValueError: a name without a rule (a typo must not replicate 14B parameters in silence), or a dimension that
+        does not divide.
+    """
+    unknown = [n for n in names if n is not None and n not in RULES]
+    if unknown:
+        raise ValueError(f"no sharding rule for {unknown}; known axes: {sorted(RULES)}")
+    entries = [RULES[n] if n else None for n in names]
+    if shape is not None:
+        for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
+            axes = (entry,) if isinstance(entry, str) else entry or ()
+            parts = math.prod(mesh.shape[a] for a in axes)
+            if shape[i] % parts:
+                if uneven == "raise" and name not in COPY_IF_UNEVEN:
+                    raise ValueError(
+                        f"axis {name!r} of size {shape[i]} does not divide over {' x '.join(f'{a}={mesh.shape[a]}' for a in axes)}"
+                        f"; choose mesh sizes that divide {shape[i]} (--set mesh.fsdp=…, mesh.tensor=…)"
+                    )
+                entries[i] = None
+    return PartitionSpec(*entries)
+
+
+def sharding(mesh: Mesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    """Placement of an array with the given logical axes on `mesh`; see `spec` for what it refuses."""
+    return NamedSharding(mesh, spec(*names, shape=shape, mesh=mesh))
+
+
+def make_mesh(shape: MeshShape, devices: list | None = None) -> Mesh:
+    """The mesh over `devices` (default: all), in an order that keeps neighbours on fast links.
+
+    Raises:
+      ValueError: the axis sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(shape, a) for a in AXES]
+    fixed = math.prod(n for n in sizes if n != -1)
+    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+        asked = " x ".join(f"{a}={n}" for a, n in zip(AXES, sizes))
+        raise ValueError(
+            f"mesh {asked} does not fit {len(devices)} device{'s' * (len(devices) > 1)}; "
+            "axes must multiply to the device count, one may be -1 (--set mesh.fsdp=-1)"
+        )
+    sizes = [len(devices) // fixed if n == -1 else n for n in sizes]
+    if devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(sizes)
+    # jax's default has become Explicit axes, under which plain matmuls of split operands can raise
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Asks the partitioner to keep `x` split by its logical axes; the identity without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(*names, shape=x.shape, mesh=mesh, uneven="whole"))
+
+
+def per_device(f: Callable, in_names: tuple, out_names: tuple, keep: tuple[str, ...] = ()) -> Callable:
+    """`f` run once per device on its own block of every argument (shard_map by logical names).
+
+    Args:
+      f: arrays -> tuple of arrays, free of collectives.
+      in_names, out_names: one tuple of logical axis names per array; a dimension named None arrives whole, so an
+        argument that is stored split is gathered once, before `f` runs.
+      keep: mesh axes left to the partitioner inside `f` ("tensor": a softmax over a split vocabulary).
+    Totals over devices: return partial sums with a leading axis of size 1 named "shards" and sum over it outside.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return f
+
+    def mapped(names: tuple) -> PartitionSpec:
+        entries = [(e,) if isinstance(e, str) else e or () for e in spec(*names)]
+        return PartitionSpec(*(tuple(a for a in e if a not in keep) or None for e in entries))
+
+    return jax.shard_map(
+        f,
+        in_specs=tuple(mapped(n) for n in in_names),
+        out_specs=tuple(mapped(n) for n in out_names),
+        axis_names=set(AXES) - set(keep),
+        check_vma=False,
+    )

@@ -1,0 +1,172 @@
+"""What a run says about itself: progress line, metrics.jsonl, TensorBoard, MFU, the curve and the report."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import jax
+import jax.numpy as jnp
+
+# Dense bf16 FLOP/s of one jax device (v4, v5p: a chip of two cores; 7x: half a chip), from the makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 1153.5e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989.4e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+    "Tesla T4": 65e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """FLOP/s that MFU is measured against: the data sheet's, or on CPU a measured float32 matmul rate.
+
+    The CPU rate is of the whole process and is shared out over its (virtual) devices. None for an unknown device.
+    """
+    if device.platform == "cpu":
+        return _matmul_rate() / jax.local_device_count()
+    names = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+def _matmul_rate(size: int = 1024, seconds: float = 0.3) -> float:
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    product(x).block_until_ready()
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def human(n: float, unit: str = "") -> str:
+    """1234567 -> '1.23M'."""
+    for step, suffix in ((1e12, "T"), (1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= step:
+            return f"{n / step:.3g}{suffix}{unit}"
+    return f"{n:.3g}{unit}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    if not math.isfinite(seconds):
+        return "?"
+    hours, rest = divmod(int(seconds + 0.5), 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+class Progress:
+    """One line on stderr: rewritten in place on a terminal, else printed now and then."""
+
+    def __init__(self, every: float = 15.0, stream: IO | None = None):
+        self.stream = stream or sys.stderr
+        self.tty = self.stream.isatty()
+        self.every = 0.2 if self.tty else every
+        self.last, self.width = -math.inf, 0
+
+    def show(self, line: str, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self.last < self.every:
+            return
+        self.last = now
+        end = "" if self.tty else "\n"
+        print(("\r" + line.ljust(self.width)) if self.tty else line, end=end, file=self.stream, flush=True)
+        self.width = len(line)
+
+    def say(self, text: str) -> None:
+        """A message that stays, above the line."""
+        if self.tty and self.width:
+            print("\r" + " " * self.width + "\r", end="", file=self.stream)
+        self.width = 0
+        print(text, file=self.stream, flush=True)
+
+
+class Sink:
+    """Where a run's numbers go. Only process 0 writes.
+
+    metrics.jsonl is cut back to the restored step, so a killed and resumed run leaves the same file as an
+    uninterrupted one (but for its clock readings).
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self.path = workdir / "metrics.jsonl"
+        self.active = jax.process_index() == 0
+        if not self.active:
+            return
+        kept = [row for row in read_metrics(self.path) if row["step"] <= step] if step else []
+        tmp = self.path.with_suffix(".tmp")
+        tmp.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        tmp.replace(self.path)
+        self.file = self.path.open("a")
+        self.board = _tensorboard(workdir / "tensorboard", step)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.file.flush()
+        if self.board:
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.active:
+            self.file.close()
+            if self.board:
+                self.board.close()
+
+
+def _tensorboard(directory: Path, step: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot(rows: list[dict], path: Path, baselines: dict[str, float]) -> None:
+    """The loss curve as a PNG: training loss, and held-out bits per byte with `baselines` as dashed lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    train = [(r["step"], r["loss"]) for r in rows if "loss" in r]
+    held = [(r["step"], r["eval_bits_per_byte"]) for r in rows if "eval_bits_per_byte" in r]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    left.plot(*zip(*train), color="tab:blue", lw=1)
+    left.set(xlabel="step", ylabel="loss (nats per token)", title="training loss")
+    if held:
+        right.plot(*zip(*held), color="tab:orange", marker="o", ms=3, label="this model")
+    for (name, value), color in zip(baselines.items(), ("tab:gray", "tab:green", "tab:red")):
+        right.axhline(value, ls="--", lw=1, color=color, label=f"{name} {value:.2f}")
+    right.set(xlabel="step", ylabel="bits per byte", title="held-out text")
+    if held or baselines:
+        right.legend()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)

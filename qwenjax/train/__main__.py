@@ -1,0 +1,99 @@
+"""`python -m qwenjax.train`: every training stage. Parses, then calls `loop.fit`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+EPILOG = """examples:
+  python -m qwenjax.train --exp=quickstart
+      train a small Qwen on this machine's Python library, in minutes, without any download
+  python -m qwenjax.train --exp=mid --set data.sources.0.text=books/ --workdir=runs/books
+      a larger model on any folder, .jsonl, .jsonl.gz or .txt of yours
+  python -m qwenjax.train --exp=qwen14b --print-config
+      the report's 14B recipe as JSON
+  python -m qwenjax.train --exp=runs/books/config.json --set steps=2000 --set init_from=runs/books --workdir=runs/more
+      go on from the parameters of a run, with a fresh optimizer and schedule
+
+The same command resumes an interrupted run and ends as if it had not been interrupted.
+exit codes: 0 done, 1 failed, 2 bad usage, 3 interrupted and saved (run again to resume)"""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m qwenjax.train",
+        description="Train: pretraining now, every later stage through the same loop.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--exp", required=True, metavar="NAME", help="an experiment's name, .py file, run or config.json"
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME)")
+    parser.add_argument(
+        "--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, e.g. --set optim.peak=1e-3"
+    )
+    parser.add_argument("--profile", metavar="START:STOP", help="record these steps with the XLA profiler")
+    parser.add_argument("--print-config", action="store_true", help="print the experiment as JSON and stop")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    from qwenjax import config, lookup
+
+    args = parse(argv)
+    try:
+        settings = {}
+        for item in args.set:
+            name, equals, value = item.partition("=")
+            if not equals:
+                raise ValueError(f"--set {item}: wanted FIELD=VALUE, e.g. --set steps=100")
+            settings[name] = value
+        experiment = lookup.experiment(args.exp, settings)
+        profile = None
+        if args.profile:
+            start, colon, stop = args.profile.partition(":")
+            if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+                raise ValueError(f"--profile={args.profile}: wanted START:STOP with START < STOP, e.g. 10:15")
+            profile = int(start), int(stop)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.print_config:
+        print(json.dumps(config.to_dict(experiment), indent=2))
+        return 0
+    return train(experiment, args, profile)
+
+
+def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None) -> int:
+    """Runs the experiment and turns what can go wrong into a message and an exit code."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "qwenjax" / "xla"))
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+    from qwenjax.checkpoint import SaveFailed
+    from qwenjax.train import loop
+
+    try:
+        outcome = loop.fit(experiment, args.workdir, data_root=args.data_root, profile=profile)
+    except (ValueError, FloatingPointError, loop.NonFinite, SaveFailed, OSError) as error:
+        if os.environ.get("QWENJAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped at once; what was saved before is kept", file=sys.stderr)
+        return 3
+    return 0 if outcome.finished else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

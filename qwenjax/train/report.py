@@ -1,0 +1,189 @@
+"""What a training run prints and leaves behind: banner, progress line, samples, the closing report."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from qwenjax import optim, telemetry
+from qwenjax.config import Experiment
+from qwenjax.telemetry import clock, human
+
+
+def banner(experiment: Experiment, task, workdir: Path) -> str:
+    """What is about to run, in a dozen lines."""
+    model, mesh, c = experiment.model, task.mesh, task.compute
+    device = mesh.devices.flat[0]
+    axes = " x ".join(f"{a} {n}" for a, n in mesh.shape.items())
+    heads = f"{model.heads} heads" + (f" ({model.kv} kv)" if model.kv != model.heads else "")
+    mask = optim.decay_mask(task.program.shapes.params)
+    kept = sorted({path[-1].key for path, yes in jax.tree_util.tree_flatten_with_path(mask)[0] if not yes})
+    micro = f" in {experiment.accumulate} micro-steps" if experiment.accumulate > 1 else ""
+    state = sum(map(_bytes_per_device, *map(jax.tree.leaves, (task.program.shapes, task.program.shardings))))
+    return "\n".join(
+        (
+            f"experiment  {experiment.name} -> {workdir}",
+            f"model       {model.params:,} parameters: {model.layers} layers, {model.embed} wide, {heads} of "
+            f"{model.head_dim}, ffn {model.ffn}, vocabulary {model.vocab:,}",
+            f"run         {experiment.steps:,} steps x {experiment.tokens_per_step:,} tokens{micro} = "
+            f"{human(experiment.steps * experiment.tokens_per_step)} tokens, rows of {experiment.data.length}",
+            f"devices     {mesh.size} x {device.device_kind}, mesh {axes}; "
+            f"parameters and optimizer take {human(state, 'B')} per device",
+            f"compute     {c.dtype}, remat {c.remat}, attention {c.attention}, "
+            f"projections {'fused' if c.fuse == 'yes' else 'apart'}, {'scanned' if c.scan else 'unrolled'} layers",
+            f"optimizer   AdamW peak {experiment.optim.peak:g}, {experiment.optim.schedule}, warm-up "
+            f"{experiment.optim.warmup}, decay {experiment.optim.decay:g} on all but {', '.join(kept)}",
+        )
+    )
+
+
+def _bytes_per_device(shape: jax.ShapeDtypeStruct, sharding) -> int:
+    block = sharding.shard_shape(shape.shape)
+    size = shape.dtype.itemsize
+    for n in block:
+        size *= n
+    return size
+
+
+def check_memory(experiment: Experiment, program) -> None:
+    """Raises ValueError if parameters, gradients and optimizer alone exceed a device's memory."""
+    device = jax.local_devices()[0]
+    shapes, places = jax.tree.leaves(program.shapes), jax.tree.leaves(program.shardings)
+    params = sum(map(_bytes_per_device, *map(jax.tree.leaves, (program.shapes.params, program.shardings.params))))
+    need = sum(map(_bytes_per_device, shapes, places)) + params  # the gradients
+    if device.platform == "cpu":
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    else:
+        have = (device.memory_stats() or {}).get("bytes_limit", 0)
+    if have and need > have:
+        raise ValueError(
+            f"{experiment.name} needs {human(need, 'B')} per device for parameters, gradients and optimizer alone; "
+            f"a {device.device_kind} here has {human(have, 'B')}. Use more devices (mesh.fsdp splits them), "
+            "or a smaller model, e.g. --exp=quickstart"
+        )
+
+
+def compiled(step_fn, seconds: float) -> str:
+    """Compile time and what one step takes of a device's memory."""
+    memory = step_fn.memory_analysis()
+    peak = getattr(memory, "peak_memory_in_bytes", 0) or memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return f"compiled    in {seconds:.1f} s; a step takes {human(peak, 'B')} per device"
+
+
+def line(step: int, experiment: Experiment, numbers: dict) -> str:
+    """The progress line."""
+    parts = [
+        f"step {step:>{len(str(experiment.steps))}}/{experiment.steps}",
+        f"loss {numbers['loss']:.4f}",
+        f"lr {numbers['lr']:.2e}",
+        f"|g| {numbers['grad_norm']:.2f}",
+        f"{human(numbers['tokens_per_second'])} tok/s",
+    ]
+    if "mfu" in numbers:
+        parts.append(f"MFU {100 * numbers['mfu']:.0f}%")
+    return "  ".join((*parts, f"ETA {clock(numbers['seconds_left'])}"))
+
+
+def judged(step: int, metrics: dict, baselines: dict) -> str:
+    others = "".join(f", {name} {value:.3f}" for name, value in baselines.items())
+    return (
+        f"step {step}: held-out loss {metrics['eval_loss']:.4f}, "
+        f"{metrics['eval_bits_per_byte']:.3f} bits per byte{others and ' (' + others[2:] + ')'}"
+    )
+
+
+class Meter:
+    """Speed over the latest stretch of steps; evaluation, sampling and saving do not count."""
+
+    def __init__(self, experiment: Experiment, mesh: Mesh, first: int):
+        self.experiment, self.schedule = experiment, optim.schedule(experiment.optim, experiment.steps)
+        peak = telemetry.peak_flops(mesh.devices.flat[0])
+        self.peak = peak and peak * mesh.size
+        self.first, self.began, self.away = first, time.perf_counter(), 0.0
+        self.rate = 0.0
+
+    def tick(self, step: int) -> dict[str, float]:
+        """Numbers after `step`: learning rate it used, tokens/s, MFU, seconds left."""
+        now = time.perf_counter()
+        seconds = now - self.began - self.away
+        self.began, self.away = now, 0.0
+        rate = self.experiment.tokens_per_step / seconds
+        # smoothed, and without the first step, which waits for caches and the first batch
+        self.rate = rate if step <= self.first + 2 else 0.9 * self.rate + 0.1 * rate
+        numbers = {
+            "lr": float(self.schedule(step - 1)),
+            "tokens_per_second": self.rate,
+            "seconds_left": (self.experiment.steps - step) * self.experiment.tokens_per_step / self.rate,
+        }
+        if self.peak:
+            flops = self.experiment.model.flops_per_token(self.experiment.data.length)
+            numbers["mfu"] = self.rate * flops / self.peak
+        return numbers
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.away += time.perf_counter() - start
+
+
+class Samples:
+    """samples.jsonl: what the model wrote, by step; cut back on resume as metrics.jsonl is."""
+
+    def __init__(self, workdir: Path, step: int):
+        self.path = workdir / "samples.jsonl"
+        if jax.process_index() == 0:
+            kept = [row for row in telemetry.read_metrics(self.path) if row["step"] <= step] if step else []
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def add(self, step: int, texts: list[tuple[str, str]], say) -> None:
+        if jax.process_index() == 0:
+            with self.path.open("a") as file:
+                for prompt, text in texts:
+                    file.write(json.dumps({"step": step, "prompt": prompt, "text": text}) + "\n")
+        for prompt, text in texts[:1]:
+            say(
+                f"step {step}: sample of {prompt!r}\n" + "\n".join("    " + x for x in (prompt + text).splitlines()[:8])
+            )
+
+
+def write(workdir: Path, experiment: Experiment, task, metrics: dict, seconds: float) -> str:
+    """Draws loss.png, writes report.md and returns the closing words."""
+    rows = telemetry.read_metrics(workdir / "metrics.jsonl")
+    telemetry.plot(rows, workdir / "loss.png", task.baselines)
+    ours = metrics["eval_bits_per_byte"]
+    table = [("this model", ours), *task.baselines.items()]
+    device = task.mesh.devices.flat[0]
+    speed = sorted(r["tokens_per_second"] for r in rows if "tokens_per_second" in r)
+    last = max((r["step"] for r in telemetry.read_metrics(workdir / "samples.jsonl")), default=0)
+    texts = [r for r in telemetry.read_metrics(workdir / "samples.jsonl") if r["step"] == last]
+    lines = [
+        f"# {experiment.name}",
+        "",
+        f"{experiment.model.params:,} parameters, {experiment.steps:,} steps of {experiment.tokens_per_step:,} tokens on "
+        f"{task.mesh.size} x {device.device_kind}; {clock(seconds)} in this session"
+        + (f", {human(speed[len(speed) // 2])} tokens/s" if speed else "")
+        + f"; jax {jax.__version__}. Settings: [config.json](config.json).",
+        "",
+        "![loss](loss.png)",
+        "",
+        f"| held-out text, {task.held_out_bytes:,} bytes | bits per byte |",
+        "| --- | --- |",
+        *(f"| {name} | {value:.3f} |" for name, value in table),
+        "",
+        *(f"## {r['prompt']!r}\n\n```\n{r['prompt']}{r['text']}\n```\n" for r in texts),
+    ]
+    (workdir / "report.md").write_text("\n".join(lines))
+    better = [name for name, value in task.baselines.items() if ours < value]
+    return "\n".join(
+        (
+            f"done in {clock(seconds)}: {ours:.3f} bits per byte on held-out text"
+            + (f", less than {' and '.join(better)} need" if better else ""),
+            f"read        {workdir}/report.md, {workdir}/loss.png; numbers in {workdir}/metrics.jsonl",
+        )
+    )

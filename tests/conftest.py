@@ -1,0 +1,39 @@
+"""Shared fixtures. Sets up eight virtual CPU devices before jax is imported."""
+
+import os
+from pathlib import Path
+
+# XLA reads NPROC for its thread pool: with fewer threads than twice the devices, collectives of two steps in flight
+# deadlock on a small machine.
+os.environ.setdefault("NPROC", "16")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The development data sets beside the checkout; without them the test is skipped.
+
+    With QWENJAX_REQUIRE_SHARED=1 a missing data set fails the test if ../shared itself exists: a renamed file must
+    not turn tests off in silence.
+    """
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        if os.environ.get("QWENJAX_REQUIRE_SHARED") == "1" and folder.parent.is_dir():
+            pytest.fail(f"{folder.parent} exists but has no data/")
+        pytest.skip("the shared data sets are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_vocab():
+    """The published vocabulary, from the `vocab` extra (part of `test`)."""
+    from qwenjax.text import load_tokenizer
+
+    return load_tokenizer("qwen")
