@@ -4,6 +4,7 @@ import gzip
 import lzma
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Pretrain:
         self.compute = experiment.compute.resolved(platform, mesh.shape["tensor"])
         self.program = steps.build(experiment, make_loss(experiment, self.compute), mesh)
         self.abstract_batch = abstract_batch(experiment, self.program.batch_sharding)
-        plain = make_loss(_without_dropout(experiment), self.compute)
+        plain = make_loss(replace(experiment, dropout=0.0), self.compute)
         self._eval_step = jax.jit(lambda params, batch: plain(params, batch, None)[0])
 
     def prepare(self, root: Path) -> list[str]:
@@ -76,25 +77,43 @@ class Pretrain:
             )
         weights = [source.weight for source in data.sources]
         self.mixture = stream.Mixture(self.shards, weights, data.length, self.experiment.seed)
-        self.held_out, ids = stream.validation_rows(self.shards, data.length, data.eval_tokens)
-        text = self.tokenizer.decode_bytes(ids)
+        size = data.batch // self.experiment.accumulate
+        self.held_out = stream.validation_rows(self.shards, data.length, data.eval_tokens, size, data.isolate)
+        text = b"".join(self.tokenizer.decode_bytes(part.tolist()) for part in self.held_out.tokens)
         self.held_out_bytes = len(text)
         self.baselines = compressors(text)
-        tokens = sum(s.tokens("train") for s in self.shards)
-        epochs = self.experiment.steps * self.experiment.tokens_per_step / tokens
-        lines.append(
-            f"data        {tokens:,} training tokens, this run reads {epochs:.2f} epochs; "
-            f"held out: {len(ids):,} tokens, {len(text):,} bytes"
-        )
-        return lines
+        epochs = self.mixture.epochs(self.experiment.steps * data.batch)
+        read = ", ".join(f"{n:.2f}" for n in epochs)
+        lines.append(f"this run reads {read} epochs; it is judged on {len(text):,} bytes of held-out text")
+        return [f"data        {line}" for line in lines]
 
     def batches(self, next_row: int) -> Iterator[tuple[int, dict]]:
         """(row after this batch, global batch on the mesh), from row `next_row` on, for ever."""
-        data, sharding = self.experiment.data, self.program.batch_sharding
-        shape = (data.batch, data.length)
-        mine = _rows(sharding, shape)
-        for after, local in stream.Batches(self.mixture, data.batch, mine, self.tokenizer.eot, data.isolate, next_row):
-            yield after, {name: _globalise(local[name], mine, sharding, shape) for name in self.abstract_batch}
+        data = self.experiment.data
+        mine = self._rows(data.batch)
+        with stream.Batches(self.mixture, data.batch, mine, self.tokenizer.eot, data.isolate, next_row) as batches:
+            for after, local in batches:
+                yield after, self._place(local, data.batch, mine)
+
+    def _rows(self, size: int) -> np.ndarray:
+        """Rows of a global batch of `size` that this process's devices hold, in order."""
+        shape = (size, self.experiment.data.length)
+        places = self.program.batch_sharding.addressable_devices_indices_map(shape).values()
+        return np.unique(np.concatenate([np.arange(size)[rows] for rows, _ in places]))
+
+    def _place(self, local: dict, size: int = 0, rows: np.ndarray | None = None) -> dict:
+        """Global arrays of `size` rows on the mesh; `local` has this process's `rows` of them, or all."""
+
+        def block(array, index):
+            asked = np.arange(shape[0])[index[0]]
+            return array[asked if rows is None else np.searchsorted(rows, asked)][:, index[1]]
+
+        sharding = self.program.batch_sharding
+        shape = (size or len(local["inputs"]), self.experiment.data.length)
+        return {
+            name: jax.make_array_from_callback(shape, sharding, partial(block, local[name]))
+            for name in self.abstract_batch
+        }
 
     def describe(self, row: int) -> str:
         """Where rows of a step came from, for an error message."""
@@ -103,22 +122,14 @@ class Pretrain:
 
     def evaluate(self, params: dict) -> dict[str, float]:
         """Loss in nats per token and bits per byte over the held-out text, every token predicted once."""
-        sharding = self.program.batch_sharding
-        size = self.experiment.data.batch // self.experiment.accumulate
-        rows = len(self.held_out["inputs"])
         total = jnp.float32(0)
+        weight = 0.0
         with jax.set_mesh(self.mesh):
-            for start in range(0, rows, size):
-                part = {k: v[start : start + size] for k, v in self.held_out.items()}
-                part = {k: np.pad(v, ((0, size - len(v)), (0, 0))) for k, v in part.items()}  # weight 0
-                mine = _rows(sharding, (size, self.experiment.data.length))
-                batch = {k: _globalise(part[k][mine], mine, sharding, part[k].shape) for k in self.abstract_batch}
-                total += self._eval_step(params, batch)
+            for batch in self.held_out.batches:
+                total += self._eval_step(params, self._place(batch))
+                weight += float(batch["weights"].sum())
         nats = float(total)
-        return {
-            "eval_loss": nats / float(self.held_out["weights"].sum()),
-            "eval_bits_per_byte": nats / math.log(2) / self.held_out_bytes,
-        }
+        return {"eval_loss": nats / weight, "eval_bits_per_byte": nats / math.log(2) / self.held_out_bytes}
 
     def samples(self, params: dict) -> list[tuple[str, str]]:
         """(prompt, continuation) for every prompt of the experiment."""
@@ -146,25 +157,3 @@ def compressors(text: bytes) -> dict[str, float]:
         return {}
     sizes = {"gzip -9": len(gzip.compress(text, 9)), "xz -9e": len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))}
     return {name: 8 * size / len(text) for name, size in sizes.items()}
-
-
-def _without_dropout(experiment: Experiment) -> Experiment:
-    from dataclasses import replace
-
-    return replace(experiment, dropout=0.0)
-
-
-def _rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
-    """Rows of a global [b t] array that this process's devices hold, in order."""
-    places = sharding.addressable_devices_indices_map(shape).values()
-    return np.unique(np.concatenate([np.arange(shape[0])[rows] for rows, _ in places]))
-
-
-def _globalise(local: np.ndarray, rows: np.ndarray, sharding: NamedSharding, shape: tuple[int, int]) -> jax.Array:
-    """The global array whose rows `rows` are `local`; every process passes its own."""
-
-    def block(index):
-        asked = np.arange(shape[0])[index[0]]
-        return local[np.searchsorted(rows, asked)][:, index[1]]
-
-    return jax.make_array_from_callback(shape, sharding, partial(block))

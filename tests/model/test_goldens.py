@@ -26,7 +26,7 @@ def params():
 @pytest.mark.parametrize("compute", [EXACT, EXACT.__class__(dtype="float32", fuse="no", attention="xla", scan=False)])
 def test_short_sequence_logits_equal_the_original_code(params, compute):
     gold = qwen1.golden("short")
-    hidden, _ = transformer.Transformer(CFG, compute).apply({"params": params}, gold["input_ids"])
+    hidden, _ = jax.jit(transformer.Transformer(CFG, compute).apply)({"params": params}, gold["input_ids"])
     np.testing.assert_allclose(transformer.logits(params, hidden), gold["logits"], atol=1e-4, rtol=0)
     np.testing.assert_allclose(hidden[0], gold["hidden_2"].reshape(hidden[0].shape), atol=1e-4, rtol=0)
 
@@ -45,13 +45,13 @@ def test_prefill_then_decode_equals_the_original_code(params):
     """Within the training length, where no context extension is active."""
     gold = qwen1.golden("decode")
     ids, prefill = gold["within_ids"].reshape(1, -1), int(gold["within_prefill"])
-    model = transformer.Transformer(CFG, EXACT)
+    apply = jax.jit(transformer.Transformer(CFG, EXACT).apply)
     positions = np.arange(ids.shape[1], dtype=np.int32)[None]
     cache = transformer.empty_cache(CFG, 1, ids.shape[1], jnp.float32)
-    hidden, cache = model.apply({"params": params}, ids[:, :prefill], positions[:, :prefill], None, cache)
+    hidden, cache = apply({"params": params}, ids[:, :prefill], positions[:, :prefill], None, cache)
     rows = [transformer.logits(params, hidden[:, -1])]
     for i in range(prefill, ids.shape[1]):
-        hidden, cache = model.apply({"params": params}, ids[:, i : i + 1], positions[:, i : i + 1], None, cache)
+        hidden, cache = apply({"params": params}, ids[:, i : i + 1], positions[:, i : i + 1], None, cache)
         rows.append(transformer.logits(params, hidden[:, -1]))
     want = gold["within_logits"].reshape(-1, CFG.vocab)
     np.testing.assert_allclose(np.concatenate(rows)[: len(want)], want, atol=1e-4, rtol=0)

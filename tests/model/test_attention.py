@@ -1,0 +1,125 @@
+"""The conformance suite of the attention contract: every backend, against a loop over queries in float64.
+
+A backend that cannot do a case must raise; silence is a failure.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwenjax.model.attention import BACKENDS, attend
+
+
+def reference(q, k, v, q_pos, k_pos, q_segment, k_segment, window):
+    """Query by query, head by head, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros(q.shape)
+    group = q.shape[2] // k.shape[2]
+    for b, t, n in np.ndindex(q.shape[:3]):
+        keys = [
+            s
+            for s in range(k.shape[1])
+            if 0 <= k_pos[b, s] <= q_pos[b, t]
+            and (window is None or q_pos[b, t] - k_pos[b, s] < window)
+            and (q_segment is None or q_segment[b, t] == k_segment[b, s])
+        ]
+        if keys:
+            scores = k[b, keys, n // group] @ q[b, t, n] / np.sqrt(q.shape[-1])
+            probs = np.exp(scores - scores.max())
+            out[b, t, n] = probs / probs.sum() @ v[b, keys, n // group]
+    return out
+
+
+def case(t=9, s=9, n=4, k=4, h=8, b=2, seed=0):
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(b, t, n, h)).astype(np.float32)
+    kv = rng.normal(size=(2, b, s, k, h)).astype(np.float32)
+    pos = np.broadcast_to(np.arange(s, dtype=np.int32), (b, s))
+    return q, kv[0], kv[1], pos[:, s - t :], pos
+
+
+CASES = {
+    "causal": (case(), {}),
+    "one token": (case(t=1, s=1), {}),
+    "odd length": (case(t=13, s=13, h=6), {}),
+    "grouped queries": (case(n=6, k=2), {}),
+    "one kv head": (case(n=4, k=1), {}),
+    "window": (case(), {"window": 3}),
+    "window of one": (case(), {"window": 1}),
+    "decode": (case(t=1, s=12), {}),
+    "chunked prefill": (case(t=4, s=12), {}),
+    "segments": (case(), {"segments": np.array([[0] * 4 + [1] * 5, [0] + [1] * 2 + [2] * 6], np.int32)}),
+    "segments and window": (case(n=4, k=2), {"window": 2, "segments": np.array([[0] * 4 + [1] * 5] * 2, np.int32)}),
+    "padding": (case(), {"pad": 3}),
+    "empty slots": (case(t=2, s=9), {"empty": 2}),
+}
+
+
+def arrange(name):
+    (q, k, v, q_pos, k_pos), extra = CASES[name]
+    q_pos, k_pos, segments = q_pos.copy(), k_pos.copy(), extra.get("segments")
+    if "pad" in extra:  # the second row is shorter
+        q_pos[1, -extra["pad"] :] = k_pos[1, -extra["pad"] :] = -1
+    if "empty" in extra:  # a cache with free slots in between
+        k_pos[:, 1 : 1 + extra["empty"]] = -1
+    return (q, k, v, q_pos, k_pos, segments, segments), extra.get("window")
+
+
+@pytest.mark.parametrize(("backend", "name"), list(itertools.product(BACKENDS, CASES)))
+def test_forward_equals_the_definition(backend, name):
+    args, window = arrange(name)
+    got = jax.jit(lambda *a: attend(*a, window=window, backend=backend))(*args)
+    np.testing.assert_allclose(got, reference(*args, window), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("backend", "name"), list(itertools.product(BACKENDS, CASES)))
+def test_gradient_equals_finite_differences(backend, name):
+    args, window = arrange(name)
+    rng = np.random.default_rng(1)
+    mix = rng.normal(size=args[0].shape)
+
+    def objective(*qkv):
+        return jnp.sum(attend(*qkv, *args[3:], window=window, backend=backend) * mix)
+
+    grads = jax.jit(jax.grad(objective, argnums=(0, 1, 2)))(*args[:3])
+    for i in range(3):
+        direction, eps = rng.normal(size=args[i].shape), 1e-4
+        shifted = [
+            [a if j != i else np.asarray(a, np.float64) + sign * eps * direction for j, a in enumerate(args[:3])]
+            for sign in (1, -1)
+        ]
+        up, down = (np.sum(reference(*qkv, *args[3:], window) * mix) for qkv in shifted)
+        np.testing.assert_allclose(np.sum(grads[i] * direction), (up - down) / (2 * eps), rtol=1e-3, atol=1e-4)
+
+
+def test_a_query_without_keys_gives_zero_and_no_nan_gradient():
+    args, _ = arrange("padding")
+    out, grad = jax.value_and_grad(lambda q: jnp.sum(attend(q, *args[1:])[1, -1]))(jnp.asarray(args[0]))
+    assert out == 0
+    assert np.isfinite(grad).all()
+
+
+def test_extreme_scores_stay_finite_in_bf16():
+    (q, k, v, *rest), _ = arrange("causal")
+    out = attend(*(jnp.asarray(1e3 * x, jnp.bfloat16) for x in (q, k)), jnp.asarray(v, jnp.bfloat16), *rest)
+    assert out.dtype == jnp.bfloat16
+    assert jnp.isfinite(out).all()
+
+
+def test_dropout_keeps_the_mean_and_drops_the_share():
+    (q, k, v, *rest), _ = arrange("causal")
+    v = np.ones_like(v)
+    outs = jax.vmap(lambda key: attend(q, k, v, *rest, dropout=0.25, rng=key))(jax.random.split(jax.random.key(0), 400))
+    np.testing.assert_allclose(outs.mean(), 1.0, atol=0.02)
+    first = outs[:, :, 0]  # the first query sees one key: kept and scaled, or dropped
+    assert set(np.unique(np.asarray(first).round(5))) == {0.0, np.float32(1 / 0.75).round(5)}
+    np.testing.assert_allclose((first == 0).mean(), 0.25, atol=0.03)
+
+
+def test_unknown_backend_is_named():
+    args, _ = arrange("causal")
+    with pytest.raises(ValueError, match="no attention backend 'flash'; known: xla"):
+        attend(*args, backend="flash")

@@ -1,0 +1,76 @@
+"""Rotary embedding, RMSNorm, projections, SwiGLU: by hand and by identity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwenjax.config import Compute, ModelConfig
+from qwenjax.model import layers, rope
+
+
+def test_rope_by_hand():
+    """Head of 4, base 100: frequencies 1 and 1/10; halves (x0 x1 | x2 x3) turn as (x0,x2) and (x1,x3)."""
+    np.testing.assert_allclose(rope.inverse_frequencies(4, 100.0), [1.0, 0.1])
+    cos, sin = rope.tables(jnp.array([[0, 2]]), 4, 100.0)
+    x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
+    turned = rope.rotate(jnp.concatenate([x, x], axis=1), cos, sin)
+    np.testing.assert_allclose(turned[0, 0, 0], [1, 2, 3, 4])
+    c, s, c2, s2 = np.cos(2), np.sin(2), np.cos(0.2), np.sin(0.2)
+    want = [1 * c - 3 * s, 2 * c2 - 4 * s2, 3 * c + 1 * s, 4 * c2 + 2 * s2]
+    np.testing.assert_allclose(turned[0, 1, 0], want, rtol=1e-6)
+
+
+def test_rope_scores_depend_on_distance_only():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 64))
+
+    def score(p, s):
+        return jnp.sum(
+            rope.rotate(q, *rope.tables(jnp.array([[p]]), 64, 1e4))
+            * rope.rotate(k, *rope.tables(jnp.array([[s]]), 64, 1e4))
+        )
+
+    np.testing.assert_allclose(score(7, 3), score(107, 103), rtol=1e-4)
+
+
+def test_rope_angles_are_float32_even_for_bf16_activations():
+    cos, sin = rope.tables(jnp.array([[2047]]), 128, 1e4)
+    assert cos.dtype == sin.dtype == jnp.float32
+    x = jnp.ones((1, 1, 1, 128), jnp.bfloat16)
+    exact = rope.rotate(x.astype(jnp.float32), cos, sin)
+    got = rope.rotate(x, cos, sin)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, exact.astype(jnp.bfloat16))  # rounded once, at the end
+
+
+def test_rms_norm_by_hand_and_its_cast_order():
+    x = jnp.array([[3.0, 4.0]])  # mean square 12.5
+    np.testing.assert_allclose(
+        layers.rms_norm(x, jnp.array([1.0, 2.0]), 0.0), [[3 / 12.5**0.5, 8 / 12.5**0.5]], rtol=1e-6
+    )
+    x16, scale = jax.random.normal(jax.random.key(0), (5, 64)).astype(jnp.bfloat16), jnp.full(64, 1.3)
+    x32 = x16.astype(jnp.float32)
+    normed = (x32 / jnp.sqrt(jnp.mean(x32**2, -1, keepdims=True) + 1e-6)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(layers.rms_norm(x16, scale, 1e-6), normed * jnp.bfloat16(1.3))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_fused_projection_equals_separate_ones(dtype):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (2, 3, 16), dtype)
+    weights = [jax.random.normal(k, shape) for k, shape in zip(keys[1:], [(16, 4, 8), (16, 2, 8), (16, 5)])]
+    apart, fused = (layers.project(x, *weights, fuse=fuse) for fuse in (False, True))
+    for a, b, w in zip(apart, fused, weights):
+        assert a.shape == b.shape == (2, 3, *w.shape[1:])
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(
+            a.astype(jnp.float32), b.astype(jnp.float32), rtol=1e-2 if dtype == jnp.bfloat16 else 1e-5, atol=1e-5
+        )
+
+
+def test_swiglu_gate_is_the_gate():
+    cfg = ModelConfig(vocab=8, layers=1, embed=1, heads=1, ffn=1, head_width=2)
+    mlp = layers.SwiGLU(cfg, Compute(dtype="float32").resolved("cpu", 1))
+    one = jnp.ones((1, 1))
+    out = mlp.apply({"params": {"gate": 2 * one, "up": 3 * one, "down": 5 * one}}, jnp.ones((1, 1, 1)))
+    np.testing.assert_allclose(out, 5 * 3 * (2 / (1 + np.exp(-2.0))), rtol=1e-6)
