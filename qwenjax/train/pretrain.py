@@ -79,7 +79,8 @@ class Pretrain:
         self.mixture = stream.Mixture(self.shards, weights, data.length, self.experiment.seed)
         size = data.batch // self.experiment.accumulate
         self.held_out = stream.validation_rows(self.shards, data.length, data.eval_tokens, size, data.isolate)
-        text = b"".join(self.tokenizer.decode_bytes(part.tolist()) for part in self.held_out.tokens)
+        eot = self.tokenizer.eot  # separates documents and is no text of theirs
+        text = b"".join(self.tokenizer.decode_bytes(part[part != eot].tolist()) for part in self.held_out.tokens)
         self.held_out_bytes = len(text)
         self.baselines = compressors(text)
         epochs = self.mixture.epochs(self.experiment.steps * data.batch)
@@ -121,7 +122,12 @@ class Pretrain:
         return f"row {row}: source {source}, epoch {epoch}, window {window}"
 
     def evaluate(self, params: dict) -> dict[str, float]:
-        """Loss in nats per token and bits per byte over the held-out text, every token predicted once."""
+        """Loss in nats per token and bits per byte over the held-out text, every token predicted once.
+
+        End-of-text tokens are predicted too, but they are no bytes of text: the figure errs against the model.
+        """
+        if not self.held_out.batches:
+            return {}
         total = jnp.float32(0)
         weight = 0.0
         with jax.set_mesh(self.mesh):

@@ -90,10 +90,13 @@ def line(step: int, experiment: Experiment, numbers: dict) -> str:
 
 
 def judged(step: int, metrics: dict, baselines: dict) -> str:
-    others = "".join(f", {name} {value:.3f}" for name, value in baselines.items())
+    """One line on an evaluation, beside what general compressors reach on the same text."""
+    if not metrics:
+        return f"step {step}: no held-out text to judge on"
+    others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     return (
         f"step {step}: held-out loss {metrics['eval_loss']:.4f}, "
-        f"{metrics['eval_bits_per_byte']:.3f} bits per byte{others and ' (' + others[2:] + ')'}"
+        f"{metrics['eval_bits_per_byte']:.3f} bits per byte ({others})"
     )
 
 
@@ -156,7 +159,7 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, seconds: f
     """Draws loss.png, writes report.md and returns the closing words."""
     rows = telemetry.read_metrics(workdir / "metrics.jsonl")
     telemetry.plot(rows, workdir / "loss.png", task.baselines)
-    ours = metrics["eval_bits_per_byte"]
+    ours = metrics.get("eval_bits_per_byte", float("nan"))
     table = [("this model", ours), *task.baselines.items()]
     device = task.mesh.devices.flat[0]
     speed = sorted(r["tokens_per_second"] for r in rows if "tokens_per_second" in r)
@@ -182,7 +185,8 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, seconds: f
     better = [name for name, value in task.baselines.items() if ours < value]
     return "\n".join(
         (
-            f"done in {clock(seconds)}: {ours:.3f} bits per byte on held-out text"
+            f"done in {clock(seconds)}"
+            + (f": {ours:.3f} bits per byte on held-out text" if metrics else "")
             + (f", less than {' and '.join(better)} need" if better else ""),
             f"read        {workdir}/report.md, {workdir}/loss.png; numbers in {workdir}/metrics.jsonl",
         )

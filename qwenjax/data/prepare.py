@@ -1,0 +1,137 @@
+"""An experiment's `data` as a tokenizer and open shards; whatever is missing is made once, and kept.
+
+    ROOT/tokenizer-<hash>/        sentencepiece vocabulary for 'train:SIZE'
+    ROOT/<stem of text>-<hash>/   shards of one text source
+
+The hash is of what the name stands for (text, tokenizer, seed, format version), so another setting is another folder
+and a finished folder is never touched again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qwenjax import config
+from qwenjax.data.shards import SPLITS, VERSION, Shards
+from qwenjax.data.sources import STDLIB, Report, cut, no_documents, read, slices
+from qwenjax.data.tokenize import exclusive, teller, tokenize
+from qwenjax.data.worker import keyed_hash
+
+SAMPLE = 16 << 20  # bytes of text from which a vocabulary is trained: more takes longer and changes few merges
+VALIDATION = 0.03  # of the documents held out: text named in an experiment is small, and 1 % of it measures little
+
+
+def prepare(data: config.Data, seed: int, root: str | Path = "data", progress: bool = True) -> tuple:
+    """(tokenizer, one `Shards` per source, lines that say what was done).
+
+    Processes of one machine may call this at the same time: one works, the others wait and then find it done.
+
+    Raises:
+      ValueError: no sources, unreadable text, or shards written with another tokenizer than `data.tokenizer`.
+    """
+    from qwenjax.text import load_tokenizer  # here, so that what needs no tokenizer does not load its libraries
+
+    if not data.sources:
+        raise ValueError("data.sources is empty; wanted at least one, e.g. Source(text='python-stdlib')")
+    for s, source in enumerate(data.sources):
+        if not (source.text or source.shards):
+            raise ValueError(f"data.sources.{s} names neither text nor shards")
+    here = _Room(data.tokenizer, seed, Path(root), progress)
+    trains = data.tokenizer.startswith("train:")
+    tokenizer = load_tokenizer(here.vocabulary(data.sources) if trains else data.tokenizer)
+    shards = [here.shards(source, tokenizer) for source in data.sources]
+    for opened in shards:
+        opened.check_tokenizer(tokenizer)
+        train, held_out = (opened.index["splits"][split] for split in SPLITS)
+        here.said.append(
+            f"{opened.directory}: {train['tokens']:,} tokens in {train['documents']:,} documents to train on, "
+            f"{held_out['tokens']:,} in {held_out['documents']:,} held out, "
+            f"{train['bytes'] / train['tokens']:.2f} bytes per token"
+        )
+    return tokenizer, shards, here.said
+
+
+@dataclass
+class _Room:
+    """Where things are kept, for which settings, and what there is to say about it."""
+
+    spec: str  # config.Data.tokenizer
+    seed: int
+    root: Path
+    progress: bool
+    said: list[str] = field(default_factory=list)
+
+    def shards(self, source: config.Source, tokenizer) -> Shards:
+        """The shards of one source, tokenised now if they are not there."""
+        if source.shards:
+            return Shards(source.shards)
+        name = STDLIB if source.text == STDLIB else Path(source.text).name.split(".")[0]
+        # the fingerprint too: what 'train:SIZE' means depends on the other sources
+        directory = self.root / f"{name}-{_hash(source.text, self.spec, tokenizer.fingerprint, self.seed)}"
+        if (directory / "index.json").is_file():
+            self.said.append(f"{source.text}: already tokenised")
+            return Shards(directory)
+        teller(self.progress)(f"tokenising {source.text} into {directory}, once")
+        shards = tokenize(
+            [source.text], directory, tokenizer, seed=self.seed, validation=VALIDATION, progress=self.progress
+        )
+        self.said += [f"{source.text}: tokenised", *Report(shards.index["skipped"]).lines()]
+        return shards
+
+    def vocabulary(self, sources: tuple[config.Source, ...]) -> Path:
+        """The .model file of a 'train:SIZE' vocabulary, trained now if it is not there."""
+        from qwenjax.text import spm
+
+        texts, size = [source.text for source in sources if source.text], self.spec.removeprefix("train:")
+        if not size.isdigit():
+            raise ValueError(f"data.tokenizer={self.spec!r}: wanted 'train:SIZE', e.g. 'train:8192'")
+        if not texts:
+            raise ValueError(
+                f"data.tokenizer={self.spec!r}, but no source has text to train on; name that of the shards"
+            )
+        directory = self.root / f"tokenizer-{_hash(*texts, self.spec)}"
+        model = directory / "tokenizer.model"
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not model.is_file():
+            with exclusive(self.root, teller(self.progress)):
+                if not model.is_file():  # else another process made it while this one waited
+                    teller(self.progress)(f"training a vocabulary of {size} on {', '.join(texts)}")
+                    working = directory.with_name(directory.name + ".tmp")  # renamed whole: never half a vocabulary
+                    shutil.rmtree(working, ignore_errors=True)
+                    working.mkdir()
+                    spm.train(sample(texts, SAMPLE), int(size), working / model.name)
+                    os.replace(working, directory)
+        self.said.append(f"{self.spec}: vocabulary in {model}")
+        return model
+
+
+def sample(texts: list[str], size: int) -> list[str]:
+    """Documents of about `size` bytes, an equal part from each source and spread over all of it."""
+    return [document for text in texts for document in _spread(text, size // len(texts))]
+
+
+def _spread(text: str, size: int) -> Iterator[str]:
+    report = Report()
+    pieces = [piece for whole in slices(text, report) for piece in cut(whole, 1 << 20)]
+    pieces.sort(key=lambda p: keyed_hash("sample", 0, f"{p.origin}@{p.start}"))  # a fixed shuffle
+    share, given = size // min(max(len(pieces), 1), 16), 0
+    for piece in pieces:
+        seen = kept = 0
+        for document in read(piece, report):
+            seen += len(document.text.encode("utf-8"))
+            if kept < seen * min(1.0, share / piece.size):  # evenly within the piece, too
+                kept += len(document.text.encode("utf-8"))
+                yield document.text
+        given += kept
+        if given >= size:
+            return
+    if not given:
+        raise ValueError(no_documents([text], report))
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.blake2b(json.dumps([VERSION, *parts]).encode(), digest_size=4).hexdigest()

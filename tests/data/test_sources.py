@@ -1,0 +1,144 @@
+"""Documents from files, folders and the standard library; broken input is counted."""
+
+import gzip
+import json
+
+import pytest
+
+from qwenjax.data import sources
+from qwenjax.data.sources import STDLIB, Document, Report, cut, documents, read, slices
+
+
+def texts(path, report=None):
+    return [d.text for d in documents(path, report)]
+
+
+def test_json_lines_plain_and_gzipped_are_the_same_documents(tmp_path):
+    lines = [json.dumps({"text": t, "id": i}) for i, t in enumerate(["one", "zwei\r\n", "三"])]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")  # no line end after the last
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+    assert texts(tmp_path / "a.jsonl") == texts(tmp_path / "b.jsonl.gz") == ["one", "zwei\r\n", "三"]
+    offset = len(lines[0]) + 1
+    assert [d.origin for d in documents(tmp_path / "a.jsonl")][:2] == ["a.jsonl@0", f"a.jsonl@{offset}"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 13, 50, 1000])
+def test_slices_of_a_file_hold_its_lines_once(tmp_path, size):
+    """Cut anywhere, also in the middle of a line or right at its end."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "x" * n}) + "\n" for n in range(1, 30)))
+    (whole,) = slices(path, Report())
+    pieces = cut(whole, size)
+    assert len(pieces) == -(-whole.size // size)
+    assert [d for p in pieces for d in read(p, Report())] == list(documents(path))
+
+
+def test_folder_is_read_recursively_in_order_without_hidden_or_binary_files(tmp_path):
+    for name, data in {
+        "b.py": b"import b\n",
+        "a/z.md": b"# z\n",
+        "a/rows.jsonl": b'{"text": "row"}\n',
+        ".git/config.txt": b"hidden",
+        "a/.secret.txt": b"hidden",
+        "logo.png": b"\x89PNG\0",
+        "fake.txt": b"\0\1\2",
+    }.items():
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / name).write_bytes(data)
+    report = Report()
+    assert list(documents(tmp_path / "top", report)) == [
+        Document("import b\n", "top/b.py"),
+        Document("row", "top/a/rows.jsonl@0"),
+        Document("# z\n", "top/a/z.md"),
+    ]
+    assert report == {
+        "file type not read: .png": [1, "top/logo.png"],
+        "NUL bytes (binary)": [1, "top/fake.txt"],
+    }
+
+
+def test_one_text_file_is_one_document_whatever_its_name(tmp_path):
+    (tmp_path / "LICENSE").write_bytes(b"\xef\xbb\xbffree\n")
+    assert list(documents(tmp_path / "LICENSE")) == [Document("free\n", "LICENSE")]  # without the byte order mark
+
+
+def test_broken_lines_are_counted_by_reason_and_the_rest_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LIMIT", 5000)
+    lines = [
+        b'{"text": "good 1"}',
+        b'{"text": "caf\xe9"}',  # Latin-1
+        b'{"text": "half \\ud800"}',  # half a surrogate pair
+        b'{"text": "nul \\u0000"}',
+        b"\0\0\0",
+        b'{"text": "cut of',
+        b'{"body": "x"}',
+        b'["text"]',
+        b'{"text": 7}',
+        b'{"text": " \\n"}',
+        b"",
+        b'{"text": "' + b"x" * 9000 + b'"}',
+        b"[" * 4000,  # deeper than the parser goes
+        b'{"text": "good 2"}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    report = Report()
+    assert texts(tmp_path / "a.jsonl", report) == ["good 1", "good 2"]
+    assert {reason: count for reason, (count, _) in report.items()} == {
+        "invalid UTF-8": 2,
+        "NUL bytes (binary)": 2,
+        "bad JSON line": 2,
+        "no string field 'text'": 3,
+        "empty document": 1,
+        "blank line": 1,
+        "line over 0 MiB": 1,
+    }
+    assert report["invalid UTF-8"][1] == "a.jsonl@19"  # the first line is 18 bytes and its end
+    at = sum(len(line) + 1 for line in lines[:6])
+    assert report.lines()[0] == f"skipped 3 x no string field 'text' (first: a.jsonl@{at})"
+
+
+def test_truncated_gzip_gives_what_is_whole(tmp_path):
+    import random
+
+    rng = random.Random(0)  # noise, so that half of the file is half of the documents
+    lines = [json.dumps({"text": f"{rng.getrandbits(2048):x}"}) for _ in range(200)]
+    whole = gzip.compress("\n".join(lines).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    report = Report()
+    found = texts(tmp_path / "a.jsonl.gz", report)
+    assert 80 < len(found) < 120
+    assert found == [json.loads(line)["text"] for line in lines[: len(found)]]
+    assert list(report) == ["truncated gzip, the rest of the file"]
+    (tmp_path / "b.jsonl.gz").write_bytes(b"plain text, no gzip")
+    with pytest.raises(ValueError, match="corrupt gzip"):
+        texts(tmp_path / "b.jsonl.gz")
+
+
+def test_nothing_to_read_says_why(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"txt": 1}\n\n')
+    with pytest.raises(ValueError, match=r"no document in .*a\.jsonl: .*1 x blank line.*1 x no string field 'text'"):
+        texts(tmp_path / "a.jsonl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is nothing to read"):
+        texts(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"no file or folder .*nowhere"):
+        texts(tmp_path / "nowhere")
+
+
+def test_huge_file_is_no_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LIMIT", 10)
+    (tmp_path / "a.txt").write_text("longer than ten")
+    with pytest.raises(ValueError, match="1 x file over 0 MiB is not one document"):
+        texts(tmp_path / "a.txt")
+
+
+def test_standard_library_has_modules_and_the_reference_but_no_tests():
+    report = Report()
+    found = {d.origin: d.text for d in documents(STDLIB, report)}
+    assert len(found) > 300
+    assert 5e6 < sum(map(len, found.values())) < 5e7
+    assert "class OrderedDict" in found["python-stdlib/collections/__init__.py"]
+    assert "assert" in found["python-stdlib/pydoc_data/topics.py:assert"]
+    assert not [o for o in found if "/test/" in o or "/tests/" in o or "-packages/" in o or "_sysconfigdata" in o]
+    assert set(report) <= {"empty document", "invalid UTF-8"}
