@@ -1,7 +1,7 @@
 """Qwen-1.8B from scratch, the report's recipe (§2.4, Table 1): 2.2T tokens in steps of 4M, context 2048, peak 3e-4.
 
     python -m qwenjax.data tokenize TEXT... --out=data/pretrain --tokenizer=qwen
-    python -m qwenjax.train --exp=qwen1b8 --workdir=gs://BUCKET/qwen1b8
+    python -m qwenjax.train --exp=qwen1b8 --workdir=runs/qwen1b8
 
 Warm-up, weight decay and clipping come from the tech memo; the mixture was never published, so the data is yours.
 """
@@ -14,7 +14,9 @@ def experiment() -> Experiment:
         name="qwen1b8",
         model=QWEN_1B8,
         data=Data(sources=(Source(shards="data/pretrain"),), tokenizer="qwen", length=2048, batch=2048),
-        optim=AdamW(peak=3e-4, schedule="cosine", warmup=2000, floor=0.1, b1=0.9, b2=0.95, eps=1e-8, decay=0.1, clip=1.0),
+        optim=AdamW(
+            peak=3e-4, schedule="cosine", warmup=2000, floor=0.1, b1=0.9, b2=0.95, eps=1e-8, decay=0.1, clip=1.0
+        ),
         steps=524_520,  # 2.2T tokens / (2048 x 2048)
         prompts=("The capital of France is", "def quicksort(", "中国的首都是"),
         sample_every=5000,

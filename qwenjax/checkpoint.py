@@ -267,5 +267,6 @@ def _same_shapes(saved: dict, wanted: dict, path: Any) -> None:
 
 
 def _short(error: BaseException) -> str:
+    """The error in one line; the reason usually stands at its end."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+    return f"{type(error).__name__}: " + (text if len(text) <= 400 else f"{text[:120]} … {text[-260:]}")

@@ -22,6 +22,10 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    _check(value in known, f"{field}={value!r} is unknown; known: {', '.join(known)}.{suggest(value, known)}")
+
+
 def suggest(name: str, known: typing.Iterable[str]) -> str:
     """' Did you mean X?' for the nearest of the known names, or ''."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -57,7 +61,7 @@ class ModelConfig:
         _check(self.head_dim % 2 == 0, f"rotary embedding needs an even head width, got {self.head_dim}")
         _check(
             self.heads % self.kv == 0,
-            f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv}: each KV head serves a whole group",
+            f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv}: a KV head serves a whole group",
         )
         _check(self.rope_base > 0 and self.norm_eps > 0, "model.rope_base and model.norm_eps must be positive")
 
@@ -116,13 +120,10 @@ class Compute:
     loss_tokens: int = 2048  # tokens per device whose logits exist at one time
 
     def __post_init__(self):
-        _check(self.dtype in ("bfloat16", "float32"), f"compute.dtype={self.dtype!r}: use 'bfloat16' or 'float32'")
-        _check(
-            self.remat in REMAT_POLICIES,
-            f"compute.remat={self.remat!r} is unknown; known: {', '.join(REMAT_POLICIES)}.{suggest(self.remat, REMAT_POLICIES)}",
-        )
-        _check(self.attention in ("auto", "xla"), f"compute.attention={self.attention!r} is unknown; known: auto, xla")
-        _check(self.fuse in ("auto", "yes", "no"), f"compute.fuse={self.fuse!r}: use auto, yes or no")
+        _one_of("compute.dtype", self.dtype, ("bfloat16", "float32"))
+        _one_of("compute.remat", self.remat, REMAT_POLICIES)
+        _one_of("compute.attention", self.attention, ("auto", "xla"))
+        _one_of("compute.fuse", self.fuse, ("auto", "yes", "no"))
         _check(self.loss_tokens > 0, "compute.loss_tokens must be positive")
 
     def resolved(self, platform: str, tensor: int) -> "Compute":
@@ -163,10 +164,7 @@ class AdamW:
 
     def __post_init__(self):
         _check(self.peak > 0, f"optim.peak={self.peak} must be positive")
-        _check(
-            self.schedule in SCHEDULES,
-            f"optim.schedule={self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}.{suggest(self.schedule, SCHEDULES)}",
-        )
+        _one_of("optim.schedule", self.schedule, SCHEDULES)
         _check(self.warmup >= 0, f"optim.warmup={self.warmup} must not be negative")
         _check(0 <= self.floor <= 1 and 0 < self.cooldown <= 1, "optim.floor and optim.cooldown are fractions of 1")
         _check(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"optim betas must lie in [0, 1), got {self.b1}, {self.b2}")
@@ -227,9 +225,7 @@ class Experiment:
     prompts: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _check(
-            self.task in TASKS, f"task={self.task!r} is unknown; known: {', '.join(TASKS)}.{suggest(self.task, TASKS)}"
-        )
+        _one_of("task", self.task, TASKS)
         _check(self.steps > 0, f"steps={self.steps} must be positive")
         _check(
             self.accumulate > 0 and self.data.batch % self.accumulate == 0,
@@ -350,7 +346,8 @@ def from_dict(values: dict, cls: type = Experiment, where: str = "") -> Any:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(
-            f"no field {unknown[0]!r} in {where or cls.__name__}; known: {', '.join(hints)}.{suggest(unknown[0], hints)}"
+            f"no field {unknown[0]!r} in {where or cls.__name__}; known: {', '.join(hints)}."
+            f"{suggest(unknown[0], hints)}"
         )
     try:
         return cls(**{k: convert(v, hints[k], f"{where}.{k}".lstrip(".")) for k, v in values.items()})

@@ -62,9 +62,10 @@ def spec(
             parts = math.prod(mesh.shape[a] for a in axes)
             if shape[i] % parts:
                 if uneven == "raise" and name not in COPY_IF_UNEVEN:
+                    over = " x ".join(f"{a}={mesh.shape[a]}" for a in axes)
                     raise ValueError(
-                        f"axis {name!r} of size {shape[i]} does not divide over {' x '.join(f'{a}={mesh.shape[a]}' for a in axes)}"
-                        f"; choose mesh sizes that divide {shape[i]} (--set mesh.fsdp=…, mesh.tensor=…)"
+                        f"axis {name!r} of size {shape[i]} does not divide over {over}; "
+                        f"choose mesh sizes that divide {shape[i]} (--set mesh.fsdp=…, mesh.tensor=…)"
                     )
                 entries[i] = None
     return PartitionSpec(*entries)

@@ -1,4 +1,4 @@
-"""Test loader: the Qwen-v1 goldens as our parameters. Not part of the package (checkpoint formats have a room of their own)."""
+"""Test loader: the Qwen-v1 goldens as our parameters."""
 
 import json
 

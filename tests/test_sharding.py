@@ -27,7 +27,7 @@ def test_a_dimension_that_does_not_divide_is_refused_but_few_kv_heads_are_copied
 def test_mesh_fills_one_axis_and_counts_devices():
     assert dict(make_mesh(MeshShape()).shape) == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
     assert dict(make_mesh(MeshShape(data=2, fsdp=-1, tensor=2)).shape)["fsdp"] == 2
-    with pytest.raises(ValueError, match="fsdp=3.*does not fit 8 devices"):
+    with pytest.raises(ValueError, match=r"fsdp=3.*does not fit 8 devices"):
         make_mesh(MeshShape(fsdp=3))
     with pytest.raises(ValueError, match="does not fit 8 devices"):
         make_mesh(MeshShape(data=2, fsdp=2))

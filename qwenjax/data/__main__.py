@@ -14,8 +14,9 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
 TOKENIZE = """\
 Text to shuffled token shards, in parallel. Killed or interrupted, the same command goes on where it was.
 
-TEXT is a .jsonl or .jsonl.gz (one object a line, the text in its field "text"), a text file (one document), a folder
-of such files and of source code, or python-stdlib: the library and reference that come with every Python.
+TEXT is a .jsonl or .jsonl.gz (one object a line, the text in its field "text"), a text file (cut at line ends into
+documents of 16 KB), a folder of such files and of source code (each file one document), or python-stdlib: the library
+and reference that come with every Python.
 """
 TOKENIZE_EXAMPLES = """\
 examples:

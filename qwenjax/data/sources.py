@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 STDLIB = "python-stdlib"
 LIMIT = 64 << 20  # bytes of one document; more is a data file, not a text
+PART = 16 << 10  # bytes, about, of the documents that a text file named as a source of its own is cut into
 TEXT = """
     .txt .md .rst .tex .org .adoc .html .htm .xml .css .scss .sql .csv .tsv .json .yaml .yml .toml .ini .cfg
     .py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .scala .swift .cs .js .jsx .ts .tsx .vue
@@ -33,7 +34,7 @@ NOT_STDLIB = ("test", "tests", "idle_test", "encodings", "*-packages", "__pycach
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it came from: `FILE`, `FILE@BYTE` (offset of its JSON line) or `FILE:ENTRY`."""
+    """One text and where it came from: `FILE`, `FILE@BYTE` (offset of its line) or `FILE:ENTRY`."""
 
     text: str
     origin: str
@@ -43,7 +44,7 @@ class Document:
 class Slice:
     """A part of a source that one process reads: lines of `file` that begin in bytes [start, stop)."""
 
-    kind: str  # jsonl | text | topics
+    kind: str  # jsonl | text | parts | topics
     file: str
     origin: str  # name without the folders above the source: the same on every machine
     size: int  # bytes of text, about; for balance and progress
@@ -98,8 +99,9 @@ def slices(path: str | Path, report: Report) -> list[Slice]:
         return [p for file, origin in _walk(path, report) for p in _file(file, origin, report)]
     if not path.is_file():
         raise ValueError(f"no file or folder {path}; wanted .jsonl, .jsonl.gz, a text file, a folder or '{STDLIB}'")
-    kind = _kind(path.name) or "text"  # a file named on purpose is read whatever it is called
-    return _file(path, path.name, report, kind)
+    # A file named on purpose is read whatever it is called. If it is text, it is a whole corpus in one piece: as a
+    # single document it could be neither shuffled nor held out in part.
+    return _file(path, path.name, report, "jsonl" if _kind(path.name) == "jsonl" else "parts")
 
 
 def cut(piece: Slice, size: int) -> list[Slice]:
@@ -170,12 +172,29 @@ def read(piece: Slice, report: Report) -> Iterator[Document]:
 
             for name in sorted(topics):
                 yield from _checked(topics[name], f"{piece.origin}:{name}", report)
+        elif piece.kind == "parts":
+            yield from _parts(piece, report)
         elif piece.size > LIMIT:
             report.note(f"file over {LIMIT >> 20} MiB is not one document", piece.origin)
         else:
             yield from _checked(Path(piece.file).read_bytes(), piece.origin, report)
     except OSError as error:
         report.note(f"unreadable file ({error.strerror or error})", piece.origin)
+
+
+def _parts(piece: Slice, report: Report) -> Iterator[Document]:
+    """A text file as documents of about PART bytes that end where a line ends."""
+    with open(piece.file, "rb") as lines:
+        at = 0
+        while part := lines.read(PART):
+            part += lines.readline(1 << 20)
+            while len(part) > 1 and not part.endswith(b"\n") and (after := lines.read(1)):
+                if after[0] & 0xC0 != 0x80:  # not inside a character: a line without end may be cut here
+                    lines.seek(-1, os.SEEK_CUR)
+                    break
+                part += after
+            yield from _checked(part, f"{piece.origin}@{at}", report)
+            at += len(part)
 
 
 def _json_lines(piece: Slice, report: Report) -> Iterator[Document]:

@@ -134,7 +134,7 @@ class Attention(nn.Module):
             backend=self.compute.attention,
         )
         out = checkpoint_name(constrain(out, "batch", "length", "heads", None), "attn_out")
-        # as wide a sum over heads as the residual stream deserves: smaller at initialisation with depth (GPT-2, spec §3.2)
+        # 2 L sums go into the residual stream: each starts smaller, so that their total does not grow with depth
         o = weight(self, "o", ("heads", "head_dim", "embed"), (n, h, d), INIT_STD / (2 * cfg.layers) ** 0.5)
         return jnp.einsum("btnh,nhd->btd", out, o.astype(x.dtype)), cache
 

@@ -72,7 +72,11 @@ def main(argv: list[str] | None = None) -> int:
 def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None) -> int:
     """Runs the experiment and turns what can go wrong into a message and an exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import logging
+
     import jax
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs stack traces of what is raised to us anyway
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "qwenjax" / "xla"))

@@ -162,7 +162,8 @@ def _same_tokenizer(meta: dict, tokenizer, path) -> None:
     if meta["tokenizer_fingerprint"] != tokenizer.fingerprint:
         raise ValueError(
             f"{path} was trained with another tokenizer than {tokenizer.name} "
-            f"({meta['tokenizer_fingerprint'][:12]}… there, {tokenizer.fingerprint[:12]}… here): its ids mean other text"
+            f"({meta['tokenizer_fingerprint'][:12]}… there, {tokenizer.fingerprint[:12]}… here): "
+            "its ids mean other text"
         )
 
 

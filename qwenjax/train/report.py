@@ -168,8 +168,8 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, seconds: f
     lines = [
         f"# {experiment.name}",
         "",
-        f"{experiment.model.params:,} parameters, {experiment.steps:,} steps of {experiment.tokens_per_step:,} tokens on "
-        f"{task.mesh.size} x {device.device_kind}; {clock(seconds)} in this session"
+        f"{experiment.model.params:,} parameters, {experiment.steps:,} steps of {experiment.tokens_per_step:,} tokens "
+        f"on {task.mesh.size} x {device.device_kind}; {clock(seconds)} in this session"
         + (f", {human(speed[len(speed) // 2])} tokens/s" if speed else "")
         + f"; jax {jax.__version__}. Settings: [config.json](config.json).",
         "",

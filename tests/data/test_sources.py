@@ -58,9 +58,24 @@ def test_folder_is_read_recursively_in_order_without_hidden_or_binary_files(tmp_
     }
 
 
-def test_one_text_file_is_one_document_whatever_its_name(tmp_path):
+def test_one_text_file_is_a_corpus_whatever_its_name(tmp_path, monkeypatch):
+    """Cut at line ends; a line without end is cut between characters; nothing is lost."""
     (tmp_path / "LICENSE").write_bytes(b"\xef\xbb\xbffree\n")
-    assert list(documents(tmp_path / "LICENSE")) == [Document("free\n", "LICENSE")]  # without the byte order mark
+    assert list(documents(tmp_path / "LICENSE")) == [Document("free\n", "LICENSE@0")]  # without the byte order mark
+    monkeypatch.setattr(sources, "PART", 10)
+    text = "".join(f"line {i} 中文 é\n" for i in range(50))
+    (tmp_path / "book").write_text(text)
+    parts = list(documents(tmp_path / "book"))
+    assert "".join(p.text for p in parts) == text
+    assert all(p.text.endswith("\n") for p in parts)
+    assert len(parts) == 50
+    at = int(parts[7].origin.removeprefix("book@"))
+    assert text.encode()[at:].decode().startswith(parts[7].text)
+    endless = "中" * 500_000  # 1.5 MB: longer than a line may be
+    (tmp_path / "endless").write_text(endless)
+    parts = list(documents(tmp_path / "endless"))
+    assert "".join(p.text for p in parts) == endless
+    assert len(parts) == 2
 
 
 def test_broken_lines_are_counted_by_reason_and_the_rest_is_read(tmp_path, monkeypatch):
@@ -130,7 +145,7 @@ def test_huge_file_is_no_document(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "LIMIT", 10)
     (tmp_path / "a.txt").write_text("longer than ten")
     with pytest.raises(ValueError, match="1 x file over 0 MiB is not one document"):
-        texts(tmp_path / "a.txt")
+        texts(tmp_path)
 
 
 def test_standard_library_has_modules_and_the_reference_but_no_tests():

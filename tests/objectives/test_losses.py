@@ -11,7 +11,7 @@ from qwenjax.sharding import make_mesh
 
 
 def plain(hidden, head, targets, weights):
-    logp = jax.nn.log_softmax((hidden.astype(jnp.float32) @ head.astype(hidden.dtype).astype(jnp.float32)))
+    logp = jax.nn.log_softmax(hidden.astype(jnp.float32) @ head.astype(hidden.dtype).astype(jnp.float32))
     return -jnp.sum(jnp.take_along_axis(logp, targets[..., None], -1)[..., 0] * weights)
 
 
