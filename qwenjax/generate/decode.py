@@ -14,6 +14,7 @@ import numpy as np
 from qwenjax.generate.sampling import Greedy, TopP
 from qwenjax.model import transformer
 from qwenjax.model.layers import Cache
+from qwenjax.sharding import constrain
 
 
 class Loop(NamedTuple):
@@ -55,7 +56,7 @@ def _decode(params, prompts, positions, rng, *, model, policy, max_new, stop, si
 
     out = jnp.full((batch, max_new), stop, jnp.int32).at[:, 0].set(first)
     loop = jax.lax.while_loop(more, one, Loop(jnp.int32(1), first, last + 1, first == stop, out, cache))
-    return loop.out
+    return constrain(loop.out, None, None)  # whole everywhere: every process reads it
 
 
 def generate(

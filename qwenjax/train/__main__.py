@@ -80,8 +80,7 @@ def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None)
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "qwenjax" / "xla"))
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
+    _join_other_processes()
 
     from qwenjax.checkpoint import SaveFailed
     from qwenjax.train import loop
@@ -97,6 +96,17 @@ def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None)
         print("stopped at once; what was saved before is kept", file=sys.stderr)
         return 3
     return 0 if outcome.finished else 3
+
+
+def _join_other_processes() -> None:
+    """Connects the processes of one run: named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+    found by jax itself on a TPU slice of several hosts."""
+    import jax
+
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ def fit(
         say(line)
     if lead:
         task.tokenizer.save(workdir / "tokenizer")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the workdir is set up")
     started = time.time()
     step_fn = task.program.step.lower(task.program.shapes, task.abstract_batch).compile()
     say(report.compiled(step_fn, time.time() - started))

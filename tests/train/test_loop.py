@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -198,13 +199,12 @@ def test_profile_is_recorded(corpus, tmp_path):
 # ---- the command, in processes that are killed ----
 
 
-def command(corpus, workdir, config_file, *more, **kwargs):
+def command(corpus, workdir, config_file, limit="", environment=None):
     argv = [sys.executable, "-m", "qwenjax.train", f"--exp={config_file}", f"--workdir={workdir}"]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(corpus / "xla")}
-    return subprocess.Popen(
-        [*argv, f"--data-root={corpus / 'data'}", *more],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment, **kwargs,
-    )  # fmt: skip
+    argv = ["bash", "-c", f'{limit}exec "$@"', "bash", *argv, f"--data-root={corpus / 'data'}"]
+    common = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(corpus / "xla")}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, stderr=pipe, stdout=pipe, text=True, cwd=ROOT, env=common | (environment or {}))
 
 
 @pytest.fixture(scope="session")
@@ -262,16 +262,31 @@ def test_a_polite_signal_saves_and_exits_3(killable, corpus, tmp_path, number):
 
 def test_a_save_that_fails_stops_the_run(killable, corpus, tmp_path):
     """No file may grow past 20 KB, as on a full disk."""
-    import resource
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    process = command(corpus, tmp_path / "run", killable, preexec_fn=limit)
+    process = command(corpus, tmp_path / "run", killable, limit="ulimit -f 20; ")
     _, said = process.communicate(timeout=200)
     assert process.returncode == 1, said
-    assert "could not write a checkpoint" in said
-    assert said.strip().splitlines()[-1].startswith("error:")
+    assert "\nerror: could not write a checkpoint" in said
+    assert "File too large" in said
+
+
+def test_two_processes_train_as_one(killable, corpus, tmp_path):
+    """Two hosts of four devices: the same losses, and one of them writes."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    hosts = []
+    for i in range(2):
+        host = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
+        host |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "NPROC": "16"}
+        host |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+        hosts.append(command(corpus, tmp_path / "run", killable, environment=host))
+    said = [host.communicate(timeout=300)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    rows, whole = numbers(tmp_path / "run"), numbers(corpus / "whole")
+    assert len(rows) == len(whole)
+    for name in ("loss", "eval_loss"):
+        values = [[row[name] for row in metrics if name in row] for metrics in (rows, whole)]
+        np.testing.assert_allclose(*values, rtol=1e-4)
 
 
 SMALL = [word for field in ("layers=1", "embed=128", "heads=1") for word in ("--set", f"model.{field}")]
