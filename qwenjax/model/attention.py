@@ -56,16 +56,22 @@ def visible(q_pos, k_pos, q_segment, k_segment, window) -> jax.Array:
 
 def _xla(q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng):
     b, t, n, h = q.shape
-    q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q * h**-0.5, k, preferred_element_type=jnp.float32)
+    # heads before positions: CPU matmuls then read and write every [t s] array as it lies
+    q = (q * h**-0.5).reshape(b, t, k.shape[2], n // k.shape[2], h).transpose(0, 2, 3, 1, 4)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     seen = visible(q_pos, k_pos, q_segment, k_segment, window)[:, None, None]
-    probs = jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1)
-    # a query without any key would otherwise average all of them
-    probs = jnp.where(jnp.any(seen, axis=-1, keepdims=True), probs, 0.0)
+    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores += jnp.where(seen, 0.0, MASKED)  # a sum, because its gradient needs no mask
+    # Softmax divided out of the result: its gradient then takes sums over h, not over s, of arrays of [t h]
+    exps = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    norm = jnp.sum(exps, axis=-1)
     if dropout:
-        keep = jax.random.bernoulli(rng, 1 - dropout, probs.shape)
-        probs = jnp.where(keep, probs / (1 - dropout), 0.0)
-    return jnp.einsum("bkgts,bskh->btkgh", probs.astype(v.dtype), v).reshape(b, t, n, h)
+        keep = jax.random.bernoulli(rng, 1 - dropout, exps.shape)
+        exps = jnp.where(keep, exps / (1 - dropout), 0.0)
+    out = jnp.einsum("bkgts,bksh->bkgth", exps.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    # a query without any key would otherwise average all of them
+    out = jnp.where(jnp.any(seen, axis=-1, keepdims=True), out / norm[..., None], 0.0)
+    return out.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 BACKENDS = {"xla": _xla}

@@ -72,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
 def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None) -> int:
     """Runs the experiment and turns what can go wrong into a message and an exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from qwenjax.train.memory import keep_freed_memory
+
+    keep_freed_memory()
     import logging
 
     import jax

@@ -1,0 +1,77 @@
+"""`python -m qwenjax.bench train`: what it reports, and how it fails."""
+
+import json
+import sys
+
+import pytest
+
+from qwenjax import lookup
+from qwenjax.bench import train
+from qwenjax.bench.__main__ import main
+from qwenjax.bench.workers import Turn
+
+TINY = {
+    "model.layers": 1, "model.embed": 16, "model.heads": 2, "model.ffn": 24, "model.vocab": 64, "model.context": 8,
+    "data.length": 8, "data.batch": 4,
+}  # fmt: skip
+SHAPE = [f"--set={name}={value}" for name, value in TINY.items()]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Short turns, and workers with the one device they have in life."""
+    monkeypatch.setattr(train, "TURN_SECONDS", 0.02)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
+def test_rates_are_tokens_over_seconds_and_ratios_are_taken_round_by_round():
+    tiny = lookup.experiment("quickstart", TINY)  # 4 x 8 tokens a step
+    assert train.rate(tiny, Turn(steps=5, wall=2.0, cpu=4.0)) == 5 * 32 / 2
+    assert train.rate(tiny, Turn(steps=5, wall=2.0, cpu=4.0), "cpu") == 5 * 32 / 4
+    # the machine halves in the second round, for both: rates 16, 8 against 32, 16 are 0.5 in every round
+    slow = [Turn(1, 2.0, 2.0), Turn(1, 4.0, 4.0)]
+    fast = [Turn(1, 1.0, 1.0), Turn(1, 2.0, 2.0)]
+    assert train.ratio(tiny, slow, fast, "wall") == {"median": 0.5, "low": 0.5, "high": 0.5}
+
+
+def test_our_step_is_measured_alone(capfd):
+    assert main(["train", *SHAPE, "--rounds=1", "--threads=1", "--json"]) == 0
+    out, progress = capfd.readouterr()
+    result = json.loads(out)
+    assert result["params"] == lookup.experiment("quickstart", TINY).model.params
+    assert (result["batch"], result["length"], result["threads"]) == (4, 8, 1)
+    side = result["ours"]
+    for clock in ("tokens_per_second", "tokens_per_cpu_second"):
+        assert 0 < side[clock]["low"] <= side[clock]["median"] <= side[clock]["high"]
+    assert min(side[name] for name in ("model_tflops", "compile_seconds", "first_step_seconds", "steps")) > 0
+    assert not {"torch", "ratio"} & set(result)
+    assert "round 1/1: ours" in progress
+    lines = train.table(result).splitlines()
+    assert lines[-1].split()[:2] == ["ours", f"{side['tokens_per_second']['median']:,.0f}"]
+
+
+def test_without_torch_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    assert main(["train", *SHAPE, "--against=torch"]) == 1
+    assert "pip install 'qwenjax[parity]'" in capsys.readouterr().err
+
+
+def test_torch_runs_the_same_model_in_turns(capfd):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    assert main(["train", *SHAPE, "--rounds=2", "--threads=1", "--against=torch", "--set=model.kv_heads=1"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-4:]] == ["ours", "torch", "ratio", "by"]
+
+
+def test_what_goes_wrong_in_a_worker_is_said_by_the_command(capfd):
+    assert main(["train", *SHAPE, "--set=optim.warmup=600"]) == 1
+    assert "error: ours: optim.warmup=600 leaves nothing of 600 steps" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [("--set=model.embd=3", "Did you mean 'embed'?"), ("--set=steps", "wanted a.b=c")]
+)
+def test_bad_usage_exits_with_2(wrong, words, capsys):
+    assert main(["train", wrong]) == 2
+    assert words in capsys.readouterr().err
