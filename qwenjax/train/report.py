@@ -189,5 +189,12 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, seconds: f
             + (f": {ours:.3f} bits per byte on held-out text" if metrics else "")
             + (f", less than {' and '.join(better)} need" if better else ""),
             f"read        {workdir}/report.md, {workdir}/loss.png; numbers in {workdir}/metrics.jsonl",
+            "try next    1. longer, from here, with a fresh schedule:",
+            f"               python -m qwenjax.train --exp={workdir} --set init_from={workdir} "
+            f"--set steps={2 * experiment.steps} --workdir={workdir}-longer",
+            "            2. what a step read, and from which documents:",
+            f"               python -m qwenjax.data show --exp={workdir} --step={experiment.steps // 2}",
+            "            3. your own text, in a larger model:",
+            "               python -m qwenjax.train --exp=mid --set data.sources.0.text=PATH --workdir=runs/mine",
         )
     )
