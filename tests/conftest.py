@@ -11,9 +11,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-GOLDENS = Path(__file__).parent / "goldens"
+from paths import ROOT
 
 
 @pytest.fixture(scope="session")

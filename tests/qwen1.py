@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from conftest import GOLDENS
+from paths import GOLDENS
 from safetensors.numpy import load_file
 
 from qwenjax.config import ModelConfig

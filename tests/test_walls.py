@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 PACKAGE = ROOT / "qwenjax"
 LEVEL = {

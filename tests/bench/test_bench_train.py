@@ -65,8 +65,8 @@ def test_torch_runs_the_same_model_in_turns(capfd):
 
 
 def test_what_goes_wrong_in_a_worker_is_said_by_the_command(capfd):
-    assert main(["train", *SHAPE, "--set=optim.warmup=600"]) == 1
-    assert "error: ours: optim.warmup=600 leaves nothing of 600 steps" in capfd.readouterr().err
+    assert main(["train", *SHAPE, "--set=optim.warmup=1_000_000"]) == 1
+    assert "error: ours: optim.warmup=1_000_000 leaves nothing of 600 steps" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 from qwenjax import checkpoint
 from qwenjax.config import AdamW, Compute, Data, Experiment, ModelConfig, Source, from_dict, to_dict
