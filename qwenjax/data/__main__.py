@@ -43,7 +43,8 @@ Documents end in ⟦end⟧; a row begins where the one before it in the document
 def main(arguments: list[str] | None = None) -> int:
     """Parses, runs a subcommand, and turns what may go wrong into a line and an exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interruption, too
+    for number in (signal.SIGINT, signal.SIGTERM):  # a polite kill is an interruption, too; a job begun with & ignores
+        signal.signal(number, signal.default_int_handler)  # SIGINT unless told
     try:
         return options.run(options)
     except KeyboardInterrupt:

@@ -27,6 +27,9 @@ from data_doubles import ByteTokenizer
 from qwenjax.data import tokenize as room
 
 if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when CI itself runs in the background
     room.UNIT_BYTES, room.SHARD_BYTES = (3_000, 3_000), 20_000
     room.tokenize([{source!r}], {out!r}, ByteTokenizer({delay}), validation=0.1, page=500, workers={workers})
 """
