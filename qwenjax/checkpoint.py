@@ -152,7 +152,7 @@ class Checkpoints:
             except Damaged as error:
                 broken[step] = str(error)
                 continue
-            self.damaged = [f"step {step} is damaged and was set aside: {why}" for step, why in broken.items()]
+            self.damaged = [f"step {step} is damaged and was set aside; {why}" for step, why in broken.items()]
             self._set_aside(list(broken))
             return restored
         if broken:
@@ -180,8 +180,11 @@ class Checkpoints:
         self.manager.close()
 
 
-class Damaged(Exception):
+class Damaged(ValueError):
     """A checkpoint that is not what was saved."""
+
+    def __init__(self, path: Any, why: str):
+        super().__init__(f"{path} is damaged: {why}")
 
 
 def load(path: Any, params: Any, rest: Any = None) -> Restored:
@@ -197,9 +200,9 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
             meta = reader.restore(path / "meta")
         sound = meta.pop("digest") == _digest(meta)
     except Exception as error:  # whatever a broken file makes of the reader
-        raise Damaged(_short(error)) from error
+        raise Damaged(path, _short(error)) from error
     if not sound:
-        raise Damaged("its description (meta) is not what was saved")
+        raise Damaged(path, "its description (meta) is not what was saved")
     if meta["version"] != VERSION:
         raise ValueError(f"{path} has checkpoint format {meta['version']}, this code reads {VERSION}")
     _same_shapes(
@@ -209,10 +212,10 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
         with ocp.StandardCheckpointer() as reader:
             got = {name: reader.restore(path / name, target) for name, target in tree.items()}
     except Exception as error:  # likewise, of OCDBT and zarr
-        raise Damaged(_short(error)) from error
+        raise Damaged(path, _short(error)) from error
     for leaf, value in _hex(hashes(got)).items():
         if meta["hashes"][leaf] != value:
-            raise Damaged(f"{leaf} is not what was saved")
+            raise Damaged(path, f"{leaf} is not what was saved")
     return Restored(meta["step"], got["params"], got.get("rest"), meta)
 
 
@@ -224,19 +227,12 @@ def newest(path: Path | str) -> epath.Path:
     """
     path = epath.Path(path)
     if (path / "meta").is_dir():
-        return path
+        return path.resolve()
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
     if not steps:
         raise ValueError(f"no checkpoint in {path}: wanted a run, its checkpoints folder or one step of it")
-    return folder / str(max(steps))
-
-
-def write_tokenizer(files: dict, directory: Path) -> None:
-    """Unpacks the tokenizer of a checkpoint."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (directory / name).write_bytes(base64.b64decode(data))
+    return folder.resolve() / str(max(steps))  # Orbax takes absolute paths only
 
 
 def _flat(tree: Any) -> dict[str, Any]:

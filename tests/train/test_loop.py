@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,8 +93,6 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
 
 def test_resumed_run_equals_uninterrupted(uninterrupted, corpus, tmp_path):
     """Stopped after step 8 by taking later files away, as after a kill between two saves."""
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
@@ -106,8 +105,6 @@ def test_resumed_run_equals_uninterrupted(uninterrupted, corpus, tmp_path):
 
 
 def test_damaged_newest_checkpoint_falls_back_and_ends_the_same(uninterrupted, corpus, tmp_path, capsys):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
     data = max((workdir / "checkpoints" / "12" / "params").rglob("d/*"), key=lambda p: p.stat().st_size)
@@ -128,8 +125,6 @@ def test_finished_run_started_again_only_reports(uninterrupted, corpus, capsys):
 
 def test_another_mesh_resumes_the_same_run(uninterrupted, corpus, tmp_path):
     """The layout of devices may change; losses then agree to rounding."""
-    import shutil
-
     from qwenjax.config import MeshShape
 
     workdir = tmp_path / "run"
@@ -148,6 +143,18 @@ def test_init_from_takes_parameters_and_starts_afresh(uninterrupted, corpus, tmp
     np.testing.assert_allclose(outcome.metrics["eval_loss"], want, rtol=1e-6)
     with pytest.raises(ValueError, match="no checkpoint in"):
         run(experiment(corpus, init_from=str(tmp_path)), corpus, tmp_path / "other")
+
+
+def test_init_from_takes_a_relative_path_and_names_a_damaged_checkpoint(uninterrupted, corpus, tmp_path, monkeypatch):
+    """A run advises `--set init_from=runs/NAME`: a path relative to where the user stands."""
+    monkeypatch.chdir(uninterrupted.parent)
+    assert run(experiment(corpus, init_from=uninterrupted.name, steps=3), corpus, tmp_path / "run").finished
+    broken = tmp_path / "broken"
+    shutil.copytree(uninterrupted, broken)
+    data = max((broken / "checkpoints" / "12" / "params").rglob("d/*"), key=lambda p: p.stat().st_size)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"broken/checkpoints/12 is damaged"):
+        run(experiment(corpus, init_from=str(broken)), corpus, tmp_path / "other")
 
 
 def test_init_from_another_shape_or_tokenizer_is_refused(uninterrupted, corpus, tmp_path):
