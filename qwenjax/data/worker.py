@@ -39,7 +39,7 @@ class Job:
 
     @property
     def work(self) -> Path:
-        return self.out / "work"
+        return self.out / "unfinished"
 
     def group(self, text: str, order: int) -> int:
         """The output file of a document. Held out by its text, so duplicates fall on the same side."""

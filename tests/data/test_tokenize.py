@@ -103,7 +103,7 @@ def test_killed_at_any_time_then_run_again_gives_the_same_files(shards, tmp_path
     units = -(-os.path.getsize(source) // 3_000)
 
     def finished(pattern: str) -> int:
-        return len(list((out / "work").glob(pattern)))
+        return len(list((out / "unfinished").glob(pattern)))
 
     moments = [
         lambda: finished("unit-*.array_record") >= 1,
@@ -149,7 +149,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     here, source = str(Path(__file__).parent), str(tmp_path / "corpus.jsonl")
     script.write_text(SCRIPT.format(here=here, source=source, out=str(tmp_path / "out"), delay=0.2, workers=2))
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("out/work/unit-*")):
+    while not list(tmp_path.glob("out/unfinished/unit-*")):
         time.sleep(0.02)
     process.kill()
     watchdog = threading.Timer(20, process.stderr.close)
@@ -165,7 +165,7 @@ def test_interrupt_ends_at_once(tmp_path):
     here, source = str(Path(__file__).parent), str(tmp_path / "corpus.jsonl")
     script.write_text(SCRIPT.format(here=here, source=source, out=str(tmp_path / "out"), delay=0.2, workers=2))
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("out/work/unit-*")):
+    while not list(tmp_path.glob("out/unfinished/unit-*")):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=10)[1].decode()  # whole work: 300 x 0.2 s / 2
