@@ -24,6 +24,18 @@ def known() -> dict[str, Path]:
     return {name: path for name, path in sorted(found.items()) if not name.startswith("_")}
 
 
+def settings(items: list[str]) -> dict[str, str]:
+    """The overrides that `--set FIELD=VALUE …` of a command line means.
+
+    Raises:
+      ValueError: an item without "=".
+    """
+    for item in items:
+        if "=" not in item:
+            raise ValueError(f"--set {item}: wanted FIELD=VALUE, e.g. --set steps=100")
+    return dict(item.split("=", 1) for item in items)
+
+
 def experiment(name: str, overrides: dict[str, Any] | None = None) -> config.Experiment:
     """The experiment of a name, a .py file, a config.json or a run directory, with overrides applied.
 

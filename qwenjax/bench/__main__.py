@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("train", _train, TRAIN, TRAIN_EXAMPLES).add_argument
     add("--exp", default="quickstart", metavar="NAME", help="experiment: a name, .py file, run or config.json")
-    add("--set", action="append", default=[], metavar="a.b=c", help="override a field, as in training")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as in training")
     add("--against", choices=["torch"], help="measure this too, in turns, and print the ratio")
     add("--rounds", type=_positive, default=5, metavar="N", help="turns of about 3 s that each side gets (default: 5)")
     add("--threads", type=_positive, metavar="N", help="CPU threads for each side (default: one per core)")
@@ -79,15 +79,8 @@ def _positive(text: str) -> int:
 def _train(options: argparse.Namespace) -> int:
     from qwenjax import lookup
 
-    settings = {}
-    for setting in options.set:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            print(f"error: --set {setting}: wanted a.b=c", file=sys.stderr)
-            return USAGE
-        settings[name] = value
     try:
-        experiment = lookup.experiment(options.exp, settings)
+        experiment = lookup.experiment(options.exp, lookup.settings(options.set))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE

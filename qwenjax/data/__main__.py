@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--row", type=_natural, metavar="R", help="first row to show, counted over the whole run")
     add("--rows", type=_positive, default=4, metavar="K", help="how many rows (default: 4)")
     add("--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)")
-    add("--set", nargs="+", action="extend", default=[], metavar="a.b=c", help="overrides, as in training")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as in training")
     return parser
 
 
@@ -131,19 +131,17 @@ def _tokenize(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    settings = {}
-    for setting in options.set:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            print(f"error: --set {setting}: wanted a.b=c", file=sys.stderr)
-            return USAGE
-        settings[name] = value
+    from qwenjax import lookup
+
+    try:
+        exp = lookup.experiment(options.exp, lookup.settings(options.set))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
     from qwenjax.data.prepare import prepare
     from qwenjax.data.show import describe
     from qwenjax.data.stream import Mixture
-    from qwenjax.lookup import experiment
 
-    exp = experiment(options.exp, settings)
     tokenizer, shards, said = prepare(exp.data, exp.seed, options.data_root)
     print(*said, sep="\n", file=sys.stderr)
     mixture = Mixture(shards, [source.weight for source in exp.data.sources], exp.data.length, exp.seed)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ EPILOG = """examples:
       go on from the parameters of a run, with a fresh optimizer and schedule
 
 The same command resumes an interrupted run and ends as if it had not been interrupted.
+QWENJAX_TRACEBACK=1 in the environment shows where an error came from.
 exit codes: 0 done, 1 failed, 2 bad usage, 3 interrupted and saved (run again to resume)"""
 
 
@@ -47,13 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args = parse(argv)
     try:
-        settings = {}
-        for item in args.set:
-            name, equals, value = item.partition("=")
-            if not equals:
-                raise ValueError(f"--set {item}: wanted FIELD=VALUE, e.g. --set steps=100")
-            settings[name] = value
-        experiment = lookup.experiment(args.exp, settings)
+        experiment = lookup.experiment(args.exp, lookup.settings(args.set))
         profile = None
         if args.profile:
             start, colon, stop = args.profile.partition(":")
@@ -72,14 +68,11 @@ def main(argv: list[str] | None = None) -> int:
 def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None) -> int:
     """Runs the experiment and turns what can go wrong into a message and an exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs stack traces of what is raised to us anyway
     from qwenjax.train.memory import keep_freed_memory
 
-    keep_freed_memory()
-    import logging
-
+    keep_freed_memory()  # before jax makes its threads
     import jax
-
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs stack traces of what is raised to us anyway
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "qwenjax" / "xla"))

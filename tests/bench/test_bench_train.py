@@ -70,7 +70,7 @@ def test_what_goes_wrong_in_a_worker_is_said_by_the_command(capfd):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"), [("--set=model.embd=3", "Did you mean 'embed'?"), ("--set=steps", "wanted a.b=c")]
+    ("wrong", "words"), [("--set=model.embd=3", "Did you mean 'embed'?"), ("--set=steps", "wanted FIELD=VALUE")]
 )
 def test_bad_usage_exits_with_2(wrong, words, capsys):
     assert main(["train", wrong]) == 2

@@ -72,11 +72,11 @@ def experiment():
     return Experiment(name="e", model=ModelConfig(vocab=257, layers=1, embed=8, heads=2, ffn=8), data=data, steps=10)
 """)
     monkeypatch.chdir(tmp_path)
-    assert main(["show", "--exp=exp.py", "--step=2", "--rows=2", "--set", "seed=3", "data.length=100"]) == 0
+    assert main(["show", "--exp=exp.py", "--step=2", "--rows=2", "--set=seed=3", "--set=data.length=100"]) == 0
     shown = capsys.readouterr().out
     mixture = Mixture([Shards(tmp_path / "shards")], [1], 100, 3)
     assert shown == "\n".join(line for row in (6, 7) for line in describe(mixture, row, ByteTokenizer())) + "\n"
-    assert main(["show", "--exp=exp.py", "--row=6", "--rows=2", "--set", "seed=3", "data.length=100"]) == 0
+    assert main(["show", "--exp=exp.py", "--row=6", "--rows=2", "--set=seed=3", "--set=data.length=100"]) == 0
     assert capsys.readouterr().out == shown
     # and what is described is what the source file holds
     found = re.findall(r"--- (\S+): its tokens (\d+) to (\d+) of (\d+), (\d+) to (\d+) of the row", shown)
@@ -115,7 +115,7 @@ def test_describe_marks_borders_and_cuts(tmp_path):
 def test_exit_codes(tmp_path, as_bytes, capsys):
     assert main(["tokenize", str(tmp_path / "nowhere"), f"--out={tmp_path / 'out'}"]) == 1
     assert "error: no file or folder" in capsys.readouterr().err
-    assert main(["show", "--exp=nothing-of-this-name", "--step=1"]) == 1
+    assert main(["show", "--exp=nothing-of-this-name", "--step=1"]) == 2
     assert "no experiment 'nothing-of-this-name'" in capsys.readouterr().err
     assert main(["show", "--exp=x", "--step=1", "--set", "seed"]) == 2
     for wrong in ([], ["tokenise"], ["show", "--exp=x"], ["show", "--exp=x", "--step=-1"], ["tokenize", "x"]):
@@ -139,7 +139,7 @@ def test_interrupted_is_3_and_resumes(tmp_path, sign):
     arguments = ["tokenize", str(tmp_path / "a.jsonl"), f"--out={tmp_path / 'out'}"]
     slow = [sys.executable, "-c", code.format(here=here, delay=0.05), *arguments]
     process = subprocess.Popen(slow, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("out/work/unit-*.array_record")):
+    while not list(tmp_path.glob("out/unfinished/unit-*.array_record")):
         time.sleep(0.01)
     process.send_signal(sign)
     error = process.communicate(timeout=20)[1]
