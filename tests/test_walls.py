@@ -10,7 +10,7 @@ from paths import ROOT
 
 PACKAGE = ROOT / "qwenjax"
 LEVEL = {
-    "config": 0,
+    "config": 0, "cli": 2,
     "sharding": 1, "text": 1, "lookup": 1,
     "model": 2, "objectives": 2,
     "optim": 3, "generate": 3, "data": 3, "checkpoint": 3, "telemetry": 3,

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from qwenjax import cli
+
 EPILOG = """examples:
   python -m qwenjax.train --exp=quickstart
       train a small Qwen on this machine's Python library, in minutes, without any download
@@ -19,25 +21,20 @@ EPILOG = """examples:
 
 The same command resumes an interrupted run and ends as if it had not been interrupted.
 QWENJAX_TRACEBACK=1 in the environment shows where an error came from.
-exit codes: 0 done, 1 failed, 2 bad usage, 3 interrupted and saved (run again to resume)"""
+"""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m qwenjax.train",
         description="Train: pretraining now, every later stage through the same loop.",
-        epilog=EPILOG,
+        epilog=EPILOG + cli.CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--exp", required=True, metavar="NAME", help="an experiment's name, .py file, run or config.json"
-    )
+    cli.experiment_arguments(parser.add_argument, required=True)
     parser.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME)")
     parser.add_argument(
         "--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, e.g. --set optim.peak=1e-3"
     )
     parser.add_argument("--profile", metavar="START:STOP", help="record these steps with the XLA profiler")
     parser.add_argument("--print-config", action="store_true", help="print the experiment as JSON and stop")
@@ -45,11 +42,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from qwenjax import config, lookup
+    from qwenjax import config
 
     args = parse(argv)
     try:
-        experiment = lookup.experiment(args.exp, lookup.settings(args.set))
+        experiment = cli.experiment(args)
         profile = None
         if args.profile:
             start, colon, stop = args.profile.partition(":")
@@ -58,10 +55,10 @@ def main(argv: list[str] | None = None) -> int:
             profile = int(start), int(stop)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return cli.USAGE
     if args.print_config:
         print(json.dumps(config.to_dict(experiment), indent=2))
-        return 0
+        return cli.DONE
     return train(experiment, args, profile)
 
 
@@ -87,11 +84,11 @@ def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None)
         if os.environ.get("QWENJAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return cli.FAILED
     except KeyboardInterrupt:
         print("stopped at once; what was saved before is kept", file=sys.stderr)
-        return 3
-    return 0 if outcome.finished else 3
+        return cli.INTERRUPTED
+    return cli.DONE if outcome.finished else cli.INTERRUPTED
 
 
 def _join_other_processes() -> None:

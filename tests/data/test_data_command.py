@@ -118,7 +118,9 @@ def test_exit_codes(tmp_path, as_bytes, capsys):
     assert main(["show", "--exp=nothing-of-this-name", "--step=1"]) == 2
     assert "no experiment 'nothing-of-this-name'" in capsys.readouterr().err
     assert main(["show", "--exp=x", "--step=1", "--set", "seed"]) == 2
-    for wrong in ([], ["tokenise"], ["show", "--exp=x"], ["show", "--exp=x", "--step=-1"], ["tokenize", "x"]):
+    assert main(["show", "--exp=quickstart"]) == 2
+    assert "wanted --step=N or --row=R" in capsys.readouterr().err
+    for wrong in ([], ["tokenise"], ["show", "--step=1"], ["show", "--exp=x", "--step=-1"], ["tokenize", "x"]):
         with pytest.raises(SystemExit) as end:
             main(wrong)
         assert end.value.code == 2

@@ -1,0 +1,100 @@
+"""What all commands share: help that teaches, exit codes, and errors as one line.
+
+A command is a module: its docstring is the help text (the first line is the summary), `EXAMPLES` follows the options,
+`arguments(add)` declares them (`add` is argparse's add_argument), and `run(options)` does the work and returns an exit
+code. Such a module imports heavy things inside `run`, so that `--help` answers at once.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from types import ModuleType
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
+CODES = "exit codes: 0 done, 1 failed, 2 bad usage, 3 interrupted (the same command goes on from there)"
+
+
+class Usage(ValueError):
+    """The command line asks for something that does not exist; nothing was done."""
+
+
+def main(name: str, description: str, commands: dict[str, ModuleType], argv: list[str] | None = None) -> int:
+    """Parses `python -m NAME COMMAND …`, runs the command, and turns what may go wrong into a line and an exit code.
+
+    A ValueError or OSError is a message for the user; QWENJAX_TRACEBACK=1 in the environment shows where it came from.
+    """
+    options = _parser(name, description, commands).parse_args(argv)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a polite kill is an interruption, too; a job begun with & ignores
+        signal.signal(number, signal.default_int_handler)  # SIGINT unless told
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        return DONE
+    except (ValueError, OSError) as error:
+        if os.environ.get("QWENJAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, Usage) else FAILED
+
+
+def _parser(name: str, description: str, commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description, formatter_class=raw)
+    added = parser.add_subparsers(required=True, metavar="COMMAND")
+    for word, module in commands.items():
+        text = module.__doc__.strip()
+        one = added.add_parser(
+            word,
+            help=text.splitlines()[0],
+            description=text,
+            epilog=f"{module.EXAMPLES.strip()}\n\n{CODES}",
+            formatter_class=raw,
+        )
+        module.arguments(one.add_argument)
+        one.set_defaults(run=module.run)
+    return parser
+
+
+def natural(text: str) -> int:
+    """Type of an option that is a whole number from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Type of an option that is a whole number from 1."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def experiment(options: argparse.Namespace):
+    """The experiment of `--exp NAME --set FIELD=VALUE …`.
+
+    Raises:
+      Usage: no such experiment or field, or a value it refuses.
+    """
+    from qwenjax import lookup
+
+    try:
+        return lookup.experiment(options.exp, lookup.settings(options.set))
+    except ValueError as error:
+        raise Usage(str(error)) from None
+
+
+def experiment_arguments(add, **exp) -> None:
+    """Declares `--exp` and `--set`; `exp` goes to the former (required=True, or a default)."""
+    add("--exp", metavar="NAME", help="an experiment's name, .py file, run or config.json", **exp)
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a field, e.g. --set optim.peak=1e-3; may be repeated",
+    )
