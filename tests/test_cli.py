@@ -1,0 +1,83 @@
+"""Commands: one form, one set of exit codes, errors as one line."""
+
+import signal
+import types
+
+import pytest
+
+from qwenjax import cli
+
+
+def command(run) -> types.ModuleType:
+    module = types.ModuleType("greet", "Says hello.\n\nTo everybody.")
+    module.EXAMPLES = "\nexamples:\n  greet --loud\n"
+    module.arguments = lambda add: add("--times", type=cli.positive, default=1)
+    module.run = run
+    return module
+
+
+def call(run, *words: str) -> int:
+    return cli.main("qwenjax.x", "Things.", {"greet": command(run)}, ["greet", *words])
+
+
+def test_help_has_summary_text_examples_and_codes(capsys):
+    for words, wanted in ((["--help"], ["Things.", "Says hello."]), (["greet", "--help"], ["To everybody.", "--loud"])):
+        with pytest.raises(SystemExit) as end:
+            cli.main("qwenjax.x", "Things.", {"greet": command(None)}, words)
+        assert end.value.code == 0
+        said = capsys.readouterr().out
+        assert all(text in said for text in wanted)
+    assert cli.CODES in said
+
+
+def fail(error: BaseException):
+    def run(options):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ValueError("no such file"), 1, "error: no such file\n"),
+        (FileNotFoundError("gone"), 1, "error: gone\n"),
+        (cli.Usage("unknown name"), 2, "error: unknown name\n"),
+        (KeyboardInterrupt(), 3, "\ninterrupted; the same command goes on from here\n"),
+    ],
+)
+def test_errors_become_a_line_and_a_code(error, code, said, capsys):
+    assert call(fail(error)) == code
+    assert capsys.readouterr().err == said
+
+
+def test_other_errors_are_ours_and_keep_their_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        call(fail(ZeroDivisionError()))
+    monkeypatch.setenv("QWENJAX_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="bad"):
+        call(fail(ValueError("bad")))
+
+
+def test_terminate_is_an_interruption():
+    assert call(lambda options: signal.raise_signal(signal.SIGTERM)) == 3
+
+
+def test_numbers():
+    assert (cli.natural("0"), cli.positive("12")) == (0, 12)
+    for kind, text in ((cli.natural, "-1"), (cli.positive, "0"), (cli.positive, "1.5"), (cli.natural, "")):
+        with pytest.raises(cli.argparse.ArgumentTypeError, match="is not a whole number"):
+            kind(text)
+    with pytest.raises(SystemExit) as end:
+        call(lambda options: 0, "--times=none")
+    assert end.value.code == 2
+    assert call(lambda options: options.times, "--times=7") == 7
+
+
+def test_experiments_that_do_not_exist_are_bad_usage():
+    options = cli.argparse.Namespace(exp="quickstrt", set=[])
+    with pytest.raises(cli.Usage, match="Did you mean 'quickstart'"):
+        cli.experiment(options)
+    with pytest.raises(cli.Usage, match="FIELD=VALUE"):
+        cli.experiment(cli.argparse.Namespace(exp="quickstart", set=["steps"]))
+    assert cli.experiment(cli.argparse.Namespace(exp="quickstart", set=["steps=3"])).steps == 3
