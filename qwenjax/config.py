@@ -173,15 +173,36 @@ class AdamW:
 
 @dataclass(frozen=True)
 class Source:
-    """One member of the data mixture: a directory of token shards, or text from which they are made once."""
+    """One member of the data mixture: a directory of token shards, or text from which they are made once.
 
-    text: str = ""  # a file (.jsonl, .jsonl.gz, .txt), a folder, or 'python-stdlib'; tokenised under data/ when new
+    Everything after `weight` says how text is read.
+    """
+
+    text: str = ""  # a file, a folder, 'python-stdlib', 'tfds:NAME@SPLIT' or 'hf:OWNER/NAME@SPLIT'; see data.sources
     shards: str = ""  # a directory written by `python -m qwenjax.data tokenize`
     weight: float = 1.0  # share of the rows, relative to the other sources
+    column: tuple[str, ...] = ("text",)  # fields of a row that make up its document; absent and empty ones are left out
+    join: str = "\n\n"  # between those fields, and between the rows of a group
+    group: str = ""  # consecutive rows with the same value in this field are one document: the pages of a book
+    include: tuple[str, ...] = ()  # of a folder, only files whose path inside it fits one of these; * also crosses /
+    exclude: tuple[str, ...] = ()  # and none whose path fits one of these
+    limit: int = 0  # bytes of text, about: a fixed sample, spread over the whole source; 0: all of it
 
     def __post_init__(self):
         _check(not (self.text and self.shards), "a source has either text or shards, not both")
         _check(self.weight > 0, f"source weight {self.weight} must be positive; leave the source out instead")
+        for name in ("column", "include", "exclude"):
+            value = getattr(self, name)
+            _check(isinstance(value, tuple) and all(value), f"source {name}={value!r}: wanted a tuple of names")
+        _check(bool(self.column), "a source needs the name of at least one column")
+        _check(self.limit >= 0, f"source limit={self.limit} must not be negative; 0 reads all of it")
+        _check(not (self.shards and self.reading), f"{list(self.reading)} are about text, but the source has shards")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The options of reading text that are not at their defaults: with the text, what its shards depend on."""
+        mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.default != getattr(self, f.name)}
+        return {name: value for name, value in mine.items() if name not in ("text", "shards", "weight")}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ examples:
 import sys
 
 from qwenjax import cli
-from qwenjax.data.commands import show, tokenize
+from qwenjax.data.commands import publish, show, stats, tokenize
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `python -m qwenjax.data COMMAND …`; returns its exit code."""
-    return cli.main("qwenjax.data", __doc__, {"tokenize": tokenize, "show": show}, argv)
+    commands = {"tokenize": tokenize, "stats": stats, "show": show, "publish": publish}
+    return cli.main("qwenjax.data", __doc__, commands, argv)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ and a finished folder is never touched again.
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwenjax import config
+from qwenjax.config import Data, Source
 from qwenjax.data.shards import SPLITS, VERSION, Shards
-from qwenjax.data.sources import STDLIB, Report, cut, no_documents, read, slices
+from qwenjax.data.sources import Report, as_source, cut, no_documents, read, slices
 from qwenjax.data.tokenize import exclusive, teller, tokenize
 from qwenjax.data.worker import keyed_hash
 
@@ -25,7 +26,7 @@ SAMPLE = 16 << 20  # bytes of text from which a vocabulary is trained: more take
 VALIDATION = 0.03  # of the documents held out: text named in an experiment is small, and 1 % of it measures little
 
 
-def prepare(data: config.Data, seed: int, root: str | Path = "data", progress: bool = True) -> tuple:
+def prepare(data: Data, seed: int, root: str | Path = "data", progress: bool = True) -> tuple:
     """(tokenizer, one `Shards` per source, lines that say what was done).
 
     Processes of one machine may call this at the same time: one works, the others wait and then find it done.
@@ -59,47 +60,46 @@ def prepare(data: config.Data, seed: int, root: str | Path = "data", progress: b
 class _Room:
     """Where things are kept, for which settings, and what there is to say about it."""
 
-    spec: str  # config.Data.tokenizer
+    spec: str  # of config.Data.tokenizer
     seed: int
     root: Path
     progress: bool
     said: list[str] = field(default_factory=list)
 
-    def shards(self, source: config.Source, tokenizer) -> Shards:
+    def shards(self, source: Source, tokenizer) -> Shards:
         """The shards of one source, tokenised now if they are not there."""
         if source.shards:
             return Shards(source.shards)
-        name = STDLIB if source.text == STDLIB else Path(source.text).name.split(".")[0]
+        name = re.sub(r"[:@#%\[\]]+", "-", Path(source.text).name.split(".")[0])
         # the fingerprint too: what 'train:SIZE' means depends on the other sources
-        directory = self.root / f"{name}-{_hash(source.text, self.spec, tokenizer.fingerprint, self.seed)}"
+        directory = self.root / f"{name}-{_hash(*_what(source), self.spec, tokenizer.fingerprint, self.seed)}"
         if (directory / "index.json").is_file():
             self.said.append(f"{source.text}: already tokenised")
             return Shards(directory)
         teller(self.progress)(f"tokenising {source.text} into {directory}, once")
-        shards = tokenize(
-            [source.text], directory, tokenizer, seed=self.seed, validation=VALIDATION, progress=self.progress
-        )
+        shards = tokenize([source], directory, tokenizer, seed=self.seed, validation=VALIDATION, progress=self.progress)
         self.said += [f"{source.text}: tokenised", *Report(shards.index["skipped"]).lines()]
         return shards
 
-    def vocabulary(self, sources: tuple[config.Source, ...]) -> Path:
+    def vocabulary(self, sources: tuple[Source, ...]) -> Path:
         """The .model file of a 'train:SIZE' vocabulary, trained now if it is not there."""
         from qwenjax.text import spm
 
-        texts, size = [source.text for source in sources if source.text], self.spec.removeprefix("train:")
+        texts, size = [source for source in sources if source.text], self.spec.removeprefix("train:")
         if not size.isdigit():
             raise ValueError(f"data.tokenizer={self.spec!r}: wanted 'train:SIZE', e.g. 'train:8192'")
         if not texts:
             raise ValueError(
                 f"data.tokenizer={self.spec!r}, but no source has text to train on; name that of the shards"
             )
-        directory = self.root / f"tokenizer-{_hash(*texts, self.spec)}"
+        directory = self.root / f"tokenizer-{_hash(*(part for source in texts for part in _what(source)), self.spec)}"
         model = directory / "tokenizer.model"
         self.root.mkdir(parents=True, exist_ok=True)
         if not model.is_file():
             with exclusive(self.root, teller(self.progress)):
                 if not model.is_file():  # else another process made it while this one waited
-                    teller(self.progress)(f"training a vocabulary of {size} on {', '.join(texts)}")
+                    names = ", ".join(source.text for source in texts)
+                    teller(self.progress)(f"training a vocabulary of {size} on {names}")
                     working = directory.with_name(directory.name + ".tmp")  # renamed whole: never half a vocabulary
                     shutil.rmtree(working, ignore_errors=True)
                     working.mkdir()
@@ -109,28 +109,33 @@ class _Room:
         return model
 
 
-def sample(texts: list[str], size: int) -> list[str]:
+def sample(sources: Sequence[str | Path | Source], size: int) -> list[str]:
     """Documents of about `size` bytes, an equal part from each source and spread over all of it."""
-    return [document for text in texts for document in _spread(text, size // len(texts))]
+    return [document for source in sources for document in _spread(as_source(source), size // len(sources))]
 
 
-def _spread(text: str, size: int) -> Iterator[str]:
+def _spread(source: Source, size: int) -> Iterator[str]:
     report = Report()
-    pieces = [piece for whole in slices(text, report) for piece in cut(whole, 1 << 20)]
+    pieces = [piece for whole in slices(source, report) for piece in cut(whole, 1 << 20)]
     pieces.sort(key=lambda p: keyed_hash("sample", 0, f"{p.origin}@{p.start}"))  # a fixed shuffle
     share, given = size // min(max(len(pieces), 1), 16), 0
     for piece in pieces:
         seen = kept = 0
         for document in read(piece, report):
             seen += len(document.text.encode("utf-8"))
-            if kept < seen * min(1.0, share / piece.size):  # evenly within the piece, too
+            if kept < seen * min(1.0, share / max(piece.size, 1)):  # evenly within the piece, too
                 kept += len(document.text.encode("utf-8"))
                 yield document.text
         given += kept
         if given >= size:
             return
     if not given:
-        raise ValueError(no_documents([text], report))
+        raise ValueError(no_documents([source], report))
+
+
+def _what(source: Source) -> list:
+    """What is read and how; options at their defaults add nothing, so that a new one leaves old folders valid."""
+    return [source.text, source.reading] if source.reading else [source.text]
 
 
 def _hash(*parts: object) -> str:

@@ -15,7 +15,7 @@ import json
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +28,7 @@ SPLITS = ("train", "validation")
 PAGE = 8192  # tokens per record: what one random read costs, against 28 bytes of index in memory per record
 OPEN_FILES = 256  # most readers kept open at a time
 TABLE_GROUP = 128  # documents compressed together
+AHEAD = 32  # pages that reading forward unpacks at a time
 
 
 class Span(NamedTuple):
@@ -200,12 +201,15 @@ class Shards:
 
     def _record(self, entry: dict, what: str, i: int) -> bytes:
         """One page of tokens, or one row of the table of documents."""
+        return self._records(entry, what, [i])[0]
+
+    def _records(self, entry: dict, what: str, numbers: Sequence[int]) -> list[bytes]:
         path = self.directory / entry["files"][what]["name"]
         try:
-            return self._reader(str(path)).read([i])[0]
+            return self._reader(str(path)).read(list(numbers))
         except RuntimeError as error:
             raise ValueError(
-                f"{path}: {'page' if what == 'tokens' else 'document'} {i} cannot be read ({error}). "
+                f"{path}: {'page' if what == 'tokens' else 'document'} {numbers[0]} cannot be read ({error}). "
                 f"The file is damaged: copy it again, or delete {self.directory} and tokenise again"
             ) from None
 
@@ -224,6 +228,22 @@ class Shards:
                 at = starts[f] + row["start"]
                 spans.append(Span(at, at + row["tokens"], row["bytes"], row["origin"]))
         return spans
+
+    def all_documents(self, split: str) -> Iterator[tuple[Span, np.ndarray]]:
+        """Every document of a split in stream order, with its tokens, int32 [n], end-of-text included.
+
+        Reads forward: each page of tokens and each group of the table is unpacked about once.
+        """
+        for at, entry in zip(self._starts[split], self._files[split]):
+            first, held = 0, np.zeros(0, np.int32)  # `held` begins with token `first` of the file
+            for d in range(0, entry["documents"], TABLE_GROUP):
+                for record in self._records(entry, "documents", range(d, min(d + TABLE_GROUP, entry["documents"]))):
+                    row = json.loads(record)
+                    start, stop = row["start"], row["start"] + row["tokens"]
+                    if stop > first + len(held):
+                        first, ahead = start, start + AHEAD * self.page
+                        held = self._read_file(entry, start, min(max(stop, ahead), entry["tokens"])).astype(np.int32)
+                    yield Span(at + start, at + stop, row["bytes"], row["origin"]), held[start - first : stop - first]
 
     def _document(self, entry: dict, d: int) -> dict:
         return json.loads(self._record(entry, "documents", d))

@@ -1,26 +1,32 @@
-"""Documents from files, folders and the Python on this machine.
+"""Documents from files, folders, data sets of records and the Python on this machine.
 
-Input is cut into `Slice`s (a whole file, or a byte range of a plain .jsonl) that any process can read on its own, so
-what a document is called does not depend on who reads it. Broken input is skipped and counted in a `Report`, by
-reason and with the first place it was seen; it stops nothing by itself.
+    FILE             .jsonl .ndjson .json .parquet, or text; each but .parquet also as .gz or .zst
+    FOLDER           all such files in it, and source code: each file of text one document
+    python-stdlib    modules and reference of the running Python
+    tfds:… hf:…      see `records`; a folder that TFDS has prepared needs no prefix
+
+Input is cut into `Slice`s (a whole file, or a part of one) that any process can read on its own, so what a document is
+called does not depend on who reads it. Broken input is skipped and counted in a `Report`, by reason and with the first
+place it was seen; it stops nothing by itself.
 """
 
-import gzip
 import importlib.util
-import json
 import os
+import stat
 import sysconfig
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from fnmatch import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+
+from qwenjax.config import Source
+from qwenjax.data import files, records
+from qwenjax.data.rows import Document, Report, Slice, checked, joined
 
 STDLIB = "python-stdlib"
-LIMIT = 64 << 20  # bytes of one document; more is a data file, not a text
-PART = 16 << 10  # bytes, about, of the documents that a text file named as a source of its own is cut into
+NOT_READ = "file type not read"  # what a folder holds beside text is told, but no fault
+PROBES, PROBE = 32, 64 << 10  # places of a source, and bytes of text at each, from which its amount of text is judged
 TEXT = """
     .txt .md .rst .tex .org .adoc .html .htm .xml .css .scss .sql .csv .tsv .json .yaml .yml .toml .ini .cfg
     .py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .scala .swift .cs .js .jsx .ts .tsx .vue
@@ -32,235 +38,224 @@ TEXT = """
 NOT_STDLIB = ("test", "tests", "idle_test", "encodings", "*-packages", "__pycache__", "config-*", "_sysconfigdata*")
 
 
-@dataclass(frozen=True)
-class Document:
-    """One text and where it came from: `FILE`, `FILE@BYTE` (offset of its line) or `FILE:ENTRY`."""
-
-    text: str
-    origin: str
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A part of a source that one process reads: lines of `file` that begin in bytes [start, stop)."""
-
-    kind: str  # jsonl | text | parts | topics
-    file: str
-    origin: str  # name without the folders above the source: the same on every machine
-    size: int  # bytes of text, about; for balance and progress
-    start: int = 0
-    stop: int | None = None  # None: to the end
+def as_source(source: str | Path | Source) -> Source:
+    """What is read, and how: a path alone is read with the defaults."""
+    if not isinstance(source, Source):
+        return Source(text=str(source))
+    if not source.text:
+        raise ValueError(f"{source} names no text")
+    return source
 
 
-class Report(dict):
-    """What was skipped: reason -> [count, origin of the first]."""
-
-    def note(self, reason: str, origin: str, count: int = 1) -> None:
-        self.setdefault(reason, [0, origin])[0] += count
-
-    def merge(self, other: dict) -> None:
-        for reason, (count, origin) in other.items():
-            self.note(reason, origin, count)
-
-    def lines(self) -> list[str]:
-        """For people, most frequent first."""
-        items = sorted(self.items(), key=lambda item: (-item[1][0], item[0]))
-        return [f"skipped {count:,} x {reason} (first: {origin})" for reason, (count, origin) in items]
-
-
-def documents(path: str | Path, report: Report | None = None) -> Iterator[Document]:
-    """Every document of a .jsonl, .jsonl.gz, text file or folder, or of 'python-stdlib', in a fixed order.
+def documents(source: str | Path | Source, report: Report | None = None) -> Iterator[Document]:
+    """Every document of a source, in a fixed order.
 
     Raises:
-      ValueError: no such path, or not a single document in it (the report's counts say why).
+      ValueError: no such source, or not a single document in it (the report's counts say why).
     """
     report = Report() if report is None else report
     found = False
-    for piece in slices(path, report):
+    for piece in slices(source, report):
         for document in read(piece, report):
             found = True
             yield document
     if not found:
-        raise ValueError(no_documents([str(path)], report))
+        raise ValueError(no_documents([source], report))
 
 
-def no_documents(paths: list[str], report: Report) -> str:
+def no_documents(sources: Sequence[str | Path | Source], report: Report) -> str:
     """The message of an empty corpus."""
+    sources = [as_source(source) for source in sources]
     reasons = "; ".join(report.lines()) or "there is nothing to read"
-    return f"no document in {', '.join(paths)}: {reasons}. Wanted text files, or JSON lines with a string field 'text'"
+    columns = " or ".join(dict.fromkeys(repr(name) for source in sources for name in source.column))
+    return (
+        f"no document in {', '.join(source.text for source in sources)}: {reasons}. "
+        f"Wanted text files, or rows with text in their field {columns} (--column, or column=(…,), names another)"
+    )
 
 
-def slices(path: str | Path, report: Report) -> list[Slice]:
-    """The files of a source, whole, in reading order."""
-    if str(path) == STDLIB:
-        return _stdlib(report)
-    path = Path(path)
+# ---- what there is to read ----
+
+
+def slices(source: str | Path | Source, report: Report) -> list[Slice]:
+    """The files of a source, whole, in reading order.
+
+    Raises:
+      ValueError: no such file, folder or data set.
+    """
+    source = as_source(source)
+    pieces = _found(source, report)
+    return _sample(pieces, source.limit) if source.limit and pieces else pieces
+
+
+def _found(source: Source, report: Report) -> list[Slice]:
+    if source.text == STDLIB:
+        return _stdlib(source, report)
+    path = Path(source.text)
+    if source.text.startswith((records.TFDS, records.HF)) or records.is_prepared(path):
+        return records.slices(source, report)
     if path.is_dir():
-        return [p for file, origin in _walk(path, report) for p in _file(file, origin, report)]
+        return [p for file, origin in _walk(path, source, report) for p in _file(file, origin, source, report)]
     if not path.is_file():
-        raise ValueError(f"no file or folder {path}; wanted .jsonl, .jsonl.gz, a text file, a folder or '{STDLIB}'")
-    # A file named on purpose is read whatever it is called. If it is text, it is a whole corpus in one piece: as a
-    # single document it could be neither shuffled nor held out in part.
-    return _file(path, path.name, report, "jsonl" if _kind(path.name) == "jsonl" else "parts")
+        raise ValueError(f"no file or folder {path}; wanted one, or {STDLIB}, tfds:NAME@SPLIT, hf:OWNER/NAME@SPLIT")
+    return _file(path, path.name, source, report, alone=True)
 
 
 def cut(piece: Slice, size: int) -> list[Slice]:
-    """A whole plain .jsonl as slices of `size` bytes; anything else as it is."""
-    if piece.kind != "jsonl" or piece.file.endswith(".gz"):
+    """A slice as slices of about `size` bytes, if a process can begin to read in the middle of it."""
+    if piece.stop is None or piece.source.group or piece.size <= size:  # a group ends where another begins
         return [piece]
-    edges = [*range(0, piece.size, size), piece.size]
-    return [replace(piece, size=b - a, start=a, stop=b) for a, b in pairwise(edges)]
+    length = piece.stop - piece.start
+    step = max(1, size * length // piece.size)
+    edges = [*range(piece.start, piece.stop, step), piece.stop]
+    return [replace(piece, size=max(1, (b - a) * piece.size // length), start=a, stop=b) for a, b in pairwise(edges)]
 
 
-def _kind(name: str) -> str | None:
-    """How a file of this name is read; None: not at all."""
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        return "jsonl"
-    return "text" if Path(name).suffix.lower() in TEXT else None
-
-
-def _file(file: Path, origin: str, report: Report, kind: str | None = None) -> list[Slice]:
-    kind = kind or _kind(file.name)
+def modified(piece: Slice) -> int:
+    """When the file of a slice was last written, in nanoseconds; 0 if there is no saying."""
     try:
-        size = file.stat().st_size
+        return os.stat(records.opened(piece.file).place if piece.kind == "records" else piece.file).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _file(file: Path, origin: str, source: Source, report: Report, alone: bool = False) -> list[Slice]:
+    """The slice of one file. One named on purpose (`alone`) is read whatever it is called."""
+    origin = os.fsencode(origin).decode("utf-8", "backslashreplace")  # a file's name may be no UTF-8
+    try:
+        status = file.stat()
     except OSError:
         report.note("unreadable file", origin)
         return []
-    if kind is None:
-        report.note(f"file type not read: {file.suffix or 'no suffix'}", origin)
+    if not stat.S_ISREG(status.st_mode):
+        report.note("no regular file", origin)
         return []
-    return [Slice(kind, str(file), origin, size * (4 if file.suffix == ".gz" else 1))]  # text packs about 4:1
+    packed = file.suffix in files.PACKED
+    name, size, stop = Path(file.stem if packed else file.name), status.st_size, None
+    kind = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(name.suffix)
+    if name.suffix == ".json":
+        kind = files.json_kind(file, source.column, alone)
+    if kind == "parquet" and not packed:
+        stop, size = files.parquet_text(file, source.column)
+    elif kind is None and (alone or name.suffix.lower() in TEXT or _included_by_name(origin, name, source)):
+        # As a single document, a whole corpus in one text file could be neither shuffled nor held out in part.
+        kind = "parts" if alone else "text"
+    elif kind is None:
+        report.note(f"{NOT_READ}: {name.suffix or 'no suffix'}", origin)
+        return []
+    if packed:
+        size = int(size * (files.expansion(str(file)) if source.limit else 4))  # text packs about 4:1
+    elif kind == "jsonl":
+        stop = size
+    return [Slice(kind, str(file), origin, size, 0, stop or None, source)]
 
 
-def _walk(folder: Path, report: Report, skip: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:
+def _included_by_name(origin: str, name: Path, source: Source) -> bool:
+    """Whether a pattern asks for files of just this name or suffix, which then need not be known as text."""
+    inside = origin.partition("/")[2]
+    return any(fnmatchcase(inside, pattern) and not pattern.endswith("*") for pattern in source.include)
+
+
+def _walk(folder: Path, source: Source, report: Report, skip: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:
     """(file, origin) below a folder, sorted; hidden names and names like one of `skip` are left out."""
     top = folder.resolve()
 
-    def kept(names: list[str]) -> list[str]:
-        return sorted(name for name in names if not any(fnmatch(name, pattern) for pattern in (".*", *skip)))
+    def kept(root: str, names: list[str], end: str = "") -> list[str]:
+        """The names in a folder that are read; a folder itself is left out if a pattern fits its path and '/'."""
+        inside = Path(root).relative_to(top)
+        paths = {name: (inside / name).as_posix() + end for name in names}
+        return sorted(
+            name
+            for name, path in paths.items()
+            if not any(fnmatchcase(name, pattern) for pattern in (".*", *skip))
+            and not any(fnmatchcase(path, pattern) for pattern in source.exclude)
+            and (end or not source.include or any(fnmatchcase(path, pattern) for pattern in source.include))
+        )
 
     def failed(error: OSError) -> None:
         report.note("unreadable folder", str(error.filename))
 
-    for root, folders, files in os.walk(top, onerror=failed):
-        folders[:] = kept(folders)
-        for name in kept(files):
+    for root, folders, names in os.walk(top, onerror=failed):
+        folders[:] = kept(root, folders, "/")
+        for name in folders:
+            if Path(root, name).is_symlink():
+                report.note("link to a folder, not followed", f"{top.name}/{Path(root, name).relative_to(top)}")
+        for name in kept(root, names):
             file = Path(root, name)
             yield file, f"{top.name}/{file.relative_to(top).as_posix()}"
 
 
-def _stdlib(report: Report) -> list[Slice]:
+def _stdlib(source: Source, report: Report) -> list[Slice]:
     """The standard library's modules, and the language reference that `help()` prints, entry by entry."""
     folder = Path(sysconfig.get_path("stdlib"))
     topics = importlib.util.find_spec("pydoc_data.topics")
     pieces = []
-    for file, origin in _walk(folder, report, NOT_STDLIB):
+    for file, origin in _walk(folder, source, report, NOT_STDLIB):
         if file.suffix == ".py":
             origin = STDLIB + origin[len(folder.resolve().name) :]
             kind = "topics" if topics and origin.endswith("pydoc_data/topics.py") else "text"
-            pieces.append(Slice(kind, str(file), origin, file.stat().st_size))
+            pieces.append(Slice(kind, str(file), origin, file.stat().st_size, source=source))
     return pieces
+
+
+# ---- reading ----
+
+
+def _topics(piece: Slice, report: Report) -> Iterator[Document]:
+    """The language reference that `help()` prints, entry by entry."""
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        if piece.keeps(origin := f"{piece.origin}:{name}"):
+            yield from checked(topics[name], origin, report)
+
+
+ROWS = {"jsonl": files.json_lines, "list": files.json_list, "parquet": files.parquet, "records": records.read}
+TEXTS = {"text": files.text, "parts": files.parts, "topics": _topics}
 
 
 def read(piece: Slice, report: Report) -> Iterator[Document]:
     """The documents of one slice."""
     try:
-        if piece.kind == "jsonl":
-            yield from _json_lines(piece, report)
-        elif piece.kind == "topics":
-            from pydoc_data.topics import topics
-
-            for name in sorted(topics):
-                yield from _checked(topics[name], f"{piece.origin}:{name}", report)
-        elif piece.kind == "parts":
-            yield from _parts(piece, report)
-        elif piece.size > LIMIT:
-            report.note(f"file over {LIMIT >> 20} MiB is not one document", piece.origin)
+        if piece.kind in ROWS:
+            yield from joined(ROWS[piece.kind](piece, report), piece, report)
         else:
-            yield from _checked(Path(piece.file).read_bytes(), piece.origin, report)
+            yield from TEXTS[piece.kind](piece, report)
     except OSError as error:
         report.note(f"unreadable file ({error.strerror or error})", piece.origin)
 
 
-def _parts(piece: Slice, report: Report) -> Iterator[Document]:
-    """A text file as documents of about PART bytes that end where a line ends."""
-    with open(piece.file, "rb") as lines:
-        at = 0
-        while part := lines.read(PART):
-            part += lines.readline(1 << 20)
-            while len(part) > 1 and not part.endswith(b"\n") and (after := lines.read(1)):
-                if after[0] & 0xC0 != 0x80:  # not inside a character: a line without end may be cut here
-                    lines.seek(-1, os.SEEK_CUR)
-                    break
-                part += after
-            yield from _checked(part, f"{piece.origin}@{at}", report)
-            at += len(part)
+# ---- a sample ----
 
 
-def _json_lines(piece: Slice, report: Report) -> Iterator[Document]:
-    at = piece.start
-    with (gzip.open if piece.file.endswith(".gz") else open)(piece.file, "rb") as lines:
-        if at:  # a line belongs to the slice that holds its first byte: finish the one that began before
-            lines.seek(at - 1)
-            at += _skip_line(lines) - 1
-        while piece.stop is None or at < piece.stop:
-            try:
-                line = lines.readline(LIMIT + 1)
-                if not line:
-                    return
-                here, at = f"{piece.origin}@{at}", at + len(line)
-                if len(line) > LIMIT and not line.endswith(b"\n"):
-                    at += _skip_line(lines)
-                    report.note(f"line over {LIMIT >> 20} MiB", here)
-                    continue
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                reason = "truncated gzip" if isinstance(error, EOFError) else "corrupt gzip"
-                report.note(f"{reason}, the rest of the file", f"{piece.origin}@{at}")
-                return
-            yield from _json_document(line, here, report)
+def _sample(pieces: list[Slice], limit: int) -> list[Slice]:
+    """The slices with the share of their documents that makes about `limit` bytes of text."""
+    density = _density([piece for piece in pieces if piece.kind in ("jsonl", "list")])
+    sizes = [piece.size * (density if piece.kind in ("jsonl", "list") else 1) for piece in pieces]
+    share = min(1.0, limit / max(sum(sizes), 1))
+    return [replace(piece, size=max(1, int(size * share)), share=share) for piece, size in zip(pieces, sizes)]
 
 
-def _skip_line(lines: BinaryIO) -> int:
-    """Moves to the start of the next line, in bounded memory; the bytes skipped."""
-    skipped = 0
-    while part := lines.readline(1 << 20):
-        skipped += len(part)
-        if part.endswith(b"\n"):
-            break
-    return skipped
+def _density(pieces: list[Slice]) -> float:
+    """Bytes of text in a byte of JSON, measured at places spread evenly over the slices."""
+    total, begin, text, json_bytes = sum(piece.size for piece in pieces), 0, 0, 0
+    for piece in pieces:
+        first, last = (-(-at * PROBES // total) for at in (begin, begin + piece.size))
+        for place in range(first, last if piece.stop else min(last, first + 1)):  # a packed file has only a beginning
+            found = _probe(piece, (place * total / PROBES - begin) / piece.size)
+            text, json_bytes = text + found[0], json_bytes + found[1]
+        begin += piece.size
+    return text / json_bytes if text else 1.0
 
 
-def _json_document(line: bytes, origin: str, report: Report) -> Iterator[Document]:
-    if not line.strip():
-        report.note("blank line", origin)
-        return
-    try:
-        value = json.loads(line.decode("utf-8").removeprefix("\ufeff"))
-    except UnicodeDecodeError:
-        report.note("invalid UTF-8", origin)
-        return
-    except (json.JSONDecodeError, RecursionError):
-        report.note("NUL bytes (binary)" if b"\0" in line else "bad JSON line", origin)
-        return
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        report.note("no string field 'text'", origin)
-        return
-    yield from _checked(value["text"], origin, report)
-
-
-def _checked(text: str | bytes, origin: str, report: Report) -> Iterator[Document]:
-    """The document, unless it is not text."""
-    try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8").removeprefix("\ufeff")
-        else:
-            text.encode("utf-8")  # JSON may carry half a surrogate pair, which is no character
-    except UnicodeError:
-        report.note("NUL bytes (binary)" if isinstance(text, bytes) and b"\0" in text else "invalid UTF-8", origin)
-        return
-    if "\0" in text:
-        report.note("NUL bytes (binary)", origin)
-    elif not text.strip():
-        report.note("empty document", origin)
-    else:
-        yield Document(text, origin)
+def _probe(piece: Slice, at: float) -> tuple[int, int]:
+    """Bytes of text, and of the JSON around it, of documents from a place on: a fraction `at` of the file."""
+    first, text = None, 0
+    for document in read(replace(piece, start=int(at * (piece.stop or 0))), Report()):
+        if piece.kind == "jsonl":
+            offset = int(document.origin.rpartition("@")[2])
+            first = offset if first is None else first
+            if text >= PROBE:
+                return text, offset - first
+        text += len(document.text.encode("utf-8"))
+    return text, piece.size - (first or 0)

@@ -22,8 +22,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+from qwenjax.config import Source
 from qwenjax.data.shards import PAGE, SPLITS, VERSION, Shards, token_dtype, write_json
-from qwenjax.data.sources import Report, Slice, cut, no_documents, slices
+from qwenjax.data.sources import NOT_READ, Report, Slice, as_source, cut, modified, no_documents, slices
 from qwenjax.data.worker import Job, Worker, open_unit
 
 SHARD_BYTES = 128 << 20  # text per output file; what pass 2 holds in memory, per worker
@@ -33,7 +34,7 @@ PER_WORKER = 4 << 20  # a process takes about a second to start: less text than 
 
 
 def tokenize(
-    source_paths: Sequence[str | Path],
+    source_paths: Sequence[str | Path | Source],
     out: str | Path,
     tokenizer,
     *,
@@ -47,8 +48,9 @@ def tokenize(
     """Writes the shards of some text sources into directory `out`; a repeated call resumes, or returns at once.
 
     Args:
-      source_paths: what `sources.documents` reads. A single .jsonl.gz is read by one worker; .jsonl is cut for all.
-      tokenizer: `encode_ordinary`, `eot`, `size`, `name`, `fingerprint`, `save`; picklable.
+      source_paths: what `sources.documents` reads; a `config.Source` also says how. Plain .jsonl, .parquet and data
+        sets of records are cut for all workers; each other file, or one whose rows are grouped, is read by one.
+      tokenizer: `encode_array`, `eot`, `size`, `name`, `fingerprint`, `save`; picklable.
       validation: share of the documents held out, in [0, 1).
       strict: fail when any document had to be skipped.
 
@@ -58,12 +60,15 @@ def tokenize(
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation} is the share of documents held out; wanted 0 <= share < 1")
-    out, report = Path(out), Report()
-    units, total = plan(source_paths, report)
+    out, report, sources = Path(out), Report(), [as_source(source) for source in source_paths]
+    units, total = plan(sources, report)
+    if strict:
+        _refuse(Report({reason: seen for reason, seen in report.items() if not reason.startswith(NOT_READ)}))
     files = tuple(max(1, math.ceil(total * share / SHARD_BYTES)) for share in (1 - validation, validation))
     job = Job(out, seed, validation, page, files)
     what = [VERSION, seed, validation, page, files, tokenizer.fingerprint]
     what += [[number, p.origin, p.size, p.start] for unit in units for number, p in unit]
+    what += [[number, source.reading] for number, source in enumerate(sources) if source.reading]
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out, teller(progress)):
         if not (out / "index.json").is_file():
@@ -73,9 +78,10 @@ def tokenize(
             skipped.merge(report)
             index = {"version": VERSION, "plan": _digest(what), "seed": seed, "validation": validation, "page": page}
             index |= {"dtype": token_dtype(tokenizer.size).str, "skipped": skipped}
-            index["sources"] = [str(path) for path in source_paths]
+            index["sources"] = [source.text for source in sources]
+            index["reading"] = [source.reading for source in sources]
             index["tokenizer"] = {k: getattr(tokenizer, k) for k in ("name", "fingerprint", "size", "eot")}
-            index["splits"] = _splits(job, source_paths, skipped)
+            index["splits"] = _splits(job, sources, skipped)
             tokenizer.save(out / "tokenizer")
             write_json(out / "index.json", index)
         shutil.rmtree(job.work, ignore_errors=True)
@@ -94,15 +100,16 @@ def _digest(what: list) -> str:
 
 def _times(units: list[list[tuple[int, Slice]]]) -> list[int]:
     """When each file was written: half-finished work is of no use once one of them has changed."""
-    return [os.stat(piece.file).st_mtime_ns for unit in units for _, piece in unit]
+    files = {piece.file: piece for unit in units for _, piece in unit}
+    return [modified(piece) for piece in files.values()]
 
 
-def plan(source_paths: Sequence[str | Path], report: Report) -> tuple[list[list[tuple[int, Slice]]], int]:
+def plan(sources: Sequence[str | Path | Source], report: Report) -> tuple[list[list[tuple[int, Slice]]], int]:
     """The units of work, each a list of (source number, slice), and the bytes of text they hold, about.
 
     Depends on nothing but the input files, so that a restarted run finds the same units.
     """
-    pieces = [(number, piece) for number, path in enumerate(source_paths) for piece in slices(path, report)]
+    pieces = [(number, piece) for number, source in enumerate(sources) for piece in slices(source, report)]
     total = sum(piece.size for _, piece in pieces)
     target = min(max(total // UNITS, UNIT_BYTES[0]), UNIT_BYTES[1])
     units: list[list[tuple[int, Slice]]] = []
@@ -125,12 +132,17 @@ def _both_passes(job: Job, units: list, run: Callable, strict: bool, progress: b
     skipped = Report()
     for u in sizes:
         skipped.merge(open_unit(job.unit(u))[1]["skipped"])
-    if strict and skipped:
-        raise ValueError("; ".join(skipped.lines()) + ". Without strict they are left out")
+    if strict:
+        _refuse(skipped)
     groups = dict.fromkeys(range(sum(job.files)), 1)
     todo = [(group, len(units)) for group in groups if not job.entry(group).is_file()]
     run("shard", todo, _meter("writing shards", groups, [group for group, _ in todo], progress))
     return skipped
+
+
+def _refuse(skipped: Report) -> None:
+    if skipped:
+        raise ValueError("; ".join(skipped.lines()) + ". Without strict they are left out")
 
 
 def _claim(job: Job, digest: str, say: Callable[[str], None]) -> None:
@@ -149,7 +161,7 @@ def _claim(job: Job, digest: str, say: Callable[[str], None]) -> None:
         say(f"resuming unfinished work in {job.out}")
 
 
-def _splits(job: Job, source_paths: Sequence[str | Path], skipped: Report) -> dict:
+def _splits(job: Job, sources: Sequence[Source], skipped: Report) -> dict:
     """The index's description of both splits, from the entries of pass 2."""
     splits = {split: {"tokens": 0, "documents": 0, "bytes": 0, "files": []} for split in SPLITS}
     for group in range(sum(job.files)):
@@ -159,7 +171,7 @@ def _splits(job: Job, source_paths: Sequence[str | Path], skipped: Report) -> di
             for what in ("tokens", "documents", "bytes"):
                 splits[row["split"]][what] += row["entry"][what]
     if not any(split["documents"] for split in splits.values()):
-        raise ValueError(no_documents([str(s) for s in source_paths], skipped))
+        raise ValueError(no_documents(sources, skipped))
     if not splits["train"]["documents"]:
         raise ValueError(
             f"all {splits['validation']['documents']} documents were held out; lower validation={job.validation}"

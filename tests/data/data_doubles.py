@@ -8,6 +8,8 @@ import random
 import time
 from pathlib import Path
 
+import numpy as np
+
 SETTINGS = {"validation": 0.1, "page": 500, "progress": False}  # of the fixture `shards`
 
 
@@ -20,6 +22,9 @@ class ByteTokenizer:
     def encode_ordinary(self, text: str) -> list[int]:
         time.sleep(self.delay)
         return list(text.encode())
+
+    def encode_array(self, text: str) -> np.ndarray:
+        return np.array(self.encode_ordinary(text), np.uint32)
 
     def encode_batch(self, texts) -> list[list[int]]:
         return [self.encode_ordinary(text) for text in texts]

@@ -1,5 +1,7 @@
 """An experiment's data, made once and found again."""
 
+import hashlib
+import json
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ from data_doubles import ByteTokenizer, corpus
 
 import qwenjax.text
 from qwenjax import config
+from qwenjax.config import Source
 from qwenjax.data.prepare import prepare, sample
 from qwenjax.data.tokenize import tokenize
 
@@ -26,7 +29,7 @@ def data(*sources, tokenizer="bytes"):
 
 def test_text_is_tokenised_once_and_shards_are_opened(tmp_path, as_bytes, shards):
     corpus(tmp_path / "a.jsonl", 100, seed=2)
-    sources = config.Source(text=str(tmp_path / "a.jsonl")), config.Source(shards=str(shards.directory))
+    sources = Source(text=str(tmp_path / "a.jsonl")), Source(shards=str(shards.directory))
     tokenizer, made, said = prepare(data(*sources), 0, tmp_path / "data", progress=False)
     assert tokenizer.name == "bytes"
     assert made[1].directory == shards.directory
@@ -41,16 +44,16 @@ def test_text_is_tokenised_once_and_shards_are_opened(tmp_path, as_bytes, shards
 def test_shards_of_another_tokenizer_are_refused(tmp_path, as_bytes, shards):
     other = tokenize([tmp_path / "corpus.jsonl"], tmp_path / "o", ByteTokenizer(fingerprint="c" * 64), progress=False)
     with pytest.raises(ValueError, match=r"was tokenised with 'bytes' .*cccc"):
-        prepare(data(config.Source(shards=str(other.directory))), 0, tmp_path / "data", progress=False)
+        prepare(data(Source(shards=str(other.directory))), 0, tmp_path / "data", progress=False)
 
 
 def test_what_is_missing_is_said(tmp_path, as_bytes, shards):
     for broken, message in [
         (data(), r"data\.sources is empty"),
-        (data(config.Source()), r"data\.sources\.0 names neither text nor shards"),
-        (data(config.Source(text="x"), tokenizer="train:many"), "wanted 'train:SIZE'"),
-        (data(config.Source(shards=str(shards.directory)), tokenizer="train:300"), "no source has text to train on"),
-        (data(config.Source(text=str(tmp_path / "nowhere"))), "no file or folder"),
+        (data(Source()), r"data\.sources\.0 names neither text nor shards"),
+        (data(Source(text="x"), tokenizer="train:many"), "wanted 'train:SIZE'"),
+        (data(Source(shards=str(shards.directory)), tokenizer="train:300"), "no source has text to train on"),
+        (data(Source(text=str(tmp_path / "nowhere"))), "no file or folder"),
     ]:
         with pytest.raises(ValueError, match=message):
             prepare(broken, 0, tmp_path / "data", progress=False)
@@ -92,3 +95,27 @@ if __name__ == "__main__":
     messages = answers[0][1] + answers[1][1]
     assert messages.count("training a vocabulary of 400") == 1
     assert not list((tmp_path / "data").glob("*.tmp"))
+
+
+def test_options_of_reading_are_part_of_the_name(tmp_path, as_bytes):
+    corpus(tmp_path / "a.jsonl", 200)
+    text = str(tmp_path / "a.jsonl")
+
+    def folder(**reading):
+        source = Source(text=text, **reading)
+        return prepare(data(source), 0, tmp_path / "data", progress=False)[1][0].directory
+
+    # as it was before there were options: made with this version, tokenizer and seed
+    what = [1, text, "bytes", ByteTokenizer.fingerprint, 0]
+    digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=4).hexdigest()
+    assert folder() == folder(weight=2.0) == tmp_path / "data" / f"a-{digest}"
+    assert len({folder(), folder(limit=20_000), folder(limit=21_000), folder(join=" ")}) == 4
+    with pytest.raises(ValueError, match="no field 'body'; there are: text, id"):
+        folder(column=("body",))
+
+
+def test_a_vocabulary_is_trained_on_what_is_read(tmp_path):
+    rows = [{"text": "the wrong one", "body": f"right {i}"} for i in range(50)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    taken = sample([Source(text=str(tmp_path / "a.jsonl"), column=("body",))], 10**6)
+    assert sorted(taken) == sorted(row["body"] for row in rows)

@@ -2,11 +2,18 @@
 
 import gzip
 import json
+import os
+from fnmatch import fnmatch
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from data_doubles import ByteTokenizer, corpus
 
-from qwenjax.data import sources
+from qwenjax.config import Source
+from qwenjax.data import files, rows
 from qwenjax.data.sources import STDLIB, Document, Report, cut, documents, read, slices
+from qwenjax.data.tokenize import tokenize
 
 
 def texts(path, report=None):
@@ -62,7 +69,7 @@ def test_one_text_file_is_a_corpus_whatever_its_name(tmp_path, monkeypatch):
     """Cut at line ends; a line without end is cut between characters; nothing is lost."""
     (tmp_path / "LICENSE").write_bytes(b"\xef\xbb\xbffree\n")
     assert list(documents(tmp_path / "LICENSE")) == [Document("free\n", "LICENSE@0")]  # without the byte order mark
-    monkeypatch.setattr(sources, "PART", 10)
+    monkeypatch.setattr(files, "PART", 10)
     text = "".join(f"line {i} 中文 é\n" for i in range(50))
     (tmp_path / "book").write_text(text)
     parts = list(documents(tmp_path / "book"))
@@ -79,7 +86,7 @@ def test_one_text_file_is_a_corpus_whatever_its_name(tmp_path, monkeypatch):
 
 
 def test_broken_lines_are_counted_by_reason_and_the_rest_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LIMIT", 5000)
+    monkeypatch.setattr(rows, "LIMIT", 5000)
     lines = [
         b'{"text": "good 1"}',
         b'{"text": "caf\xe9"}',  # Latin-1
@@ -103,14 +110,16 @@ def test_broken_lines_are_counted_by_reason_and_the_rest_is_read(tmp_path, monke
         "invalid UTF-8": 2,
         "NUL bytes (binary)": 2,
         "bad JSON line": 2,
-        "no string field 'text'": 3,
+        "no field 'text'": 1,
+        "JSON line that is no object": 1,
+        "field 'text' is a number, not text": 1,
         "empty document": 1,
         "blank line": 1,
         "line over 0 MiB": 1,
     }
     assert report["invalid UTF-8"][1] == "a.jsonl@19"  # the first line is 18 bytes and its end
-    at = sum(len(line) + 1 for line in lines[:6])
-    assert report.lines()[0] == f"skipped 3 x no string field 'text' (first: a.jsonl@{at})"
+    at = sum(len(line) + 1 for line in lines[:3])
+    assert report.lines()[0] == f"skipped 2 x NUL bytes (binary) (first: a.jsonl@{at})"
 
 
 def test_truncated_gzip_gives_what_is_whole(tmp_path):
@@ -132,7 +141,9 @@ def test_truncated_gzip_gives_what_is_whole(tmp_path):
 
 def test_nothing_to_read_says_why(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"txt": 1}\n\n')
-    with pytest.raises(ValueError, match=r"no document in .*a\.jsonl: .*1 x blank line.*1 x no string field 'text'"):
+    with pytest.raises(
+        ValueError, match=r"no document in .*a\.jsonl: .*1 x blank line.*1 x no field 'text'; there are: txt"
+    ):
         texts(tmp_path / "a.jsonl")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there is nothing to read"):
@@ -142,7 +153,7 @@ def test_nothing_to_read_says_why(tmp_path):
 
 
 def test_huge_file_is_no_document(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LIMIT", 10)
+    monkeypatch.setattr(rows, "LIMIT", 10)
     (tmp_path / "a.txt").write_text("longer than ten")
     with pytest.raises(ValueError, match="1 x file over 0 MiB is not one document"):
         texts(tmp_path)
@@ -157,3 +168,103 @@ def test_standard_library_has_modules_and_the_reference_but_no_tests():
     assert "assert" in found["python-stdlib/pydoc_data/topics.py:assert"]
     assert not [o for o in found if "/test/" in o or "/tests/" in o or "-packages/" in o or "_sysconfigdata" in o]
     assert set(report) <= {"empty document", "invalid UTF-8"}
+
+
+def tree(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("reading", "found"),
+    [
+        ({}, ["a.py", "b.md", "lib/c.py", "lib/tests/d.py", "tests/e.py"]),
+        ({"include": ("*.py",)}, ["a.py", "lib/c.py", "lib/tests/d.py", "tests/e.py"]),
+        ({"include": ("lib/*", "*.md")}, ["b.md", "lib/c.py", "lib/tests/d.py"]),
+        ({"exclude": ("tests/*",)}, ["a.py", "b.md", "lib/c.py", "lib/tests/d.py"]),
+        ({"exclude": ("tests/", "*/tests/*")}, ["a.py", "b.md", "lib/c.py"]),
+        ({"include": ("*.py",), "exclude": ("lib*",)}, ["a.py", "tests/e.py"]),
+        ({"include": ("*.odd", "b.*")}, ["b.md", "z.odd"]),  # asked for by its suffix, a file is text
+        ({"include": ("b*",)}, ["b.md"]),
+        ({"include": ("*.PY",)}, []),
+    ],
+)
+def test_patterns_choose_by_the_path_inside_the_folder(tmp_path, reading, found):
+    folder = tree(tmp_path / "top", "a.py", "b.md", "lib/c.py", "lib/tests/d.py", "tests/e.py", "z.odd", "b.png")
+    report = Report()
+    pieces = slices(Source(text=str(folder), **reading), report)
+    read_all = sorted(d.text for piece in pieces for d in read(piece, report))
+    assert read_all == found
+    asked = [name for name in ("b.png", "z.odd") if any(fnmatch(name, glob) for glob in reading.get("include", "*"))]
+    assert set(report) == {f"file type not read: {name[-4:]}" for name in asked if name not in found}
+
+
+def test_what_is_no_file_is_said(tmp_path):
+    tree(tmp_path / "elsewhere", "a.txt")
+    folder = tree(tmp_path / "top", "good.txt")
+    (folder / "gone.txt").symlink_to("nowhere")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "link.txt").symlink_to(tmp_path / "elsewhere" / "a.txt")
+    os.mkfifo(folder / "pipe.txt")  # reading it would wait for ever
+    report = Report()
+    assert texts(folder, report) == ["good.txt", "a.txt"]
+    assert report == {
+        "link to a folder, not followed": [1, "top/linked"],
+        "unreadable file": [1, "top/gone.txt"],
+        "no regular file": [1, "top/pipe.txt"],
+    }
+
+
+def test_a_file_name_that_is_no_utf_8_is_a_name_all_the_same(tmp_path):
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / os.fsdecode(b"caf\xe9.txt")).write_text("text")
+    assert list(documents(tmp_path / "top")) == [Document("text", "top/caf\\xe9.txt")]
+    made = tokenize([tmp_path / "top"], tmp_path / "out", ByteTokenizer(), validation=0, workers=1, progress=False)
+    assert [span.origin for span, _ in made.all_documents("train")] == ["top/caf\\xe9.txt"]
+
+
+# ---- limit ----
+
+
+def source_of(kind, folder):
+    """2,000 documents of 0 to 400 characters, about half a megabyte, in files of one kind; where they are."""
+    whole = corpus(folder / "a.jsonl", 2000)
+    lines = (folder / "a.jsonl").read_bytes()
+    if kind == "gz":
+        (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+        return folder / "a.jsonl.gz", whole
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": list(whole.values())}), folder / "a.parquet", row_group_size=100)
+        return folder / "a.parquet", whole
+    if kind == "list":
+        (folder / "a.json").write_text(json.dumps([{"text": text} for text in whole.values()]))
+        return folder / "a.json", whole
+    if kind == "folder":
+        (folder / "top").mkdir()
+        for i, text in enumerate(whole.values()):
+            (folder / "top" / f"{i}.txt").write_text(text)
+        return folder / "top", whole
+    return folder / "a.jsonl", whole
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "gz", "parquet", "list", "folder"])
+def test_a_limit_takes_a_sample_from_everywhere(tmp_path, kind):
+    """JSON spells this text in escapes, 1.7 bytes for each of its own, which must not make the sample smaller."""
+    path, whole = source_of(kind, tmp_path)
+    total = sum(len(text.encode()) for text in whole.values())
+    source = Source(text=str(path), limit=total // 4)
+    report = Report()
+    pieces = slices(source, report)
+    assert sum(piece.size for piece in pieces) == pytest.approx(total / 4, rel=0.02)
+    found = [d for piece in pieces for d in read(piece, report)]
+    size = sum(len(d.text.encode()) for d in found)
+    assert size == pytest.approx(total / 4, rel=0.2)  # 500 of 2,000 documents: a standard deviation of 4 %
+    places = [i for i, text in enumerate(whole.values()) if text in {d.text for d in found}]
+    assert [sum(at <= place < at + 500 for place in places) > 80 for at in range(0, 2000, 500)] == [True] * 4
+    again = [d for piece in pieces for part in cut(piece, 3000) for d in read(part, Report())]
+    assert sorted(d.origin for d in again) == sorted(d.origin for d in found)  # however it is cut
+    more = {d.origin for d in documents(Source(text=str(path), limit=total // 2))}
+    assert {d.origin for d in found} < more
+    assert len(list(documents(Source(text=str(path), limit=100 * total)))) == 2000

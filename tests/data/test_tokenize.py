@@ -1,6 +1,7 @@
 """Text to shards: the same files whatever the workers and the deaths; every document once."""
 
 import gzip
+import hashlib
 import json
 import os
 import signal
@@ -11,9 +12,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_doubles import SETTINGS, ByteTokenizer, corpus
 
+from qwenjax.config import Source
 from qwenjax.data import tokenize as room
 from qwenjax.data.shards import SPLITS, Shards
 from qwenjax.data.tokenize import tokenize
@@ -250,3 +254,62 @@ def test_dead_worker_is_an_error_that_says_what_to_do(tmp_path, small_units):
     corpus(tmp_path / "a.jsonl", 50)
     with pytest.raises(ChildProcessError, match=r"out of memory \(use fewer workers\).*run again to resume"):
         tokenize([tmp_path / "a.jsonl"], tmp_path / "out", Fatal(), workers=2, progress=False)
+
+
+def test_options_of_reading_are_part_of_the_plan(tmp_path, small_units, tokenizer):
+    """Two workers, a death in between, a sample: the same; other options: refused, or other unfinished work."""
+    corpus(tmp_path / "a.jsonl", 400)
+    whole = tokenize([tmp_path / "a.jsonl"], tmp_path / "whole", tokenizer, workers=1, progress=False)
+    source = Source(text=str(tmp_path / "a.jsonl"), column=("id", "text"))
+    with pytest.raises(ValueError, match=r"no document in .*400 x field 'id' is a number, not text"):
+        tokenize([source], tmp_path / "numbers", tokenizer, workers=1, progress=False)
+    source = Source(text=str(tmp_path / "a.jsonl"), limit=30_000)
+    one = tokenize([source], tmp_path / "one", tokenizer, workers=1, progress=False)
+    two = tokenize([source], tmp_path / "two", tokenizer, workers=2, progress=False)
+    assert files(one.directory) == files(two.directory)
+    assert one.index["reading"] == [{"limit": 30_000}]
+    assert whole.index["reading"] == [{}]
+    sampled, everything = ({origin for origin, _ in read_documents(s, "train")} for s in (one, whole))
+    assert sampled < everything
+    assert 20_000 < one.text_bytes("train") + one.text_bytes("validation") < 40_000
+    with pytest.raises(ValueError, match="already holds shards of other text"):
+        tokenize([tmp_path / "a.jsonl"], one.directory, tokenizer, progress=False)
+
+
+def test_a_plan_with_default_options_is_as_it_was(tmp_path, tokenizer):
+    """Shards made before there were options are found again: what their plan was is not changed by their absence."""
+    corpus(tmp_path / "a.jsonl", 20)
+    size = (tmp_path / "a.jsonl").stat().st_size
+    made = tokenize([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer, workers=1, progress=False)
+    what = [1, 0, 0.01, 8192, (1, 1), tokenizer.fingerprint, [0, "a.jsonl", size, 0]]
+    assert made.index["plan"] == hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
+
+
+def test_strict_minds_unreadable_files_but_not_other_types(tmp_path, tokenizer):
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "a.txt").write_text("text")
+    (tmp_path / "top" / "b.png").write_bytes(b"\x89PNG\0")
+    options = {"strict": True, "workers": 1, "validation": 0, "progress": False}
+    made = tokenize([tmp_path / "top"], tmp_path / "out", tokenizer, **options)
+    assert made.index["skipped"] == {"file type not read: .png": [1, "top/b.png"]}
+    (tmp_path / "top" / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="skipped 1 x unreadable file"):
+        tokenize([tmp_path / "top"], tmp_path / "strict", tokenizer, **options)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_files_that_change_are_noticed_whatever_they_are(tmp_path, tokenizer):
+    """Half-finished work is dropped when a Parquet file or a data set has been written anew."""
+    path = tmp_path / "a.parquet"
+
+    class Dies(ByteTokenizer):
+        def save(self, directory):
+            raise OSError("died at the end")
+
+    pq.write_table(pa.table({"text": ["old 1", "old 2"]}), path)
+    with pytest.raises(OSError, match="died at the end"):
+        tokenize([path], tmp_path / "out", Dies(), validation=0, workers=1, progress=False)
+    pq.write_table(pa.table({"text": ["new 1", "new 2"]}), path)
+    os.utime(path, ns=(1, 1))
+    made = tokenize([path], tmp_path / "out", tokenizer, validation=0, workers=1, progress=False)
+    assert {text for _, text in read_documents(made, "train")} == {"new 1", "new 2"}

@@ -1,35 +1,44 @@
 """Text to shuffled token shards, in parallel. Killed or interrupted, the same command goes on where it was.
 
-TEXT is a .jsonl or .jsonl.gz (one object a line, the text in its field "text"), a text file (cut at line ends into
-documents of 16 KB), a folder of such files and of source code (each file one document), or python-stdlib: the library
-and reference that come with every Python.
+TEXT is one of
+  a file         .jsonl .ndjson .json (a list of objects) .parquet: a row is a document; or text, cut into 16 KB at line
+                 ends. Each but .parquet also as .gz or .zst
+  a folder       of such files and of source code; each file of text is one document
+  python-stdlib  the library and reference that come with every Python
+  tfds:NAME[/CONFIG][:VERSION][@SPLIT]   a data set of TensorFlow Datasets, prepared as array_record, or tfds:DIRECTORY
+  hf:OWNER/NAME[#CONFIG][@SPLIT]         a data set, or a folder, that Hugging Face `datasets` loads (qwenjax[hf])
 """
 
 import argparse
 
 from qwenjax.cli import DONE, positive
+from qwenjax.data.commands.reading import reading_arguments, sources
 
 EXAMPLES = """
 examples:
   python -m qwenjax.data tokenize python-stdlib --out=shards/stdlib --tokenizer=qwen
   python -m qwenjax.data tokenize web-*.jsonl.gz books/ --out=shards/web --validation=0.001
   python -m qwenjax.data tokenize notes/ --out=shards/notes --tokenizer=data/tokenizer-1a2b3c4d/tokenizer.model
+  python -m qwenjax.data tokenize src/ --include '*.py' --include '*.md' --exclude 'tests/*' --out=shards/code
+  python -m qwenjax.data tokenize news.parquet --column title,body --limit=500MB --out=shards/news
+  python -m qwenjax.data tokenize tfds:imdb_reviews@unsupervised --out=shards/reviews
 
-A single .jsonl.gz is read by one worker; several files, or plain .jsonl, use all of them. Text that cannot be read is
-left out, counted by reason and reported; --strict makes that a failure. A training run uses the result with
---set data.sources.0.shards=shards/web
+The options of reading hold for every TEXT of the command. Plain .jsonl, .parquet and data sets are read by all workers,
+any other single file by one. Text that cannot be read is left out, counted by reason and reported; --strict makes that
+a failure. A training run uses the result with --set data.sources.0.shards=shards/web
 """
 
 
 def arguments(add) -> None:
     """Declares the options."""
-    add("text", nargs="+", metavar="TEXT", help="files and folders, or python-stdlib")
+    add("text", nargs="+", metavar="TEXT", help="what to read, see above")
     add("--out", required=True, metavar="DIR", help="directory for the shards")
     add("--tokenizer", default="qwen", metavar="NAME", help="qwen, a .tiktoken or .model file, or a folder")
     add("--workers", type=positive, metavar="N", help="processes (default: one per core, fewer for little text)")
     add("--validation", type=float, default=0.01, metavar="SHARE", help="share of documents held out (default: 0.01)")
     add("--seed", type=int, default=0, help="of the shuffle and the held-out choice (default: 0)")
     add("--strict", action="store_true", help="fail if any text cannot be read")
+    reading_arguments(add)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from qwenjax.text import load_tokenizer
 
     shards = tokenize(
-        options.text,
+        sources(options),
         options.out,
         load_tokenizer(options.tokenizer),
         seed=options.seed,

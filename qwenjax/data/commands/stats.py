@@ -1,0 +1,83 @@
+"""What a corpus is made of: documents, tokens, lengths, languages, repeated lines.
+
+TEXT is as in `tokenize`, or a directory of shards, whose text is then decoded. Several are shown side by side.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from qwenjax.cli import DONE, natural
+from qwenjax.data.commands.reading import reading_arguments, sources
+
+EXAMPLES = """
+examples:
+  python -m qwenjax.data stats python-stdlib --tokenizer=qwen
+  python -m qwenjax.data stats shards/web shards/books --png=corpora.png
+  python -m qwenjax.data stats web.parquet --column=content --limit=1GB --lines=50 --json > web.json
+
+It reads 5 MB/s or so; --limit takes a sample of a large corpus. Length percentiles are right to 9 %, languages are
+those of 2,000 sampled documents (pip install 'qwenjax[data]').
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    add("text", nargs="+", metavar="TEXT", help="what to read, or directories of shards")
+    add("--tokenizer", default="qwen", metavar="NAME", help="for text: qwen, a .tiktoken or .model file, or a folder")
+    add("--lines", type=natural, default=10, metavar="N", help="repeated lines to list (default: 10)")
+    add("--png", metavar="FILE", help="draw lengths and languages into this file")
+    add("--json", action="store_true", help="print JSON")
+    reading_arguments(add)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Reads, prints, draws."""
+    from qwenjax.data.sources import Report
+    from qwenjax.data.stats import figure, table
+
+    report = Report()
+    stats = {source.text: _read(source, options.tokenizer, report) for source in sources(options)}
+    print(*report.lines(), sep="\n", end="\n" * bool(report), file=sys.stderr)
+    if options.json:
+        value = {name: s.to_dict(options.lines) for name, s in stats.items()} | {"skipped": report}
+        print(json.dumps(value, indent=1, ensure_ascii=False))
+    else:
+        print(table(stats, options.lines))
+    if options.png:
+        figure(stats, options.png)
+        print(f"drawn into {options.png}", file=sys.stderr)
+    return DONE
+
+
+def _read(source, tokenizer_name: str, report):
+    """The statistics of one corpus, with a progress bar over its bytes."""
+    from tqdm import tqdm
+
+    from qwenjax.data.shards import SPLITS, Shards
+    from qwenjax.data.sources import Report, documents, slices
+    from qwenjax.data.stats import Stats
+    from qwenjax.text import load_tokenizer
+
+    def bar(size: int):
+        often = 1 if sys.stderr.isatty() else 30  # a log wants fewer lines
+        return tqdm(total=size, unit="B", unit_scale=True, desc=Path(source.text).name, mininterval=often)
+
+    stats = Stats()
+    if (Path(source.text) / "index.json").is_file():
+        shards = Shards(source.text)
+        tokenizer = load_tokenizer(shards.directory / "tokenizer")
+        with bar(sum(map(shards.text_bytes, SPLITS))) as seen:
+            for split in SPLITS:
+                for span, tokens in shards.all_documents(split):
+                    stats.add(tokenizer.decode(tokens[:-1].tolist()), len(tokens) - 1, span.bytes, span.origin)
+                    seen.update(span.bytes)
+    else:
+        tokenizer, size = load_tokenizer(tokenizer_name), sum(piece.size for piece in slices(source, Report()))
+        with bar(size) as seen:
+            for document in documents(source, report):
+                text_bytes = len(document.text.encode())
+                stats.add(document.text, len(tokenizer.encode_ordinary(document.text)), text_bytes, document.origin)
+                seen.update(text_bytes)
+    return stats
