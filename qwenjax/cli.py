@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
-CODES = "exit codes: 0 done, 1 failed, 2 bad usage, 3 interrupted (the same command goes on from there)"
+CODES = "exit codes: 0 done, 1 failed, 2 bad usage, 3 interrupted (run the same command again)"
 
 
 class Usage(ValueError):
@@ -30,7 +30,7 @@ def main(name: str, description: str, commands: dict[str, ModuleType], argv: lis
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again, what is finished is kept", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()

@@ -43,7 +43,7 @@ def fail(error: BaseException):
         (ValueError("no such file"), 1, "error: no such file\n"),
         (FileNotFoundError("gone"), 1, "error: gone\n"),
         (cli.Usage("unknown name"), 2, "error: unknown name\n"),
-        (KeyboardInterrupt(), 3, "\ninterrupted; the same command goes on from here\n"),
+        (KeyboardInterrupt(), 3, "\ninterrupted; run the same command again, what is finished is kept\n"),
     ],
 )
 def test_errors_become_a_line_and_a_code(error, code, said, capsys):

@@ -11,18 +11,30 @@ from qwenjax.text.base import StreamDecoder, Tokenizer
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
 
 FILES = ("qwen.tiktoken", "tokenizer.model")  # what `Tokenizer.save` writes, by kind
+EXTRA = "extra.tiktoken"  # what an extended vocabulary writes beside qwen.tiktoken
 
 
-def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
+def load_tokenizer(name_or_path: str | Path, extra: str | Path | None = None) -> Tokenizer:
     """The tokenizer of a name or path.
 
     Args:
       name_or_path: 'qwen' (the published vocabulary, from the `vocab` extra), a .tiktoken file, a sentencepiece .model
         file, or a directory holding qwen.tiktoken or tokenizer.model, itself or in its tokenizer/ (a run directory).
+      extra: a file of `qwenjax.tokenizer extend`, whose tokens are added to a .tiktoken vocabulary; by default
+        extra.tiktoken beside the qwen.tiktoken of a directory, if it is there.
     Raises:
       ValueError: nothing there, two vocabularies in one directory, or a file that is not what its name says.
     """
     path = _published() if str(name_or_path) == "qwen" else _find(Path(name_or_path))
+    if extra is None and Path(name_or_path).is_dir() and path.suffix == ".tiktoken":
+        beside = path.parent / EXTRA
+        extra = beside if beside.is_file() else None
+    if extra is not None:
+        if path.suffix != ".tiktoken":
+            raise ValueError(f"{path} takes no extra tokens: only a .tiktoken vocabulary can be extended, by {extra}")
+        from qwenjax.text.extended import ExtendedBPE
+
+        return ExtendedBPE(path.read_bytes(), Path(extra).read_bytes(), str(path), str(extra))
     if path.suffix == ".tiktoken":
         from qwenjax.text.bpe import QwenBPE as Kind
     else:

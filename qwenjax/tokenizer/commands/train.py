@@ -1,0 +1,51 @@
+"""A vocabulary from text: sentencepiece, or byte-level BPE that continues another vocabulary as Qwen did from cl100k.
+
+TEXT is whatever `qwenjax.data tokenize` reads: files, folders of text and code, tfds:… and hf:…, or python-stdlib.
+
+  bpe      sentencepiece, merges; keeps any text as it is, unknown characters as bytes. For small vocabularies
+  unigram  sentencepiece, pruned by likelihood; as lossless, and thirty times as slow to train
+  bytes    merges of bytes within the words that Qwen's pattern cuts, written as .tiktoken ranks with the 208 control
+           tokens behind them. With --continue-from no id of that vocabulary changes, except that tokens of several
+           digits are left out: the pattern cuts numbers into digits
+"""
+
+import argparse
+
+from qwenjax.cli import DONE, positive
+from qwenjax.data.commands.reading import reading_arguments, sources
+
+EXAMPLES = """
+examples:
+  python -m qwenjax.tokenizer train python-stdlib --out=stdlib.model --size=8192
+  python -m qwenjax.tokenizer train books/ --out=books.model --size=16000 --kind=unigram
+  python -m qwenjax.tokenizer train web-*.jsonl.gz --out=mine.tiktoken --size=32000 --kind=bytes
+  python -m qwenjax.tokenizer train zh/ --out=zh.tiktoken --size=151851 --kind=bytes --continue-from=cl100k.tiktoken
+      what the report did: cl100k_base without its numbers, 52,487 merges learned behind it
+
+The result is used by name: --tokenizer=mine.tiktoken, or qwenjax.load_tokenizer("mine.tiktoken").
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    add("text", nargs="+", metavar="TEXT", help="what to read")
+    add("--out", required=True, metavar="FILE", help="the vocabulary to write: .model, or .tiktoken for --kind=bytes")
+    add("--size", required=True, type=positive, metavar="N", help="ids in all, control tokens included")
+    add("--kind", choices=["bpe", "unigram", "bytes"], default="bpe", help="see above (default: bpe)")
+    add("--continue-from", metavar="VOCAB", help="for --kind=bytes: qwen or a .tiktoken file (default: the 256 bytes)")
+    reading_arguments(add)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, then prints what was skipped and what there is."""
+    from qwenjax.data.sources import Report
+    from qwenjax.tokenizer import train
+
+    report = Report()
+    tokenizer, lines = train.train(
+        sources(options), options.out, options.size, options.kind, options.continue_from, report
+    )
+    for line in (*report.lines(), *lines):
+        print(line)
+    print(f"{options.out}: {tokenizer.name}, {tokenizer.size:,} ids, fingerprint {tokenizer.fingerprint[:12]}…")
+    return DONE
