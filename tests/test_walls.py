@@ -15,11 +15,16 @@ LEVEL = {
     "model": 2, "objectives": 2,
     "optim": 3, "generate": 3, "data": 3, "checkpoint": 3, "telemetry": 3,
     "train": 6,
-    "bench": 7, "__main__": 7,
+    "bench": 7, "tokenizer": 7, "__main__": 7,
 }  # fmt: skip
 PURE = ("config", "model", "objectives", "optim", "generate")
 EFFECTS = {"os", "pathlib", "time", "logging", "random", "subprocess"}
-COMMANDS = ["qwenjax.train", "qwenjax.data tokenize", "qwenjax.data show", "qwenjax.bench train"]
+COMMANDS = [
+    "qwenjax.train",
+    *(f"qwenjax.data {name}" for name in ("tokenize", "publish", "stats", "show", "convert")),
+    *(f"qwenjax.tokenizer {name}" for name in ("train", "extend", "compression")),
+    *(f"qwenjax.bench {name}" for name in ("train", "data")),
+]
 
 
 def room(path: Path) -> str:

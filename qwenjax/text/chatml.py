@@ -6,7 +6,7 @@ text: `<|im_end|>` typed by a user cannot end the turn. The first turn is always
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from qwenjax.text.base import Tokenizer
@@ -16,22 +16,26 @@ ROLES = ("system", "user", "assistant")
 
 
 class Message(TypedDict):
-    """One turn; `role` is one of `ROLES`."""
+    """One turn; `role` is one of `ROLES`. `given` are character spans of an assistant's content that it did not write,
+    such as results of tools.
+    """
 
     role: str
     content: str
+    given: NotRequired[list[tuple[int, int]]]
 
 
 # Which parts of whose turns carry loss. The parts of a turn: start (the control token), role (the word and its
-# newline), content, end (the control token), newline (the one after the turn).
-_ALL = frozenset({"start", "role", "content", "end", "newline"})
+# newline), content, given (what the assistant did not write of it), end (the control token), newline (the one after
+# the turn).
+_ALL = frozenset({"start", "role", "content", "given", "end", "newline"})
 _FRAME = frozenset({"start", "end", "newline"})
 POLICIES = {
     # report §3.1.2: no loss on system and user inputs. What is left is what the assistant itself says, and that it
     # stops; its header is given by the prompt and the newline follows the stop, so it never has to produce these.
     "assistant": {"system": frozenset(), "user": frozenset(), "assistant": frozenset({"content", "end"})},
-    # the mask of the released finetune.py: the frame of every turn carries loss too
-    "finetune_py": {"system": _FRAME, "user": _FRAME, "assistant": _FRAME | {"content"}},
+    # the mask of the released finetune.py: the frame of every turn carries loss too, and so do results of tools
+    "finetune_py": {"system": _FRAME, "user": _FRAME, "assistant": _FRAME | {"content", "given"}},
     # the tech memo of Qwen-7B: everything except what users say
     "all_but_user_content": {"system": _ALL, "user": _ALL - {"content"}, "assistant": _ALL},
 }
@@ -80,15 +84,48 @@ def encode_with_mask(
     Raises:
       ValueError: unknown policy, or messages that `encode_chat` refuses.
     """
+    turns = turns_with_mask(tokenizer, messages, policy)
+    return [i for ids, _ in turns for i in ids], [m for _, mask in turns for m in mask]
+
+
+def turns_with_mask(
+    tokenizer: "Tokenizer", messages: Sequence[Message], policy: str = "finetune_py"
+) -> list[tuple[list[int], list[int]]]:
+    """`encode_with_mask` turn by turn: its ids and its mask, one pair for each turn of `with_system(messages)`."""
     if policy not in POLICIES:
         raise ValueError(f"mask policy {policy!r} is unknown; known: {', '.join(POLICIES)}")
-    ids: list[int] = []
-    mask: list[int] = []
+    turns = []
     for message in with_system(messages):
+        learnt = POLICIES[policy][message["role"]]
+        ids: list[int] = []
+        mask: list[int] = []
         for part, piece in _turn(tokenizer, message):
             ids += piece
-            mask += [int(part in POLICIES[policy][message["role"]])] * len(piece)
-    return ids, mask
+            if part == "content" and message.get("given") and ("given" in learnt) != ("content" in learnt):
+                mask += [
+                    int(("given" if given else "content") in learnt) for given in _given(tokenizer, message, piece)
+                ]
+            else:
+                mask += [int(part in learnt)] * len(piece)
+        turns.append((ids, mask))
+    return turns
+
+
+def _given(tokenizer: "Tokenizer", message: Message, ids: list[int]) -> list[bool]:
+    """For each id of the content, whether its text lies in a given span, in whole or in part.
+
+    The content is encoded whole, as it is when a model goes on after a result, so an id may cross a span's border;
+    such an id holds text that the model cannot know.
+    """
+    edges = []  # spans in bytes of what the ids decode to, which normalisation may have changed
+    for span in message["given"]:
+        edges.append([len(tokenizer.decode_bytes(tokenizer.encode_ordinary(message["content"][:at]))) for at in span])
+    inside, at = [], 0
+    for token in ids:
+        end = at + len(tokenizer.decode_bytes([token]))
+        inside.append(any(at < stop and start < end for start, stop in edges))
+        at = end
+    return inside
 
 
 def make_context(

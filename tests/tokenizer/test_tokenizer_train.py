@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import textwrap
 import unicodedata
 
 import pytest

@@ -1,37 +1,92 @@
-"""The rows of one training step as text, with the documents they were cut from."""
+"""What a model is trained on, row by row: chat data with its loss mask, or the documents of a training step.
+
+FILE is chat, preference or prompt data, in our schema or in any format that `convert` knows: each dialogue is shown as
+ChatML, what carries loss in green (between ⟪ and ⟫ where there is no colour), tool turns as ReAct text; a preference as
+its prompt and the responses. With --exp, the rows of a pretraining step, and the documents that they were cut from.
+"""
 
 import argparse
+import os
 import sys
 
 from qwenjax.cli import DONE, Usage, experiment, experiment_arguments, natural, positive
 
 EXAMPLES = """
 examples:
+  python -m qwenjax.data show chat.jsonl --rows=3 --policy=assistant
+  python -m qwenjax.data show pairs.jsonl.gz --row=100 --html=pairs.html
   python -m qwenjax.data show --exp=quickstart --step=0
-  python -m qwenjax.data show --exp=runs/a/config.json --step=1200 --rows=8
+  python -m qwenjax.data show --exp=runs/a/config.json --step=1200 --rows=8 --html=step.html
   python -m qwenjax.data show --exp=quickstart --row=81234 --set data.length=256
 
 Step N reads rows N*batch to (N+1)*batch - 1, unless the run skipped data; its telemetry has next_row, for --row.
-Documents end in ⟦end⟧; a row begins where the one before it in the document stream ended.
+Documents end in ⟦end⟧; a row begins where the one before it in the document stream ended. Policies: finetune_py (the
+released code), assistant (the report: only what the assistant says), all_but_user_content (the tech memo).
 """
 
 
 def arguments(add) -> None:
     """Declares the options."""
-    experiment_arguments(add, required=True)
-    add("--step", type=natural, metavar="N", help="step whose batch to show; the first is 0")
-    add("--row", type=natural, metavar="R", help="first row to show, counted over the whole run")
+    add("file", nargs="?", metavar="FILE", help="chat data: .jsonl (also .gz, .zst), a .json list or .parquet")
+    add("--policy", default="finetune_py", help="of FILE: which tokens carry loss (default: finetune_py)")
+    add("--tokenizer", default="qwen", metavar="NAME", help="of FILE: qwen, a .tiktoken or .model file, or a folder")
+    experiment_arguments(add)
+    add("--step", type=natural, metavar="N", help="of --exp: step whose batch to show; the first is 0")
+    add("--row", type=natural, metavar="R", help="first row to show; the first of a file or a run is 0")
     add("--rows", type=positive, default=4, metavar="K", help="how many rows (default: 4)")
+    add("--html", metavar="OUT", help="write one self-contained page instead")
     add("--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the rows; how many more the step has goes to stderr."""
+    """Prints the rows, or writes their page; what else there is to know goes to stderr."""
+    if (options.file is None) == (options.exp is None):
+        raise Usage("wanted a FILE of chat data or --exp=NAME, one of them")
+    return _chat(options) if options.file else _pretraining(options)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from itertools import islice
+
+    from qwenjax.data.chat.convert import Account, converted
+    from qwenjax.data.show import dialogue, terminal
+    from qwenjax.text import load_tokenizer
+    from qwenjax.text.chatml import POLICIES
+
+    if options.policy not in POLICIES:
+        raise Usage(f"--policy={options.policy} is unknown; known: {', '.join(POLICIES)}")
+    if options.step is not None:
+        raise Usage("--step is of --exp; a FILE has rows: --row=R")
+    tokenizer, account = load_tokenizer(options.tokenizer), Account()
+    first = options.row or 0
+    shown = []
+    for n, (place, format, row) in enumerate(islice(converted(options.file, account), first + options.rows)):
+        if n >= first:
+            try:
+                shown.append(dialogue(row, tokenizer, options.policy, f"row {n} ({place}, {format})"))
+            except ValueError as error:
+                print(f"row {n} ({place}) cannot be shown: {error}", file=sys.stderr)
+    print(*account.skipped.lines(), sep="\n", end="\n" * bool(account.skipped), file=sys.stderr)
+    if account.rows <= first:
+        raise ValueError(f"{options.file} has {account.rows} rows that can be shown; wanted row {first}")
+    legend = (
+        f"carries loss (conversations: policy {options.policy}; preferences: the responses); tokenizer {tokenizer.name}"
+    )
+    if options.html:
+        return _page(options.html, os.path.basename(options.file), f"green: {legend}; ids on hover", shown)
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(f"{'green' if colour else '⟪ ⟫'}: {legend}", file=sys.stderr)
+    for row in shown:
+        print(*terminal(row, colour), sep="\n")
+    return DONE
+
+
+def _pretraining(options: argparse.Namespace) -> int:
     if (options.step is None) == (options.row is None):
         raise Usage("wanted --step=N or --row=R, one of them")
     exp = experiment(options)
     from qwenjax.data.prepare import prepare
-    from qwenjax.data.show import describe
+    from qwenjax.data.show import describe, documents
     from qwenjax.data.stream import Mixture
 
     tokenizer, shards, said = prepare(exp.data, exp.seed, options.data_root)
@@ -41,8 +96,21 @@ def run(options: argparse.Namespace) -> int:
     if first is None:
         first, end = options.step * exp.data.batch, (options.step + 1) * exp.data.batch
     last = first + options.rows if end is None else min(first + options.rows, end)
-    for row in range(first, last):
-        print(*describe(mixture, row, tokenizer), sep="\n")
     if end is not None and last < end:
         print(f"({end - last} more rows in this step; --rows shows them)", file=sys.stderr)
+    if options.html:
+        shown = [documents(mixture, row, tokenizer) for row in range(first, last)]
+        return _page(options.html, exp.name, "a colour for each document; ids on hover", shown, by_document=True)
+    for row in range(first, last):
+        print(*describe(mixture, row, tokenizer), sep="\n")
+    return DONE
+
+
+def _page(out: str, heading: str, legend: str, shown: list, by_document: bool = False) -> int:
+    from pathlib import Path
+
+    from qwenjax.data.show_html import page
+
+    Path(out).write_text(page(heading, legend, shown, by_document), encoding="utf-8")
+    print(f"{out}: {len(shown)} rows")
     return DONE

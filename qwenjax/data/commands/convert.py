@@ -1,0 +1,53 @@
+"""Chat, preference and prompt data of any known format into our schema (docs/data.md), one JSON object a line.
+
+The format of each row is recognised by its fields; a row that cannot be used is left out, counted by reason and
+reported with the file and line of the first. The result holds rows of one kind: conversations for SFT, preferences for
+reward models, prompts for PPO.
+"""
+
+import argparse
+
+from qwenjax.cli import DONE, Usage
+
+EXAMPLES = """
+examples:
+  python -m qwenjax.data convert sharegpt.json alpaca.jsonl.gz --out=chat.jsonl
+  python -m qwenjax.data convert hh-rlhf/*.jsonl.gz --out=pairs.jsonl.gz
+  python -m qwenjax.data convert gsm8k.jsonl --to=conversation --out=worked.jsonl
+  python -m qwenjax.data convert pairs.jsonl --to=prompt --out=prompts.jsonl
+  python -m qwenjax.data convert identity.jsonl --fill name=Qwen --fill "author=Alibaba Cloud" --out=identity.jsonl
+
+Known formats, and what their rows become without --to:
+  sharegpt, openai, alpaca, seeds, completion, glaive, kto (desirable rows)    conversation
+  hh, pairs, ranked                                                            preference
+  question (GSM8K, BELLE), mt_bench, prompt                                    prompt
+--to=conversation takes the best response, --to=prompt none, but keeps the reference answer. `show` shows the result.
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    add("file", nargs="+", metavar="FILE", help=".jsonl (also .gz, .zst), a .json list or .parquet")
+    add("--out", required=True, metavar="OUT", help=".jsonl or .jsonl.gz; appears whole or not at all")
+    add(
+        "--format", default="auto", metavar="NAME", help="take every row for this format (default: auto, by its fields)"
+    )
+    add("--to", choices=("conversation", "preference", "prompt"), help="kind of the rows (default: by format)")
+    add("--strict", action="store_true", help="fail at the first row that cannot be used")
+    add("--fill", action="append", default=[], metavar="NAME=TEXT", help="text for {{NAME}}; may be repeated")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Converts, then prints what came from where, what was changed and what was left out."""
+    fill = dict(pair.split("=", 1) for pair in options.fill if "=" in pair)
+    if len(fill) < len(options.fill):
+        raise Usage("wanted --fill NAME=TEXT, each name once")
+    from qwenjax.data.chat.convert import convert
+    from qwenjax.data.chat.formats import FORMATS
+
+    if options.format not in ("auto", *FORMATS):
+        raise Usage(f"--format={options.format} is unknown; known: auto, {', '.join(FORMATS)}")
+    account = convert(options.file, options.out, options.format, options.to, options.strict, fill)
+    print(*account.lines(), *account.skipped.lines(), sep="\n")
+    print(f"{options.out}: {account.rows:,} rows from {account.read:,}")
+    return DONE
