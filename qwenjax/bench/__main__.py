@@ -3,17 +3,18 @@
 examples:
   python -m qwenjax.bench train
   python -m qwenjax.bench train --against=torch
+  python -m qwenjax.bench data
 """
 
 import sys
 
 from qwenjax import cli
-from qwenjax.bench.commands import train
+from qwenjax.bench.commands import data, train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `python -m qwenjax.bench COMMAND …`; returns its exit code."""
-    return cli.main("qwenjax.bench", __doc__, {"train": train}, argv)
+    return cli.main("qwenjax.bench", __doc__, {"train": train, "data": data}, argv)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ class Worker:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         report, groups, held, size = Report(), [], defaultdict(list), 0
+        eot = np.uint32(self.tokenizer.eot)
         temporary = self.job.unit(u).with_suffix(".tmp")
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")  # read once, then deleted
 
@@ -86,7 +87,7 @@ class Worker:
 
         for source, piece in pieces:
             for document in read(piece, report):
-                tokens = np.array([*self.tokenizer.encode_ordinary(document.text), self.tokenizer.eot], self.dtype)
+                tokens = np.append(self.tokenizer.encode_array(document.text), eot).astype(self.dtype, copy=False)
                 order = keyed_hash("order", self.job.seed, f"{source}/{document.origin}")
                 text_bytes = len(document.text.encode("utf-8"))
                 row = (order, len(tokens), text_bytes, document.origin)

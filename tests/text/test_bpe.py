@@ -113,7 +113,7 @@ def test_control_tokens_follow_the_ranks(toy):
 
 def test_a_million_blanks_do_not_bring_the_process_down(qwen_vocab):
     """tiktoken alone panics here; the released tokenizer has no answer to compare with, so only nothing may be lost."""
-    for text in (" " * 1_200_000, "x\n" + "\t" * 1_200_000 + "y"):
+    for text in (" " * 1_200_000, "x\n" + "\t" * 1_200_000 + "y", " " * 600_000 + "\n" * 600_000):
         assert qwen_vocab.decode(qwen_vocab.encode_ordinary(text)) == text
     assert qwen_vocab.encode_batch(["a", " " * 1_200_000])[0] == qwen_vocab.encode("a")
 
@@ -133,6 +133,11 @@ def test_crlf_copy_of_the_published_file_is_the_published_tokenizer(qwen_vocab, 
     data = qwen_vocab.save(tmp_path).read_bytes()
     copy = QwenBPE(data.replace(b"\n", b"\r\n"))
     assert (copy.name, copy.fingerprint) == ("qwen", qwen_vocab.fingerprint)
+    assert copy.save(tmp_path / "copy").read_bytes() == data
+    # the published file itself is read without checks, any other line by line
+    assert [copy.decode_bytes([i]) for i in range(copy.size)] == [
+        qwen_vocab.decode_bytes([i]) for i in range(copy.size)
+    ]
 
 
 def test_another_rank_order_is_another_fingerprint(toy):

@@ -78,6 +78,6 @@ def _read(source, tokenizer_name: str, report):
         with bar(size) as seen:
             for document in documents(source, report):
                 text_bytes = len(document.text.encode())
-                stats.add(document.text, len(tokenizer.encode_ordinary(document.text)), text_bytes, document.origin)
+                stats.add(document.text, len(tokenizer.encode_array(document.text)), text_bytes, document.origin)
                 seen.update(text_bytes)
     return stats

@@ -1,0 +1,213 @@
+"""How fast is text made into shards, and how fast are rows read from them: the data room, measured from outside.
+
+Rates are per CPU second, summed over all processes, unless they say wall. A reader that must never be waited for is
+compared with what a training step eats on one host, its appetite.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from qwenjax.bench.train import progress, spread
+from qwenjax.data import sources
+from qwenjax.data.order import BLOCK, Order
+from qwenjax.data.shards import SPLITS, Shards
+from qwenjax.data.stats import language
+from qwenjax.data.stream import Batches, Mixture
+from qwenjax.data.tokenize import tokenize
+from qwenjax.text import Tokenizer
+
+APPETITE = (4 << 20) // 8 // 32  # tokens per second and host: 14B on a v5p-256, 4M tokens in about 8 s, 32 hosts
+SAMPLE = 4 << 20  # characters that the engine encodes per language, and tokens read per turn of the stream
+LANGUAGES = 3
+LENGTH, BATCH = 2048, 32  # of the rows read
+FAR = (10**6, 10**9, 10**12)  # rows whose place is computed
+
+
+def bench(text: str, tokenizer: Tokenizer, workers: int | None, rounds: int, appetite: int) -> dict:
+    """Measures everything; see `table` for what is in the result. Progress on stderr.
+
+    Raises:
+      ValueError: there is no text, or less than two rows of it.
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="qwenjax-bench-") as folder:
+        lines, samples = Path(folder, "text.jsonl"), defaultdict(list)
+        text_bytes = _write(text, lines, samples)
+        engine = {name: _engine(tokenizer, texts, rounds) for name, texts in _most(samples).items()}
+        progress("encoded the sample; tokenising from end to end")
+        made = {n: _tokenise(lines, Path(folder), tokenizer, n, rounds) for n in dict.fromkeys((1, workers))}
+        shards = Shards(Path(folder, "shards"))
+        progress("made the shards; reading them")
+        stored = sum(path.stat().st_size for path in shards.directory.glob("*.array_record"))
+        tokens = sum(shards.tokens(split) for split in SPLITS)
+        stream = {name: _stream(shards, isolate, rounds) for name, isolate in (("joined", False), ("isolated", True))}
+        slowest = min(rate["median"] for rate in stream.values())
+        return {
+            "benchmark": "data",
+            "text": text,
+            "tokenizer": tokenizer.name,
+            "engine": _versions(tokenizer),
+            "load_average": round(os.getloadavg()[0], 2),
+            "bytes": text_bytes,
+            "tokens": tokens,
+            "encode_mb_per_cpu_second": engine,
+            "tokenise": {str(n): result for n, result in made.items()},
+            "shard_bytes_per_token": stored / tokens,
+            "rows": {"length": _length(shards), "batch": BATCH},
+            "stream_tokens_per_cpu_second": stream,
+            "order_microseconds_per_row": _order(shards),
+            "appetite_tokens_per_second": appetite,
+            "ratio_to_appetite": slowest / appetite,
+        }
+
+
+def table(result: dict) -> str:
+    """The result for people."""
+    lines = [
+        f"{result['text']}: {result['bytes'] / 1e6:.1f} MB, {result['tokens']:,} tokens of {result['tokenizer']}, "
+        f"load average {result['load_average']}",
+        f"engine: {result['engine']}",
+        "",
+        f"{'':<49}{'median':>9}{'low':>9}{'high':>9}",
+    ]
+
+    def row(title: str, rate: dict, unit: float = 1e6) -> None:
+        lines.append(f"{title:<49}" + "".join(f"{rate[key] / unit:>9.2f}" for key in ("median", "low", "high")))
+
+    for name, rates in result["encode_mb_per_cpu_second"].items():
+        for how, rate in rates.items():
+            row(f"{how}, {name}: MB per CPU-s", rate, 1)
+    for n, made in result["tokenise"].items():
+        where = "end to end, 1 process" if n == "1" else f"{n} processes, their start included"
+        row(f"{where}: MB per CPU-s", made["mb_per_cpu_second"], 1)
+        row(f"{'':<{len(where)}}  MB per second", made["mb_per_second"], 1)
+    for name, rate in result["stream_tokens_per_cpu_second"].items():
+        row(f"stream, documents {name}: Mtokens per CPU-s", rate)
+    order = result["order_microseconds_per_row"]
+    far = ", ".join(f"{int(n):,}: {us:.1f}" for n, us in order["rows"].items())
+    eats = result["appetite_tokens_per_second"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"shards: {result['shard_bytes_per_token']:.2f} bytes per token",
+            f"place of a row, in µs: from row {far}; once per {BLOCK:,} rows {order['block'] / 1e3:.1f} ms",
+            f"one core reads {result['ratio_to_appetite']:,.0f} x the appetite of {eats:,} tokens per second and host",
+        ]
+    )
+
+
+def _cpu() -> float:
+    """CPU seconds of this process, all threads, and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _clocked(run: Callable[[], None]) -> tuple[float, float]:
+    """CPU and wall seconds that a call takes."""
+    cpu, wall = _cpu(), time.perf_counter()
+    run()
+    return max(_cpu() - cpu, 1e-3), max(time.perf_counter() - wall, 1e-3)  # the CPU clock has a coarse tick
+
+
+def _write(text: str, lines: Path, samples: dict[str, list[str]]) -> int:
+    """Writes the documents as JSON lines and keeps a sample of each language; their bytes."""
+    known = importlib.util.find_spec("py3langid")
+    size: dict[str, int] = defaultdict(int)
+    total = 0
+    with open(lines, "w", encoding="utf-8") as file:
+        for document in sources.documents(text):
+            file.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
+            total += len(document.text.encode("utf-8"))
+            name = language(document.text[:1000]) if known else "all"
+            if size[name] < SAMPLE:
+                samples[name].append(document.text)
+                size[name] += len(document.text)
+    return total
+
+
+def _most(samples: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The languages with most text."""
+    ranked = sorted(samples, key=lambda name: -sum(map(len, samples[name])))
+    return {name: samples[name] for name in ranked[:LANGUAGES]}
+
+
+def _versions(tokenizer: Tokenizer) -> str:
+    """What computes the ids."""
+    if not hasattr(tokenizer, "quick"):
+        return f"sentencepiece {version('sentencepiece')}"
+    record = f"tiktoken {version('tiktoken')}"
+    if tokenizer.quick:
+        return f"quicktok {version('quicktok-v1')} for data, with the ids of {record}"
+    return f"{record} alone (pip install 'qwenjax[fast]' makes the published vocabulary quicker)"
+
+
+def _engine(tokenizer: Tokenizer, texts: list[str], rounds: int) -> dict:
+    """MB per CPU second of the quick way and of the way of record, in turns."""
+    size = sum(len(text.encode("utf-8")) for text in texts) / 1e6
+    rates = {"encode_array": [], "encode_ordinary": []}
+    tokenizer.encode_array("")  # loads the engine
+    for _ in range(rounds):
+        for how, found in rates.items():
+            encode = getattr(tokenizer, how)
+            found.append(size / _clocked(lambda encode=encode: [encode(text) for text in texts])[0])
+    return {how: spread(found) for how, found in rates.items()}
+
+
+def _tokenise(lines: Path, folder: Path, tokenizer: Tokenizer, workers: int, rounds: int) -> dict:
+    """MB per second of `tokenize`, by both clocks; leaves the last shards in folder/shards."""
+    by_cpu, by_wall = [], []
+    for _ in range(rounds):
+        shutil.rmtree(folder / "shards", ignore_errors=True)
+        make = functools.partial(tokenize, [lines], folder / "shards", tokenizer, workers=workers, progress=False)
+        cpu, wall = _clocked(make)
+        shards = Shards(folder / "shards")
+        size = sum(shards.text_bytes(split) for split in SPLITS) / 1e6
+        by_cpu.append(size / cpu)
+        by_wall.append(size / wall)
+    return {"mb_per_cpu_second": spread(by_cpu), "mb_per_second": spread(by_wall)}
+
+
+def _length(shards: Shards) -> int:
+    """Of the rows to read: the usual one, or what little text has."""
+    return max(1, min(LENGTH, (shards.tokens("train") - 1) // 2))
+
+
+def _stream(shards: Shards, isolate: bool, rounds: int) -> dict[str, float]:
+    """Tokens per CPU second of a mixture of the shards with themselves, 7 to 3."""
+    mixture = Mixture([shards, shards], [0.7, 0.3], _length(shards), seed=0)
+    steps = max(1, SAMPLE // (BATCH * mixture.length))
+    with Batches(mixture, BATCH, range(BATCH), shards.tokenizer["eot"], isolate) as batches:
+        next(batches)  # opens the files and fills the queue
+
+        def read() -> None:
+            for _ in range(steps):
+                next(batches)
+
+        return spread([steps * BATCH * mixture.length / _clocked(read)[0] for _ in range(rounds)])
+
+
+def _order(shards: Shards) -> dict:
+    """Microseconds of the index arithmetic: per row from several rows on, and once for a block."""
+    order = Order((shards.tokens("train"),) * 2, (0.7, 0.3), _length(shards), seed=os.getpid())
+
+    def microseconds(start: int, rows: int) -> float:
+        begin = time.process_time_ns()
+        for row in range(start, start + rows):
+            order.locate(row)
+        return (time.process_time_ns() - begin) / 1e3 / rows
+
+    # the first row of a block makes the block's table, which the others share
+    return {
+        "block": microseconds(0, 1),
+        "rows": {str(n): microseconds(n + 1, 2000) for n in (0, *FAR) if order.locate(n)},
+    }
