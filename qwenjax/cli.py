@@ -9,6 +9,8 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
@@ -98,3 +100,27 @@ def experiment_arguments(add, **exp) -> None:
         metavar="FIELD=VALUE",
         help="override a field, e.g. --set optim.peak=1e-3; may be repeated",
     )
+
+
+@contextmanager
+def meter(name: str, total: float | None = None, unit: str = "it", hidden: bool = False) -> Iterator[Callable]:
+    """Yields step(n): n more are done. Progress and time left on stderr, from the second second of work on.
+
+    A line rewritten in place on a terminal, one every ten seconds elsewhere.
+    """
+    from tqdm import tqdm
+
+    every = 0.2 if sys.stderr.isatty() else 10.0
+    form = "{desc}: {percentage:.0f} %, {elapsed}, about {remaining} left" if total else None
+    with tqdm(
+        desc=name,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        bar_format=form,
+        mininterval=every,
+        delay=1,
+        leave=False,
+        disable=hidden,
+    ) as bar:
+        yield bar.update

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 
+from qwenjax.cli import meter
 from qwenjax.data.shards import SPLITS, Shards
 from qwenjax.data.tokenize import exclusive, teller
 
@@ -57,7 +58,6 @@ def publish(shards: Shards, tokenizer, out: str | Path, name: str, progress: boo
 def _build(shards: Shards, tokenizer, out: Path, name: str, progress: bool) -> None:
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
-    from tqdm import tqdm
 
     made_with = shards.index["tokenizer"]["name"]
 
@@ -79,10 +79,10 @@ def _build(shards: Shards, tokenizer, out: Path, name: str, progress: bool) -> N
             return {split: self._generate_examples(split, count) for split, count in held.items() if count}
 
         def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict]]:
-            documents = shards.all_documents(split)
-            bar = tqdm(documents, f"publishing {split}", count, leave=False, mininterval=1, disable=not progress)
-            for i, (span, tokens) in enumerate(bar):
-                yield i, {"text": tokenizer.decode(tokens[:-1].tolist()), "origin": span.origin}
+            with meter(f"publishing {split}", count, hidden=not progress) as step:
+                for i, (span, tokens) in enumerate(shards.all_documents(split)):
+                    yield i, {"text": tokenizer.decode(tokens[:-1].tolist()), "origin": span.origin}
+                    step(1)
 
         def _download_and_prepare(self, dl_manager, download_config) -> None:
             """Writes what is generated as it comes.

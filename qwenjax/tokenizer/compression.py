@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwenjax.cli import meter
 from qwenjax.data.sources import STDLIB, Report, documents
 from qwenjax.text.foreign import Vocabulary, open_vocabulary
-from qwenjax.tokenizer.meter import meter
 
 # The report's languages in its order, with the three-letter codes that also name them (of Arabic and Chinese, those
 # of the standard forms).

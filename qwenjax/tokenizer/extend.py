@@ -4,13 +4,12 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-from qwenjax.cli import Usage
+from qwenjax.cli import Usage, meter
 from qwenjax.data.sources import Report
 from qwenjax.text import load_tokenizer
 from qwenjax.text.bpe import QwenBPE, write_ranks
 from qwenjax.text.extended import ExtendedBPE
 from qwenjax.text.merges import learn, split
-from qwenjax.tokenizer.meter import meter
 
 
 def extend(vocab: str, words: str | Path, out: str | Path) -> list[str]:

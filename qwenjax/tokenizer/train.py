@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from qwenjax.cli import Usage
+from qwenjax.cli import Usage, meter
 from qwenjax.config import Source
 from qwenjax.data.sources import Report, documents
 from qwenjax.text import Tokenizer, load_tokenizer
-from qwenjax.tokenizer.meter import meter
 
 RARE = 2  # a pair of tokens that occurs less often is not worth an id
 

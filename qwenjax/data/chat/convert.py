@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
+from qwenjax.cli import meter
 from qwenjax.data.chat import files, formats, schema
 from qwenjax.data.chat.formats import Exchange
 from qwenjax.data.chat.schema import Conversation, Preference, Prompt, RowError
@@ -121,8 +120,7 @@ def convert(
     def rows() -> Iterator[schema.Row]:
         first: tuple[str, str] | None = None
         for path in paths:
-            bar.set_postfix_str(Path(path).name)
-            for place, name, row in converted(path, account, format, to, strict, fill, bar.update):
+            for place, name, row in converted(path, account, format, to, strict, fill, step):
                 kind = schema.kind_of(row)
                 first = first or (kind, place)
                 if kind != first[0]:
@@ -136,7 +134,7 @@ def convert(
             raise ValueError(f"no row could be converted: {reasons}")
 
     size = sum(files.size(path) for path in paths)
-    with tqdm(total=size, unit="B", unit_scale=True, disable=None) as bar:
+    with meter("converting", size) as step:
         files.write_chat(out, rows())
     return account
 

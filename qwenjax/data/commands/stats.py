@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from qwenjax.cli import DONE, natural
+from qwenjax.cli import DONE, meter, natural
 from qwenjax.data.commands.reading import reading_arguments, sources
 
 EXAMPLES = """
@@ -53,31 +53,25 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(source, tokenizer_name: str, report):
     """The statistics of one corpus, with a progress bar over its bytes."""
-    from tqdm import tqdm
-
     from qwenjax.data.shards import SPLITS, Shards
     from qwenjax.data.sources import Report, documents, slices
     from qwenjax.data.stats import Stats
     from qwenjax.text import load_tokenizer
 
-    def bar(size: int):
-        often = 1 if sys.stderr.isatty() else 30  # a log wants fewer lines
-        return tqdm(total=size, unit="B", unit_scale=True, desc=Path(source.text).name, mininterval=often)
-
-    stats = Stats()
+    stats, name = Stats(), f"reading {Path(source.text).name}"
     if (Path(source.text) / "index.json").is_file():
         shards = Shards(source.text)
         tokenizer = load_tokenizer(shards.directory / "tokenizer")
-        with bar(sum(map(shards.text_bytes, SPLITS))) as seen:
+        with meter(name, sum(map(shards.text_bytes, SPLITS))) as step:
             for split in SPLITS:
                 for span, tokens in shards.all_documents(split):
                     stats.add(tokenizer.decode(tokens[:-1].tolist()), len(tokens) - 1, span.bytes, span.origin)
-                    seen.update(span.bytes)
+                    step(span.bytes)
     else:
         tokenizer, size = load_tokenizer(tokenizer_name), sum(piece.size for piece in slices(source, Report()))
-        with bar(size) as seen:
+        with meter(name, size) as step:
             for document in documents(source, report):
                 text_bytes = len(document.text.encode())
                 stats.add(document.text, len(tokenizer.encode_array(document.text)), text_bytes, document.origin)
-                seen.update(text_bytes)
+                step(text_bytes)
     return stats
