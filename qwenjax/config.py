@@ -9,6 +9,7 @@ import difflib
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,7 +114,7 @@ class Compute:
     dtype: str = "bfloat16"  # activations and matmul operands; master parameters and optimizer are float32
     remat: str = "full"  # what the backward pass recomputes: none | matmuls | attention | full
     scan: bool = True  # scan over layers (compile time independent of depth) or unrolled
-    attention: str = "auto"  # backend; auto: by platform
+    attention: str = "auto"  # backend: xla | splash (TPU); auto: the fastest that can do what the run asks for
     fuse: str = (
         "auto"  # one matmul per group of projections (yes) or one each (no); auto: yes on CPU without tensor axis
     )
@@ -122,14 +123,20 @@ class Compute:
     def __post_init__(self):
         _one_of("compute.dtype", self.dtype, ("bfloat16", "float32"))
         _one_of("compute.remat", self.remat, REMAT_POLICIES)
-        _one_of("compute.attention", self.attention, ("auto", "xla"))
+        _one_of("compute.attention", self.attention, ("auto", "xla", "splash"))
         _one_of("compute.fuse", self.fuse, ("auto", "yes", "no"))
         _check(self.loss_tokens > 0, "compute.loss_tokens must be positive")
 
-    def resolved(self, platform: str, tensor: int) -> "Compute":
-        """The same choices with every 'auto' decided for a platform ('cpu', 'gpu', 'tpu') and a tensor-axis size."""
+    def resolved(self, platform: str, tensor: int, splash: bool = False) -> "Compute":
+        """The same choices with every 'auto' decided.
+
+        Args:
+          platform: 'cpu', 'gpu' or 'tpu'. tensor: size of the mesh axis.
+          splash: whether the TPU kernel can do what the run asks for.
+        """
         fuse = self.fuse if self.fuse != "auto" else ("yes" if platform == "cpu" and tensor == 1 else "no")
-        return replace(self, attention="xla" if self.attention == "auto" else self.attention, fuse=fuse)
+        best = "splash" if platform == "tpu" and splash else "xla"
+        return replace(self, attention=best if self.attention == "auto" else self.attention, fuse=fuse)
 
 
 @dataclass(frozen=True)
@@ -266,6 +273,12 @@ class Experiment:
     @property
     def tokens_per_step(self) -> int:
         return self.data.batch * self.data.length
+
+    def compute_on(self, platform: str, mesh: Mapping[str, int]) -> Compute:
+        """`compute` with every 'auto' decided for a platform ('cpu', 'gpu', 'tpu') and sizes of mesh axes."""
+        splash = not self.dropout and mesh["context"] == 1 and self.model.kv % mesh["tensor"] == 0
+        splash &= self.data.length % 128 == 0 and self.model.head_dim % 128 == 0  # lanes of a vector register
+        return self.compute.resolved(platform, mesh["tensor"], splash)
 
 
 # ---- overrides and JSON: one typed way in, for `--set a.b=c` and for config.json ----

@@ -159,7 +159,7 @@ def ours(specification: dict):
     experiment = config.from_dict(specification["experiment"])
     mesh = sharding.make_mesh(experiment.mesh)
     platform = mesh.devices.flat[0].platform
-    compute = experiment.compute.resolved(platform, mesh.shape["tensor"])
+    compute = experiment.compute_on(platform, mesh.shape)
     program = step.build(experiment, pretrain.make_loss(experiment, compute), mesh)
     tokens = random_tokens(experiment).astype(np.int32)
     rows = {

@@ -35,7 +35,7 @@ def attend(
       q_segment, k_segment: [b t], [b s] int32, or None when every row is one document.
       window: see only this many latest positions, the own one included; None sees all.
       dropout, rng: probability of dropping an attention weight, and the key to draw with.
-      backend: "xla", the reference.
+      backend: "xla", the reference, or "splash", for whole rows on TPUs; one that cannot do a case raises.
     Returns: [b t n h] in v's dtype; 0 where a query sees no key. Scores and softmax are float32.
     """
     if backend not in BACKENDS:
@@ -74,4 +74,10 @@ def _xla(q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng):
     return out.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
-BACKENDS = {"xla": _xla}
+def _splash(*args):
+    from qwenjax.model import splash  # here, because importing kernels takes as long as the rest of the model
+
+    return splash.attend(*args)
+
+
+BACKENDS = {"xla": _xla, "splash": _splash}

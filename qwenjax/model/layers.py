@@ -58,6 +58,31 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return x32.astype(x.dtype) * scale.astype(x.dtype)
 
 
+@jax.custom_vjp
+def gated(gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+    """down · (up · silu(gate)): [b t f], [b t f], [d f] -> [b t d]."""
+    return jnp.einsum("btf,df->btd", up * nn.silu(gate), down)
+
+
+def _gated_gradient(saved, g):
+    """By hand, so that the three values that several products read are made once.
+
+    Left to itself the TPU compiler makes them anew inside each product. Worth 2 % of a 14B step on v5e.
+    """
+    gate, up, down = saved
+    d_act = jnp.einsum("btd,df->btf", g, down)
+    gate32, up32, d32 = (a.astype(jnp.float32) for a in (gate, up, d_act))
+    sigmoid = nn.sigmoid(gate32)
+    silu = gate32 * sigmoid
+    d_gate = d32 * up32 * (sigmoid + silu * (1 - sigmoid))
+    parts = ((up32 * silu).astype(gate.dtype), d_gate.astype(gate.dtype), (d32 * silu).astype(up.dtype))
+    act, d_gate, d_up = jax.lax.optimization_barrier(parts)
+    return d_gate, d_up, jnp.einsum("btd,btf->df", g, act)
+
+
+gated.defvjp(lambda gate, up, down: (gated(gate, up, down), (gate, up, down)), _gated_gradient)
+
+
 def drop(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
     """Inverted dropout with the module's "dropout" stream; the identity at rate 0."""
     if not rate:
@@ -131,7 +156,7 @@ class Attention(nn.Module):
             k_segment,
             dropout=self.dropout,
             rng=self.make_rng("dropout") if self.dropout else None,
-            backend=self.compute.attention,
+            backend=self.compute.attention if cache is None else "xla",  # kernels are for whole rows
         )
         out = checkpoint_name(constrain(out, "batch", "length", "heads", None), "attn_out")
         # 2 L sums go into the residual stream: each starts smaller, so that their total does not grow with depth
@@ -168,7 +193,7 @@ class SwiGLU(nn.Module):
         gate = checkpoint_name(constrain(gate, "batch", "length", "ffn"), "gate")
         up = checkpoint_name(constrain(up, "batch", "length", "ffn"), "up")
         down = weight(self, "down", ("embed", "ffn"), (d, f), INIT_STD / (2 * self.cfg.layers) ** 0.5)
-        return jnp.einsum("btf,df->btd", up * nn.silu(gate), down.astype(x.dtype))
+        return gated(gate, up, down.astype(x.dtype))
 
 
 class Block(nn.Module):

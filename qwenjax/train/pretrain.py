@@ -56,7 +56,7 @@ class Pretrain:
     def __init__(self, experiment: Experiment, mesh: Mesh):
         platform = mesh.devices.flat[0].platform
         self.experiment, self.mesh = experiment, mesh
-        self.compute = experiment.compute.resolved(platform, mesh.shape["tensor"])
+        self.compute = experiment.compute_on(platform, mesh.shape)
         self.program = steps.build(experiment, make_loss(experiment, self.compute), mesh)
         self.abstract_batch = abstract_batch(experiment, self.program.batch_sharding)
         plain = make_loss(replace(experiment, dropout=0.0), self.compute)

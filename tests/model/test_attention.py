@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwenjax.model.attention import BACKENDS, attend
+import qwenjax
+from qwenjax.model import splash
+from qwenjax.model.attention import attend
+
+# The TPU kernel runs here in the interpreter, in float32; tests/plan compiles it for a TPU.
+BACKENDS = {
+    "xla": lambda *args, window=None: attend(*args, window=window, backend="xla"),
+    "splash": lambda *args, window=None: splash.attend(*args, window, 0.0, None, block=128, interpret=True),
+}
 
 
 def reference(q, k, v, q_pos, k_pos, q_segment, k_segment, window):
@@ -55,7 +63,14 @@ CASES = {
     "segments and window": (case(n=4, k=2), {"window": 2, "segments": np.array([[0] * 4 + [1] * 5] * 2, np.int32)}),
     "padding": (case(), {"pad": 3}),
     "empty slots": (case(t=2, s=9), {"empty": 2}),
+    # as large as kernels want it
+    "rows": (case(t=256, s=256, n=2, k=2, h=128), {}),
+    "rows, grouped queries": (case(t=128, s=128, n=4, k=2, h=128, b=1), {}),
+    "rows, window": (case(t=256, s=256, n=1, k=1, h=128, b=1), {"window": 50}),
+    "rows, segments": (case(t=256, s=256, n=1, k=1, h=128), {"segments": np.sort(np.arange(512).reshape(2, 256) % 3)}),
+    "rows, padding": (case(t=128, s=128, n=1, k=1, h=128), {"pad": 30}),
 }
+REFUSED = {"splash": {name for name in CASES if not name.startswith("rows")}, "xla": set()}
 
 
 def arrange(name):
@@ -65,24 +80,45 @@ def arrange(name):
         q_pos[1, -extra["pad"] :] = k_pos[1, -extra["pad"] :] = -1
     if "empty" in extra:  # a cache with free slots in between
         k_pos[:, 1 : 1 + extra["empty"]] = -1
+    if name.startswith("rows"):
+        k_pos = q_pos  # whole rows: one array of positions for both
     return (q, k, v, q_pos, k_pos, segments, segments), extra.get("window")
+
+
+def compiled(backend, window):
+    """attend(q, k, v, q_pos, k_pos, segments, segments), in which equal positions stay one array."""
+
+    def call(q, k, v, q_pos, k_pos, segments):
+        return BACKENDS[backend](q, k, v, q_pos, q_pos if k_pos is None else k_pos, segments, segments, window=window)
+
+    return jax.jit(call)
+
+
+def called(backend, args, window):
+    *qkv, q_pos, k_pos, segments, _ = args
+    return compiled(backend, window)(*qkv, q_pos, None if k_pos is q_pos else k_pos, segments)
 
 
 @pytest.mark.parametrize(("backend", "name"), list(itertools.product(BACKENDS, CASES)))
 def test_forward_equals_the_definition(backend, name):
     args, window = arrange(name)
-    got = jax.jit(lambda *a: attend(*a, window=window, backend=backend))(*args)
-    np.testing.assert_allclose(got, reference(*args, window), atol=2e-6, rtol=0)
+    if name in REFUSED[backend]:
+        with pytest.raises(ValueError, match=r"use compute\.attention=xla"):
+            called(backend, args, window)
+        return
+    np.testing.assert_allclose(called(backend, args, window), reference(*args, window), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("backend", "name"), list(itertools.product(BACKENDS, CASES)))
+@pytest.mark.parametrize(
+    ("backend", "name"), [(b, n) for b, n in itertools.product(BACKENDS, CASES) if n not in REFUSED[b]]
+)
 def test_gradient_equals_finite_differences(backend, name):
     args, window = arrange(name)
     rng = np.random.default_rng(1)
     mix = rng.normal(size=args[0].shape)
 
     def objective(*qkv):
-        return jnp.sum(attend(*qkv, *args[3:], window=window, backend=backend) * mix)
+        return jnp.sum(called(backend, (*qkv, *args[3:]), window) * mix)
 
     grads = jax.jit(jax.grad(objective, argnums=(0, 1, 2)))(*args[:3])
     for i in range(3):
@@ -121,5 +157,29 @@ def test_dropout_keeps_the_mean_and_drops_the_share():
 
 def test_unknown_backend_is_named():
     args, _ = arrange("causal")
-    with pytest.raises(ValueError, match="no attention backend 'flash'; known: xla"):
+    with pytest.raises(ValueError, match="no attention backend 'flash'; known: xla, splash"):
         attend(*args, backend="flash")
+
+
+def test_splash_refuses_dropout_and_says_what_to_do():
+    args, _ = arrange("rows")
+    with pytest.raises(ValueError, match=r"has no dropout; use compute\.attention=xla"):
+        splash.attend(*args, None, 0.1, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "wanted"),
+    [
+        ("tpu", {}, "splash"),
+        ("cpu", {}, "xla"),
+        ("gpu", {}, "xla"),
+        ("tpu", {"dropout": 0.1}, "xla"),
+        ("tpu", {"data.length": 200}, "xla"),
+        ("tpu", {"model.head_width": 64}, "xla"),
+        ("tpu", {"compute.attention": "xla"}, "xla"),
+        ("tpu", {"model.kv_heads": 1}, "xla"),  # not to be split over two tensor shards
+    ],
+)
+def test_auto_takes_what_can_do_the_run(platform, changes, wanted):
+    experiment = qwenjax.experiment("qwen1b8", overrides=changes)
+    assert experiment.compute_on(platform, {"tensor": 2, "context": 1}).attention == wanted

@@ -43,6 +43,37 @@ def test_rope_angles_are_float32_even_for_bf16_activations():
     np.testing.assert_array_equal(got, exact.astype(jnp.bfloat16))  # rounded once, at the end
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rope_by_permutation_gives_the_same_bits_and_its_gradient_is_the_turn_back(dtype):
+    x, g = jax.random.normal(jax.random.key(0), (2, 2, 5, 3, 16)).astype(dtype)
+    cos, sin = rope.tables(jnp.arange(10, dtype=jnp.int32).reshape(2, 5) * 97, 16, 1e4)
+    halves, permuted = (jax.jit(way)(x, cos, sin) for way in (rope._by_halves, rope._by_permutation))
+    np.testing.assert_array_equal(halves, permuted)
+    plain = jax.vjp(lambda x: rope._by_halves(x.astype(jnp.float32), cos, sin), x)[1](g.astype(jnp.float32))[0]
+    ours = jax.vjp(lambda x: rope.rotate(x, cos, sin), x)[1](g)[0]
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(
+        ours.astype(jnp.float32), plain.astype(jnp.float32), rtol=1e-6 if dtype == jnp.float32 else 1e-2, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradient_of_the_gated_product_equals_autodiff(dtype):
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(2, 5, 24), (2, 5, 24), (8, 24), (2, 5, 8)]
+    *args, g = (jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes))
+
+    def plain(gate, up, down):
+        return jnp.einsum("btf,df->btd", up * jax.nn.silu(gate), down)
+
+    exact = jax.vjp(plain, *(a.astype(jnp.float32) for a in args))[1](g.astype(jnp.float32))
+    np.testing.assert_array_equal(layers.gated(*args), plain(*args))
+    for mine, autodiff, wanted in zip(jax.vjp(layers.gated, *args)[1](g), jax.vjp(plain, *args)[1](g), exact):
+        assert mine.dtype == dtype
+        off, usual = (jnp.abs(a.astype(jnp.float32) - wanted).max() for a in (mine, autodiff))
+        assert off <= (1e-5 if dtype == jnp.float32 else 1.2 * usual)  # rounded no more often than by autodiff
+
+
 def test_rms_norm_by_hand_and_its_cast_order():
     x = jnp.array([[3.0, 4.0]])  # mean square 12.5
     np.testing.assert_allclose(
