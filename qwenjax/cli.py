@@ -17,6 +17,9 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
 CODES = "exit codes: 0 done, 1 failed, 2 bad usage, 3 interrupted (run the same command again)"
 
 
+RAW = argparse.RawDescriptionHelpFormatter
+
+
 class Usage(ValueError):
     """The command line asks for something that does not exist; nothing was done."""
 
@@ -26,7 +29,29 @@ def main(name: str, description: str, commands: dict[str, ModuleType], argv: lis
 
     A ValueError or OSError is a message for the user; QWENJAX_TRACEBACK=1 in the environment shows where it came from.
     """
-    options = _parser(name, description, commands).parse_args(argv)
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description, formatter_class=RAW)
+    added = parser.add_subparsers(required=True, metavar="COMMAND")
+    for word, module in commands.items():
+        summary = module.__doc__.strip().splitlines()[0]
+        _declare(added.add_parser(word, help=summary, formatter_class=RAW), module)
+    return _run(parser.parse_args(argv))
+
+
+def main_of(name: str, module: ModuleType, argv: list[str] | None = None) -> int:
+    """The same for `python -m NAME …`, a command without subcommands."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", formatter_class=RAW)
+    _declare(parser, module)
+    return _run(parser.parse_args(argv))
+
+
+def _declare(parser: argparse.ArgumentParser, module: ModuleType) -> None:
+    parser.description = module.__doc__.strip()
+    parser.epilog = f"{module.EXAMPLES.strip()}\n\n{CODES}"
+    module.arguments(parser.add_argument)
+    parser.set_defaults(run=module.run)
+
+
+def _run(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # a polite kill is an interruption, too; a job begun with & ignores
         signal.signal(number, signal.default_int_handler)  # SIGINT unless told
     try:
@@ -42,24 +67,6 @@ def main(name: str, description: str, commands: dict[str, ModuleType], argv: lis
             raise
         print(f"error: {error}", file=sys.stderr)
         return USAGE if isinstance(error, Usage) else FAILED
-
-
-def _parser(name: str, description: str, commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description, formatter_class=raw)
-    added = parser.add_subparsers(required=True, metavar="COMMAND")
-    for word, module in commands.items():
-        text = module.__doc__.strip()
-        one = added.add_parser(
-            word,
-            help=text.splitlines()[0],
-            description=text,
-            epilog=f"{module.EXAMPLES.strip()}\n\n{CODES}",
-            formatter_class=raw,
-        )
-        module.arguments(one.add_argument)
-        one.set_defaults(run=module.run)
-    return parser
 
 
 def natural(text: str) -> int:

@@ -1,0 +1,35 @@
+"""TPU slices: create, bootstrap, launch, watch, delete. Every command takes --dry-run: print what it would run.
+
+examples:
+  python -m qwenjax.cluster create --name=pod --project=ID --zone=us-west4-a --type=v5e-256 --spot --dry-run
+  python -m qwenjax.cluster bootstrap --name=pod
+  python -m qwenjax.cluster launch --name=pod --retry=20 -- python -m qwenjax.train --exp=qwen14b --workdir=gcs/qwen14b
+  python -m qwenjax.cluster delete --name=pod
+
+tpu_setup/README.md walks from nothing to a running qwen14b.
+"""
+
+import sys
+
+from qwenjax import cli
+from qwenjax.cluster.commands import bootstrap, create, delete, launch, logs, profile, status, stop, worker
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `python -m qwenjax.cluster COMMAND …`; returns its exit code."""
+    commands = {
+        "create": create,
+        "bootstrap": bootstrap,
+        "launch": launch,
+        "logs": logs,
+        "status": status,
+        "profile": profile,
+        "stop": stop,
+        "delete": delete,
+        "worker": worker,
+    }
+    return cli.main("qwenjax.cluster", __doc__, commands, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

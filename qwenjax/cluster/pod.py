@@ -1,0 +1,156 @@
+"""What is created, launched on and deleted, as a value; kept in a small file, so that a name is enough afterwards."""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwenjax.cluster.tpu import Tpu, tpu
+
+THROUGH = ("queued", "vm", "gke")
+CAPACITY = ("on-demand", "spot", "reserved")
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One or more TPU slices that train together.
+
+    `through` says who makes them: a queued resource, a TPU VM asked for at once, or a GKE cluster by XPK.
+    """
+
+    name: str
+    zone: str
+    project: str
+    type: str
+    slices: int = 1
+    through: str = "queued"
+    capacity: str = "on-demand"
+    reservation: str = ""
+    runtime: str = ""  # empty: the default of the generation
+    bucket: str = ""  # mounted as gcs/ beside the run; without gs://
+    source: str = ""  # empty: this checkout at HEAD; a folder, or what pip can install
+    image: str = ""  # of the container; only through gke
+
+    def __post_init__(self):
+        check_name("--name", self.name)
+        if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", self.zone):
+            raise ValueError(f"--zone={self.zone}: wanted a zone such as us-west4-a (a region and a letter)")
+        if not self.project:
+            raise ValueError("--project is empty; `gcloud projects list` shows yours")
+        if self.through not in THROUGH or self.capacity not in CAPACITY:
+            raise ValueError(f"through={self.through}, capacity={self.capacity}: wanted one of {THROUGH}, {CAPACITY}")
+        if self.slices < 1:
+            raise ValueError(f"--slices={self.slices}: wanted at least 1")
+        if self.through == "vm" and self.slices > 1:
+            raise ValueError("--through=vm makes one slice; several that train together need --through=queued or gke")
+        if self.through == "gke" and not self.image:
+            raise ValueError(
+                "--through=gke runs a container: give --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/qwenjax:TAG"
+            )
+        if self.through == "gke" and self.capacity == "reserved" and not self.reservation:
+            raise ValueError("--through=gke needs the reservation's name: --reserved=NAME")
+        if self.bucket and not re.fullmatch(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]", self.bucket):
+            raise ValueError(f"--bucket={self.bucket}: wanted a bucket's name, without gs:// and without a folder")
+        if self.type != self.tpu.name:
+            object.__setattr__(self, "type", self.tpu.name)
+
+    @property
+    def tpu(self) -> Tpu:
+        """The slice type; raises ValueError where there is none of that name."""
+        return tpu(self.type)
+
+    @property
+    def chips(self) -> int:
+        """Chips of all slices: what is billed."""
+        return self.tpu.chips * self.slices
+
+    @property
+    def region(self) -> str:
+        """The zone's region."""
+        return self.zone.rpartition("-")[0]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the TPU nodes, one a slice."""
+        return (self.name,) if self.slices == 1 else tuple(f"{self.name}-{i}" for i in range(self.slices))
+
+
+def check_name(option: str, name: str) -> None:
+    """Raises ValueError for what Google Cloud and Kubernetes would refuse as a name, later and less clearly."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{option}={name}: wanted up to 40 lower-case letters, digits and hyphens, beginning with a letter"
+        )
+
+
+def arguments(add, creating: bool = False) -> None:
+    """Declares the options that describe a pod: all of them where one is created; else --name, the rest is known."""
+    add("--name", required=True, metavar="NAME", help="of the pod")
+    known = "" if creating else "; known for a pod created from here"
+    add("--project", required=creating, metavar="ID", help=f"Google Cloud project that pays{known}")
+    add("--zone", required=creating, metavar="ZONE", help=f"such as us-west4-a{known}")
+    add("--type", required=creating, metavar="TYPE", help=f"v4-128, v5e-256, v5p-256, v6e-256, tpu7x-256{known}")
+    add("--slices", type=int, metavar="N", help="slices that train together (default: 1)")
+    add("--through", choices=THROUGH, help="queued resource (default), TPU VM at once, or GKE by XPK")
+    capacity = "instead of on-demand capacity"
+    add("--spot", action="store_const", const="spot", dest="capacity", help=f"{capacity}: cheap, may be preempted")
+    add("--reserved", nargs="?", const="", metavar="NAME", help=f"{capacity}: a reservation; its name through gke")
+    add("--runtime-version", dest="runtime", metavar="VERSION", help="image of the VMs (default: by TPU generation)")
+    add("--bucket", metavar="NAME", help="Cloud Storage bucket to mount as gcs/")
+    add("--source", metavar="WHAT", help="checkout, or what pip installs (default: this checkout, as committed)")
+    add("--image", metavar="IMAGE", help="container image, only through gke")
+    add("--dry-run", action="store_true", help="print the exact commands, run none")
+
+
+def pod(options: argparse.Namespace, fresh: bool = False) -> Pod:
+    """The pod that the options describe; unless `fresh`, filled up from what is known of its name.
+
+    Raises:
+      ValueError: something is missing and nothing is known, or the description makes no sense.
+    """
+    given = {k: v for k in (f.name for f in dataclasses.fields(Pod)) if (v := getattr(options, k, None)) is not None}
+    if options.reserved is not None:
+        if given.get("capacity") == "spot":
+            raise ValueError("--spot and --reserved exclude each other")
+        given |= {"capacity": "reserved", "reservation": options.reserved}
+    check_name("--name", options.name)
+    known = {} if fresh or (old := known_as(options.name)) is None else dataclasses.asdict(old)
+    missing = [f"--{k}" for k in ("project", "zone", "type") if k not in known | given]
+    if missing:
+        others = ", ".join(sorted(p.stem for p in _folder().glob("*.json"))) or "none"
+        raise ValueError(
+            f"no pod {options.name!r} was created from here (known: {others}); "
+            f"give {', '.join(missing)}, or create it first"
+        )
+    return Pod(**known | given)
+
+
+def remember(one: Pod) -> None:
+    """Keeps the description under its name."""
+    path = _folder() / f"{one.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(one), indent=2) + "\n")
+
+
+def forget(name: str) -> None:
+    """The pod is deleted."""
+    (_folder() / f"{name}.json").unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qwenjax" / "cluster"
+
+
+def known_as(name: str) -> Pod | None:
+    """The pod of that name created from here, if there is one."""
+    path = _folder() / f"{name}.json"
+    if not path.is_file():
+        return None
+    try:
+        return Pod(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not the description of a pod ({error}); remove it and give the options") from None

@@ -1,0 +1,164 @@
+"""What runs on each VM of a pod: a command started in the background, its log, and its exit code in a file.
+
+~/qwenjax/launched/JOB/  command.json  log  pid  lock  exit     the command works in ~/qwenjax, its venv first in PATH
+
+The lock is held by the processes of the job: the system lets go of it however they end, and when the VM restarts.
+"""
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+NONE, RUNNING, FINISHED, LOST = "none", "running", "finished", "lost"  # lost: ended without leaving an exit code
+# The shell outlives a signal to the whole group, so that it can write the exit code of what it started.
+HOLD = 'trap : TERM INT; "$@"; echo $? > "$0.new"; mv "$0.new" "$0"'
+MARK = "qwenjax-status "
+
+
+class State(NamedTuple):
+    """Of a job on one VM; `code` and `seconds` are its exit code and how long it ran, once finished.
+
+    `stopped`: somebody asked it to end.
+    """
+
+    host: str
+    state: str
+    code: int | None = None
+    seconds: float = 0
+    stopped: bool = False
+
+
+def home() -> Path:
+    """The folder that commands work in."""
+    return Path.home() / "qwenjax"
+
+
+def start(job: str, command: list[str]) -> str:
+    """Starts a command in the background; started already, it is left alone.
+
+    Returns: what was done. Raises ValueError if another command runs under this name.
+    """
+    folder = home() / "launched" / job
+    host = socket.gethostname()
+    if state(job).state == RUNNING:
+        running = json.loads((folder / "command.json").read_text())
+        if running != command:
+            raise ValueError(f"{host}: {job} is another command, {shlex.join(running)}; `stop` it, or use --job")
+        return f"{host}: {job} runs already"
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in (
+        "exit",
+        "stopped",
+        "lock",
+    ):  # a lock of its own: something that an earlier one left behind may still hold that
+        (folder / left).unlink(missing_ok=True)
+    (folder / "command.json").write_text(json.dumps(command))
+    path = os.pathsep.join([str(home() / "venv" / "bin"), os.environ.get("PATH", "/usr/bin:/bin")])
+    with open(folder / "log", "a") as log, open(folder / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        log.write(f"=== {datetime.now():%Y-%m-%d %H:%M:%S} {host}: {shlex.join(command)}\n")
+        log.flush()
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", HOLD, str(folder / "exit"), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=home(),
+            env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+            pass_fds=[lock.fileno()],
+        )
+    (folder / "pid").write_text(str(process.pid))
+    return f"{host}: {job} started"
+
+
+def state(job: str) -> State:
+    """What has become of a job on this VM."""
+    folder = home() / "launched" / job
+    host = socket.gethostname()
+    if not (folder / "pid").exists():
+        return State(host, NONE)
+    alive = _alive(folder)  # asked first: the exit code is written before the lock is let go
+    end, stopped = folder / "exit", (folder / "stopped").exists()
+    if end.exists():
+        seconds = end.stat().st_mtime - (folder / "pid").stat().st_mtime
+        return State(host, FINISHED, int(end.read_text()), seconds, stopped)
+    return State(host, RUNNING if alive else LOST, stopped=stopped)
+
+
+def _alive(folder: Path) -> bool:
+    """Whether a process of the job is there."""
+    with open(folder / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def stop(job: str, grace: float) -> State:
+    """Asks a job to end (training saves first), and ends it after `grace` seconds if it has not."""
+    folder = home() / "launched" / job
+    until = time.monotonic() + grace
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if state(job).state != RUNNING:
+            break
+        (folder / "stopped").touch()  # so that whoever watches does not start it again
+        os.killpg(int((folder / "pid").read_text()), number)
+        while state(job).state == RUNNING and (number == signal.SIGKILL or time.monotonic() < until):
+            time.sleep(0.1)
+    return state(job)
+
+
+def tail(job: str, lines: int, follow: bool, pause: float = 0.5) -> Iterator[str]:
+    """The last lines of a job's log; with `follow` also those to come, until it ends.
+
+    Raises ValueError if there is no such job here.
+    """
+    path = home() / "launched" / job / "log"
+    if not path.is_file():
+        raise ValueError(f"{socket.gethostname()}: no job {job} was launched here")
+    with open(path, errors="replace") as log:
+        yield from log.readlines()[-lines:] if lines else ()
+        log.seek(0, os.SEEK_END)
+        while follow:
+            alive = state(job).state == RUNNING  # asked first: what was written until then is read below
+            rest = log.read()
+            if rest:
+                yield rest
+            elif not alive:
+                return
+            else:
+                time.sleep(pause)
+
+
+def show_state(one: State) -> str:
+    """A state as the line that `states` reads."""
+    return MARK + json.dumps(one._asdict())
+
+
+def states(text: str) -> list[State]:
+    """The states in what all VMs printed, whatever else is in it."""
+    found = [line.partition(MARK)[2] for line in text.splitlines() if MARK in line]
+    return [State(**json.loads(line)) for line in found]
+
+
+def show_log(job: str, lines: int, follow: bool, prefix: bool) -> None:
+    """Prints the log, and how the job has ended if it was followed."""
+    host = f"{socket.gethostname()}: " if prefix else ""
+    for text in tail(job, lines, follow):
+        sys.stdout.write("".join(host + line for line in text.splitlines(keepends=True)))
+        sys.stdout.flush()
+    if follow:
+        one = state(job)
+        print(f"{host}=== {job} {one.state}" + (f", exit code {one.code}" if one.code is not None else ""))
