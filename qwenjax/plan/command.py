@@ -1,0 +1,73 @@
+"""What an experiment takes on a TPU slice: memory, time, days. Compiled here, before anyone rents one.
+
+The step that `qwenjax.train` would run is compiled by the TPU compiler, which needs no TPU, for the topology: v4-128,
+v5e-256, v5p-256, v6e-256 and the like (v4 and v5p names count two cores per chip), or a shape as in v5p:4x4x8. If it
+compiles, it fits.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from qwenjax.cli import DONE, FAILED, experiment, experiment_arguments, positive
+
+EXAMPLES = """
+examples:
+  python -m qwenjax.plan --exp=qwen14b --topology=v5e-256 --set mesh.fsdp=128 --set mesh.data=2
+  python -m qwenjax.plan --exp=qwen7b --topology=v5e-256 --slices=2 --set mesh.data=2
+  python -m qwenjax.plan --exp=qwen1b8 --topology=v6e-256 --price=2.70 --json > plan.json
+
+A compilation takes one to three minutes and 2 GB of memory. Needs pip install 'qwenjax[tpu-aot]'.
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    experiment_arguments(add, required=True)
+    add("--topology", required=True, metavar="NAME", help="slice to compile for, such as v5e-256")
+    add("--slices", type=positive, default=1, metavar="N", help="slices, joined by the slower network (default: 1)")
+    add("--price", type=float, metavar="X", help="of a chip-hour, in any currency: adds what the run costs")
+    add("--hlo", metavar="DIR", help="keep the compiled program's text here")
+    add("--json", action="store_true", help="print numbers for machines")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compiles, then prints."""
+    from qwenjax.cli import Usage
+    from qwenjax.plan import topology
+
+    try:
+        wanted = topology.parse(options.topology, options.slices)
+    except ValueError as error:
+        raise Usage(str(error)) from None
+    chosen = experiment(options)
+    topology.prepare_environment()
+    from qwenjax.plan import report
+    from qwenjax.plan.estimate import DoesNotFit, plan
+
+    print(f"compiling {chosen.name} for {wanted.name}, one to three minutes", file=sys.stderr, flush=True)
+    try:
+        made = plan(chosen, wanted)
+    except DoesNotFit as error:
+        print(f"{chosen.name} does not fit on {wanted.name}: {error}")
+        print(advice(chosen))
+        return FAILED
+    if options.hlo:
+        path = Path(options.hlo) / f"{chosen.name}-{wanted.name.replace(':', '-')}.hlo.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(made.text)
+        print(f"program in {path}", file=sys.stderr)
+    as_json = json.dumps(report.as_dict(made, options.price), indent=1) if options.json else None
+    print(as_json or report.text(made, options.price))
+    return DONE
+
+
+def advice(chosen) -> str:
+    """What usually helps, nearest first."""
+    ways = []
+    if chosen.compute.remat != "full":
+        ways.append("recompute more: --set compute.remat=full")
+    ways.append(f"smaller micro-steps: --set accumulate={2 * chosen.accumulate}")
+    ways.append("state over more chips: --set mesh.fsdp=-1 --set mesh.data=1")
+    return "\n".join(f"try {way}" for way in ways)
