@@ -15,7 +15,7 @@ LEVEL = {
     "model": 2, "objectives": 2,
     "optim": 3, "generate": 3, "data": 3, "checkpoint": 3, "telemetry": 3,
     "train": 6,
-    "bench": 7, "tokenizer": 7, "__main__": 7,
+    "bench": 7, "tokenizer": 7, "plan": 7, "cluster": 7, "profile": 7, "__main__": 7,
 }  # fmt: skip
 PURE = ("config", "model", "objectives", "optim", "generate")
 EFFECTS = {"os", "pathlib", "time", "logging", "random", "subprocess"}
@@ -24,6 +24,12 @@ COMMANDS = [
     *(f"qwenjax.data {name}" for name in ("tokenize", "publish", "stats", "show", "convert")),
     *(f"qwenjax.tokenizer {name}" for name in ("train", "extend", "compression")),
     *(f"qwenjax.bench {name}" for name in ("train", "data")),
+    "qwenjax.plan",
+    "qwenjax.profile",
+    *(
+        f"qwenjax.cluster {name}"
+        for name in ("create", "bootstrap", "launch", "logs", "status", "profile", "stop", "delete", "worker")
+    ),
 ]
 
 

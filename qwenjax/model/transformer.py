@@ -56,7 +56,8 @@ class Transformer(nn.Module):
         embed = weight(self, "embed", ("vocab", "embed"), (cfg.vocab, cfg.embed))
         if not cfg.tie_embeddings:
             weight(self, "head", ("embed", "vocab"), (cfg.embed, cfg.vocab))
-        x = lookup(embed, tokens, cfg.vocab, compute.dtype)
+        with jax.named_scope("embed"):
+            x = lookup(embed, tokens, cfg.vocab, compute.dtype)
         x = constrain(drop(self, x, self.dropout), "batch", "length", None)
 
         context = Context(positions, segments, *rope.tables(positions, cfg.head_dim, cfg.rope_base))

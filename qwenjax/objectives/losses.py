@@ -33,6 +33,7 @@ def _forward(hidden, head, targets, weights, chunk):
     return total, (d_hidden, d_head)
 
 
+@jax.named_scope("loss")
 def _backward(chunk, residuals, g):
     d_hidden, d_head = residuals
     return (g * d_hidden).astype(d_hidden.dtype), g * d_head, None, None
@@ -41,6 +42,7 @@ def _backward(chunk, residuals, g):
 next_token_loss.defvjp(_forward, _backward)
 
 
+@jax.named_scope("loss")
 def _chunks(hidden, head, targets, weights, chunk, gradients):
     """(total, d_hidden [b t d], d_head [d v] float32); without gradients the last two are None."""
 

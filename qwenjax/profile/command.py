@@ -1,0 +1,42 @@
+"""What a captured trace says, as text: step times, time by kind of op and by part of the model, memory, input wait.
+
+DIR is a run, its profile folder, or one trace (*.xplane.pb); of several recordings the newest. The traces of all hosts
+of a recording are read together. A moment in which several ops of a device run, on the threads of a CPU or the streams
+of a GPU, is shared equally among them, so that shares add up to 100 %. Times are means over devices and whole steps.
+Reading a trace needs xprof: pip install 'qwenjax[profile]'
+"""
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+
+from qwenjax.cli import DONE, natural
+
+EXAMPLES = """
+examples:
+  python -m qwenjax.train --exp=quickstart --profile=10:15
+  python -m qwenjax.profile runs/quickstart
+      the first command records steps 10 to 14, the second says where their time went
+  python -m qwenjax.profile runs/quickstart/profile --top=30
+  python -m qwenjax.profile runs/quickstart --json > trace.json
+      everything, all ops included, for programs
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    add("dir", metavar="DIR", help="a run, its profile folder, or a trace")
+    add("--top", type=natural, default=8, metavar="N", help="how many ops to list (default: 8)")
+    add("--json", action="store_true", help="print JSON, times in seconds")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints what the newest recording says."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # xprof logs every call
+    from qwenjax.profile.summary import summarize
+    from qwenjax.profile.text import report
+
+    summary = summarize(options.dir)
+    print(json.dumps(asdict(summary), indent=2) if options.json else report(summary, options.top))
+    return DONE

@@ -1,0 +1,153 @@
+"""The report on a trace, as about thirty lines of text."""
+
+from pathlib import Path
+from statistics import median
+
+from qwenjax.profile import names
+from qwenjax.profile.summary import Summary
+
+KINDS, PARTS, BUFFERS = 7, 6, 2  # rows of each table
+
+
+def report(summary: Summary, top: int) -> str:
+    """All sections, with the `top` most expensive ops."""
+    sections = (_captured(summary), _kinds(summary), _parts(summary), _ops(summary, top), _rest(summary))
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def seconds(value: float) -> str:
+    """0.0123 -> '12.3 ms'."""
+    return _scaled(value, (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)))
+
+
+def size(value: float) -> str:
+    """Bytes as '149 MiB'."""
+    return _scaled(value, (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1)))
+
+
+def _scaled(value: float, units: tuple[tuple[str, float], ...]) -> str:
+    unit, one = next((pair for pair in units if value >= 0.9995 * pair[1]), units[-1])
+    number = value / one
+    return f"{number:.3g} {unit}" if number < 999.5 else f"{number:.0f} {unit}"
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:5.1f} %" if whole else "    - "
+
+
+def _captured(s: Summary) -> list[str]:
+    middle, longest = median(s.steps), max(s.steps)
+    slowest = s.step_names[s.steps.index(longest)]
+    hosts = f"{s.hosts} host" + "s" * (s.hosts > 1)
+    return [
+        f"trace     {s.files[0]}" + (f" and {s.hosts - 1} more" if s.hosts > 1 else ""),
+        f"device    {s.devices} x {s.device}, {hosts}; {seconds(s.captured)} recorded, jax {s.jax}",
+        f"steps     {len(s.steps)} whole: median {seconds(middle)}, min {seconds(min(s.steps))}, "
+        f"max {seconds(longest)} (step {slowest}, {longest / middle:.2f} x the median)",
+        f"program   {s.program or 'not named'}, {s.executions} x, median {seconds(s.program_seconds)}; "
+        f"busy {_percent(s.busy, _step(s)).strip()} of the time",
+        *_nameless(s),
+    ]
+
+
+def _nameless(s: Summary) -> list[str]:
+    """Why ops have no names, if they matter."""
+    unknown = s.kinds.get(names.UNKNOWN, 0.0)
+    if unknown < 0.1 * s.busy:
+        return []
+    flags = " and XLA_FLAGS=--xla_gpu_enable_command_buffer=" if s.platform == "gpu" else ""
+    return [
+        f"note      {_percent(unknown, _step(s)).strip()} of the time is without names: the trace lacks the program, "
+        f"as when it came from\n          the compilation cache; record with JAX_ENABLE_COMPILATION_CACHE=false{flags}"
+    ]
+
+
+def _step(s: Summary) -> float:
+    return sum(s.steps) / len(s.steps)
+
+
+def _kinds(s: Summary) -> list[str]:
+    lines = [f"{'time by kind':<34} {'share':>7} {'a step':>9}"]
+    for kind, value in sorted(s.kinds.items(), key=lambda pair: -pair[1])[:KINDS]:
+        note = ""
+        if kind == names.MATMUL and s.matmul_flops:
+            note = f"  at {s.matmul_flops / 1e12:.3g} TFLOP/s"
+            note += f", {_percent(s.matmul_flops, s.peak_flops).strip()} of the peak" if s.peak_flops else ""
+        lines.append(f"  {kind:<32} {_percent(value, _step(s))} {seconds(value):>9}{note}")
+    for kind, times in s.collectives.items():
+        lines.append(f"  {kind}: {seconds(times['exposed'])} exposed, {seconds(times['overlapped'])} behind other work")
+    return lines
+
+
+def _parts(s: Summary) -> list[str]:
+    columns = ("forward", "recompute", "backward", "")
+    columns = [c for c in columns if any(c in times for times in s.parts.values())]
+    heads = [c or "other" for c in columns]
+    lines = [f"{'time by part of the model':<34} {'share':>7} {'a step':>9}" + "".join(f"{h:>11}" for h in heads)]
+    for part, times in list(s.parts.items())[:PARTS]:
+        total = sum(times.values())
+        cells = "".join(f"{seconds(times[c]) if c in times else '-':>11}" for c in columns)
+        lines.append(f"  {_cut(part or '(no scope)', 32):<32} {_percent(total, _step(s))} {seconds(total):>9}{cells}")
+    return lines
+
+
+def _ops(s: Summary, top: int) -> list[str]:
+    if not top:
+        return []
+    lines = [f"{'top ops':<34} {'share':>7} {'a step':>9} {'count':>6}  {'kind':<24}its name in the model"]
+    for row in s.ops[:top]:
+        name = row.names[0] + (f" and {len(row.names) - 1} more" if len(row.names) > 1 else "")
+        lines.append(
+            f"  {_cut(name, 32):<32} {_percent(row.seconds, _step(s))} {seconds(row.seconds):>9} "
+            f"{row.count:>6.4g}  {row.kind:<24}{_place(row.part, row.primitive, row.direction)}"
+        )
+    return lines
+
+
+def _rest(s: Summary) -> list[str]:
+    folder = Path(s.files[0]).parent
+    if folder.parent.name == "profile" and folder.parent.parent.name == "plugins":
+        folder = folder.parent.parent.parent
+    return [
+        *_memory(s),
+        *_host(s),
+        f"open      xprof --port=8791 {folder}, then http://localhost:8791; or tensorboard --logdir={folder}",
+    ]
+
+
+def _memory(s: Summary) -> list[str]:
+    measured = "; ".join(f"{name} measured {size(peak)}" for name, peak in s.measured.items())
+    measured = measured or "measured use is not in this trace"
+    if not s.memory:
+        return [f"memory    the trace does not hold the program's text; {measured}"]
+    lines = [
+        f"memory    peak {size(s.memory.peak)} a device as compiled, of it {size(s.memory.arguments)} arguments "
+        f"(parameters, optimizer, batch); {measured}"
+    ]
+    for one in s.memory.buffers[:BUFFERS]:
+        model = _place(*names.scope(one.scope))
+        lines.append(f"  {size(one.bytes):>9} {one.shape} {one.group.lower()}, {model} {one.source}".rstrip())
+    return lines
+
+
+def _host(s: Summary) -> list[str]:
+    if not s.host:
+        return ["host      nothing recorded between programs"]
+    did = ", ".join(f"{_function(name)} {seconds(value)}" for name, value in list(s.host.items())[:3])
+    wait = f"{seconds(s.input_wait)} a step" if s.input_wait is not None else "not in this trace"
+    return [f"host      {seconds(s.between)} between two programs: {did}", f"input     {wait} spent on the next batch"]
+
+
+def _function(name: str) -> str:
+    """'$report.py:113 tick' -> 'tick (report.py:113)'."""
+    place, _, function = name.removeprefix("$").partition(" ")
+    return f"{function} ({place})" if name.startswith("$") and function else name
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def _place(path: str, primitive: str, direction: str) -> str:
+    """Where in the model: 'Transformer/blocks/mlp dot_general backward'."""
+    return " ".join(word for word in (path, primitive, direction) if word) or "-"

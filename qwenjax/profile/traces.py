@@ -1,0 +1,169 @@
+"""Finds the traces of a run and reads them: devices, the ops they ran, and what the host did meanwhile."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+SUFFIX = ".xplane.pb"
+HOW = "record one with `python -m qwenjax.train --exp=NAME --profile=10:15`"
+_DEVICE = re.compile(r"^/device:(TPU|GPU):\d+$")
+_TPU_NAME = re.compile(r"^%?(\S+) = ")
+
+
+class Event(NamedTuple):
+    """Something that took time. Times are in nanoseconds since the trace began."""
+
+    name: str
+    start: float
+    end: float
+    module: str = ""  # of an op: the compiled program, such as jit_train_step(2)
+    run: int = 0  # of an op on CPU: which execution of the program
+
+
+class Device(NamedTuple):
+    """One accelerator, or one (virtual) CPU device."""
+
+    name: str
+    kind: str  # as the maker calls it, or cpu
+    peak_flops: float | None  # FLOP/s, where the trace says so (TPU)
+    lanes: list[list[Event]]  # ops by core, stream or thread; nested ops lie within their parent
+    flights: list[Event]  # asynchronous transfers from start to done (TPU)
+    modules: list[Event]  # executions of programs, where the device records them (TPU)
+    steps: list[Event]  # where the device or its host has them annotated (jax.profiler.StepTraceAnnotation)
+    host: list[Event]  # of the thread of its host that starts the programs
+
+
+class Capture(NamedTuple):
+    """One recording of all hosts."""
+
+    files: list[Path]
+    platform: str  # tpu, gpu or cpu
+    devices: list[Device]
+    seconds: float
+    jax: str
+
+
+def find(path: str | Path) -> list[Path]:
+    """The trace files, one per host, of the newest recording in a run, its profile folder, or one file.
+
+    Raises:
+      ValueError: there is no such path, or no trace in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; {HOW}")
+    if path.is_file():
+        if not path.name.endswith(SUFFIX):
+            raise ValueError(f"{path} is not a trace (*{SUFFIX}); {HOW}")
+        return [path]
+    folders = {file.parent for file in path.rglob(f"*{SUFFIX}")}
+    if not folders:
+        raise ValueError(f"{path} holds no trace (*{SUFFIX}); {HOW}")
+    newest = max(folders, key=lambda folder: (folder.name, str(folder)))  # named by date
+    return sorted(newest.glob(f"*{SUFFIX}"))
+
+
+def read(files: list[Path]) -> Capture:
+    """Reads the traces of all hosts of one recording.
+
+    Raises:
+      ValueError: a file is cut off or of another kind, or holds no op.
+    """
+    from jax.profiler import ProfileData  # the reader of xprof, compiled in: xprof.profile_data is 5 times as slow
+
+    devices, seconds, jax_version = [], 0.0, "?"
+    for file in files:
+        try:
+            planes = list(ProfileData.from_serialized_xspace(file.read_bytes()).planes)
+        except RuntimeError as error:
+            raise ValueError(f"{file} is cut off or not a trace: {error}; {HOW}") from None
+        host = next((plane for plane in planes if plane.name == "/host:CPU"), None)
+        virtual, thread, steps = _host(host) if host else ([], [], [])
+        accelerators = [_accelerator(plane, thread, steps) for plane in planes if _DEVICE.match(plane.name)]
+        devices += accelerators or virtual
+        for plane in planes:
+            stats = dict(plane.stats)
+            jax_version = stats.get("jax_version", jax_version)
+            if {"profile_start_time", "profile_stop_time"} <= stats.keys():
+                seconds = max(seconds, (stats["profile_stop_time"] - stats["profile_start_time"]) / 1e9)
+    devices = [device for device in devices if any(device.lanes)]
+    if not devices:
+        raise ValueError(f"{files[0]} holds no op of any device: no step ran while it was recorded; {HOW}")
+    platform = "cpu" if devices[0].kind == "cpu" else re.search("TPU|GPU", devices[0].name)[0].lower()
+    ends = [event.end for device in devices for lane in device.lanes for event in lane]
+    return Capture(files, platform, devices, seconds or max(ends) / 1e9, jax_version)
+
+
+def _accelerator(plane, host: list[Event], steps: list[Event]) -> Device:
+    stats = dict(plane.stats)
+    lines = [(line.name, line) for line in plane.lines]
+
+    def events(wanted: str) -> list[Event]:
+        return [Event(e.name, e.start_ns, e.end_ns) for name, line in lines if name == wanted for e in line.events]
+
+    modules = events("XLA Modules")
+    if "TPU" in plane.name:
+        kind = stats.get("device_type_string", "TPU")
+        lanes = [_in_modules((_tpu(e) for e in events("XLA Ops")), modules)]
+    else:
+        kind = stats.get("device_type_string", "GPU")
+        lanes = [[_kernel(e) for e in line.events] for name, line in lines if name.startswith("Stream")]
+    peak = stats.get("peak_teraflops_per_second")
+    flights = [_tpu(e) for e in events("Async XLA Ops")]
+    peak = peak and peak * 1e12
+    return Device(plane.name, kind, peak, lanes, flights, modules, events("Steps") or steps, host)
+
+
+def _tpu(event: Event) -> Event:
+    """An op of a TPU is named by its whole HLO line."""
+    match = _TPU_NAME.match(event.name)
+    return event._replace(name=match[1] if match else event.name)
+
+
+def _kernel(event) -> Event:
+    stats = dict(event.stats)
+    return Event(stats.get("hlo_op", event.name), event.start_ns, event.end_ns, _module(stats))
+
+
+def _module(stats: dict) -> str:
+    return f"{stats['hlo_module']}({stats['program_id']})" if {"hlo_module", "program_id"} <= stats.keys() else ""
+
+
+def _in_modules(ops: Iterable[Event], modules: list[Event]) -> list[Event]:
+    """Names the program of each op: the one that was being executed when it began."""
+    ops, modules = sorted(ops, key=lambda e: e.start), sorted(modules, key=lambda e: e.start)
+    named, at = [], 0
+    for op in ops:
+        while at < len(modules) and modules[at].end <= op.start:
+            at += 1
+        inside = at < len(modules) and modules[at].start <= op.start
+        named.append(op._replace(module=modules[at].name) if inside else op)
+    return named
+
+
+def _host(plane) -> tuple[list[Device], list[Event], list[Event]]:
+    """CPU devices with their ops, the events of the thread that starts programs, and annotated steps."""
+    lanes: dict[int, dict[int, list[Event]]] = {}
+    main, calls, steps = [], 0, []
+    for index, line in enumerate(plane.lines):
+        events, started = [], 0
+        for e in line.events:
+            name = e.name
+            events.append(Event(name, e.start_ns, e.end_ns))
+            if name.startswith("$"):  # a Python function: most events, and without statistics
+                continue
+            started += name.startswith("PjitFunction(")
+            stats = dict(e.stats)
+            if "hlo_op" in stats:
+                op = Event(stats["hlo_op"], e.start_ns, e.end_ns, _module(stats), stats.get("run_id", 0))
+                lanes.setdefault(stats.get("device_ordinal", 0), {}).setdefault(index, []).append(op)
+            elif "step_num" in stats:
+                steps.append(Event(str(stats["step_num"]), e.start_ns, e.end_ns))
+        if started > calls:
+            main, calls = events, started
+    devices = [
+        Device(f"cpu:{ordinal}", "cpu", None, list(lines.values()), [], [], steps, main)
+        for ordinal, lines in sorted(lanes.items())
+    ]
+    return devices, main, steps
