@@ -163,6 +163,12 @@ class Checkpoints:
             )
         return None
 
+    def forget(self, after: int) -> None:
+        """Deletes the checkpoints of steps beyond `after`, newest first: a kill leaves the older ones."""
+        for step in self.steps():
+            if step > after:
+                self.manager.delete(step)
+
     def _set_aside(self, steps: list[int]) -> None:
         if steps and jax.process_index() == 0:
             for step in steps:

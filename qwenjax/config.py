@@ -229,6 +229,27 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Recovery:
+    """What a run does when loss or gradient norm leap out of their recent range: leave the batch out, then rewind.
+
+    Off by default, so that a small run shows its troubles; one of months needs it. What is usual is the median of the
+    last steps, a leap is measured in their (robust) standard deviations.
+    """
+
+    deviations: float = 0.0  # beyond so many a batch is left out; 8 is far outside noise. 0: off, and NaN ends the run
+    window: int = 128  # steps that say what is usual; until there are so many, only what is not finite is left out
+    spikes: int = 3  # so many leaps …
+    among: int = 10  # … in so many batches: back to the checkpoint before them, and on behind their rows
+    rewinds: int = 3  # in one place, each a checkpoint further back; then the run stops
+
+    def __post_init__(self):
+        _check(self.deviations >= 0, f"recovery.deviations={self.deviations} must not be negative; 0: off")
+        _check(self.window > 1, f"recovery.window={self.window} must be at least 2")
+        _check(0 < self.spikes <= self.among, "recovery.spikes must be 1 to recovery.among")
+        _check(self.rewinds >= 0, f"recovery.rewinds={self.rewinds} must not be negative")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One run: the same value trains on a laptop, is compiled for a pod by `plan`, and runs there."""
 
@@ -238,6 +259,7 @@ class Experiment:
     steps: int
     task: str = "pretrain"
     optim: AdamW = field(default_factory=AdamW)
+    recovery: Recovery = field(default_factory=Recovery)
     compute: Compute = field(default_factory=Compute)
     mesh: MeshShape = field(default_factory=MeshShape)
     accumulate: int = 1  # micro-steps per optimizer step; the batch is split, the result is the same

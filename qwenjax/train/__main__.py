@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from qwenjax import cli
@@ -18,6 +19,8 @@ EPILOG = """examples:
       the report's 14B recipe as JSON
   python -m qwenjax.train --exp=runs/books/config.json --set steps=2000 --set init_from=runs/books --workdir=runs/more
       go on from the parameters of a run, with a fresh optimizer and schedule
+  python -m qwenjax.train --exp=qwen14b --coordinator=10.0.0.2:8476 --processes=4 --process=0 --restarts=100
+      one process of four (a TPU slice, SLURM and Open MPI need no flags), started again after whatever ends it early
 
 The same command resumes an interrupted run and ends as if it had not been interrupted.
 QWENJAX_TRACEBACK=1 in the environment shows where an error came from.
@@ -37,12 +40,34 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)"
     )
     parser.add_argument("--profile", metavar="START:STOP", help="record these steps with the XLA profiler")
+    parser.add_argument(
+        "--watchdog",
+        type=float,
+        metavar="SECONDS",
+        help="a step of more than this hangs: print stacks, then give up"
+        " (default: 20 x the median step, 10 minutes at least; 0: never)",
+    )
+    parser.add_argument(
+        "--restarts", type=cli.natural, default=0, metavar="N", help="start again after a crash or preemption, N times"
+    )
+    group = parser.add_argument_group("several processes (found by themselves on TPU slices, SLURM and Open MPI)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is (JAX_COORDINATOR_ADDRESS)")
+    group.add_argument("--processes", type=cli.positive, metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
+    group.add_argument("--process", type=cli.natural, metavar="I", help="which one this is, from 0 (JAX_PROCESS_ID)")
+    group.add_argument(
+        "--peer-timeout",
+        type=float,
+        default=float(os.environ.get("QWENJAX_PEER_TIMEOUT", 300)),
+        metavar="SECONDS",
+        help="how long they wait for each other at the start (QWENJAX_PEER_TIMEOUT; default: 300)",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the experiment as JSON and stop")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     from qwenjax import config
+    from qwenjax.train import distributed, restarts
 
     args = parse(argv)
     try:
@@ -53,16 +78,23 @@ def main(argv: list[str] | None = None) -> int:
             if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
                 raise ValueError(f"--profile={args.profile}: wanted START:STOP with START < STOP, e.g. 10:15")
             profile = int(start), int(stop)
+        place = distributed.place(args.coordinator, args.processes, args.process)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.USAGE
     if args.print_config:
         print(json.dumps(config.to_dict(experiment), indent=2))
         return cli.DONE
-    return train(experiment, args, profile)
+    if args.restarts:
+        return restarts.supervise(sys.argv[1:] if argv is None else argv, args.restarts, _workdir(experiment, args))
+    return train(experiment, args, profile, place)
 
 
-def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None) -> int:
+def _workdir(experiment, args: argparse.Namespace) -> Path:
+    return Path(args.workdir or Path("runs") / experiment.name)
+
+
+def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None, place) -> int:
     """Runs the experiment and turns what can go wrong into a message and an exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs stack traces of what is raised to us anyway
@@ -71,35 +103,37 @@ def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None)
     keep_freed_memory()  # before jax makes its threads
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # a program that comes from the cache leaves no names in a trace
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and profile is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "qwenjax" / "xla"))
-    _join_other_processes()
+    from qwenjax.train import distributed, restarts
+
+    try:
+        peers = distributed.join(place, args.peer_timeout, lambda text: print(text, file=sys.stderr, flush=True))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return restarts.code(restarts.HOPELESS if isinstance(error, ValueError) else restarts.PEERS)
 
     from qwenjax.checkpoint import SaveFailed
     from qwenjax.train import loop
 
+    workdir = _workdir(experiment, args)
     try:
-        outcome = loop.fit(experiment, args.workdir, data_root=args.data_root, profile=profile)
-    except (ValueError, FloatingPointError, loop.NonFinite, SaveFailed, OSError) as error:
+        outcome = loop.fit(experiment, workdir, data_root=args.data_root, profile=profile, watchdog=args.watchdog)
+    except (ValueError, FloatingPointError, loop.Diverged, SaveFailed, OSError) as error:
         if os.environ.get("QWENJAX_TRACEBACK"):
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        return cli.FAILED
+        hopeless = isinstance(error, loop.Diverged) or (isinstance(error, ValueError) and not restarts.began(workdir))
+        return peers.leave(restarts.code(restarts.HOPELESS if hopeless else cli.FAILED))
     except KeyboardInterrupt:
         print("stopped at once; what was saved before is kept", file=sys.stderr)
-        return cli.INTERRUPTED
+        return peers.leave(cli.INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        return peers.leave(cli.FAILED)
+    peers.goodbye()
     return cli.DONE if outcome.finished else cli.INTERRUPTED
-
-
-def _join_other_processes() -> None:
-    """Connects the processes of one run: named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
-    found by jax itself on a TPU slice of several hosts."""
-    import jax
-
-    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
 
 
 if __name__ == "__main__":

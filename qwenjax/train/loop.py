@@ -1,9 +1,9 @@
 """The one training loop: every stage runs through `fit`, and every side effect of a run is in this file's calls.
 
-workdir/  config.json  checkpoints/  metrics.jsonl  samples.jsonl  tokenizer/  loss.png  report.md
+workdir/  config.json  checkpoints/  metrics.jsonl  events.jsonl  samples.jsonl  tokenizer/  loss.png  report.md
 """
 
-import json
+import os
 import signal
 import threading
 import time
@@ -17,16 +17,16 @@ from jax.experimental import multihost_utils
 
 from qwenjax import checkpoint, config, sharding, telemetry
 from qwenjax.config import Experiment
-from qwenjax.train import report
+from qwenjax.train import goodput, recovery, report, start
+from qwenjax.train.events import Events
 from qwenjax.train.pretrain import Pretrain
-from qwenjax.train.step import State
+from qwenjax.train.recovery import Diverged
+from qwenjax.train.watchdog import Watchdog
 
 TASKS = {"pretrain": Pretrain}
-# What may change between the two halves of a resumed run without changing what is learned.
-FREE = ("log_every", "eval_every", "sample_every", "save_every", "keep", "keep_every", "prompts", "mesh", "compute")
 
 
-class NonFinite(RuntimeError):
+class NonFinite(Diverged):
     """The loss or its gradient became infinite or NaN; the last checkpoint is from before."""
 
 
@@ -42,17 +42,20 @@ def fit(
     *,
     data_root: Path | str = "data",
     profile: tuple[int, int] | None = None,
+    watchdog: float | None = None,
 ) -> Outcome:
     """Trains an experiment in `workdir` (default runs/NAME), resuming what is there.
 
     Args:
       data_root: where shards and tokenizers made from text are kept.
       profile: steps (start, stop) to record with the XLA profiler into workdir/profile.
+      watchdog: seconds after which a step is held to hang; None: by the steps before it, 0: never.
     Raises:
       ValueError: the experiment, its data, its mesh or the workdir do not fit; nothing was lost.
-      NonFinite: training diverged. checkpoint.SaveFailed: a checkpoint could not be written.
+      Diverged: training did, beyond what `experiment.recovery` may do about it.
+      checkpoint.SaveFailed: a checkpoint could not be written.
     """
-    began = time.time()
+    clock = goodput.Clock(time.time())
     workdir = Path(workdir or Path("runs") / experiment.name)
     progress = telemetry.Progress()
     lead = jax.process_index() == 0
@@ -61,7 +64,7 @@ def fit(
     mesh = sharding.make_mesh(experiment.mesh)
     task = TASKS[experiment.task](experiment, mesh)
     report.check_memory(experiment, task.program)
-    _claim(workdir, experiment)
+    start.claim(workdir, experiment)
     say(report.banner(experiment, task, workdir))
     for line in task.prepare(Path(data_root)):
         say(line)
@@ -69,139 +72,130 @@ def fit(
         task.tokenizer.save(workdir / "tokenizer")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the workdir is set up")
-    started = time.time()
-    step_fn = task.program.step.lower(task.program.shapes, task.abstract_batch).compile()
-    say(report.compiled(step_fn, time.time() - started))
+    guarded = experiment.recovery.deviations > 0
+    with clock("compile"):
+        step_fn = _compiled(task, guarded)
+    say(report.compiled(step_fn, clock.seconds["compile"]))
 
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", experiment.keep, experiment.keep_every)
-    state, next_row = _start(experiment, task, checkpoints, say)
-    first = int(state.step)
-    sink = telemetry.Sink(workdir, first)
-    texts = report.Samples(workdir, first)
-    meter = report.Meter(experiment, mesh, first)
+    state, meta = start.state(experiment, task, checkpoints, say)
+    next_row, step = meta.get("next_row", 0), int(state.step)
+    first = step
+    guard = recovery.Guard(experiment.recovery, meta.get("usual"))
+    redone = goodput.redone(telemetry.read_metrics(workdir / "metrics.jsonl"), step, experiment.tokens_per_step)
+    sink = telemetry.Sink(workdir, step)
+    events = Events(workdir, next_row)
+    texts = report.Samples(workdir, step)
+    meter = report.Meter(experiment, mesh, step)
     metrics: dict[str, float] = {}
 
-    def judge(step: int) -> None:
+    def judge() -> None:
         metrics.update(task.evaluate(state.params))
         sink.write(step, metrics)
         say(report.judged(step, metrics, task.baselines))
 
-    def save(step: int) -> None:
+    def save() -> None:
         meta = {
             "next_row": next_row,
             "experiment": config.to_dict(experiment),
             "tokenizer_fingerprint": task.tokenizer.fingerprint,
         }
         rest = {"step": state.step, "opt_state": state.opt_state}
-        checkpoints.save(step, state.params, rest, meta, workdir / "tokenizer")
+        checkpoints.save(
+            step, state.params, rest, meta | ({"usual": guard.state} if guarded else {}), workdir / "tokenizer"
+        )
+
+    def leave_out(row: int, numbers: dict[str, float]) -> None:
+        """The batch leapt, and the state is as before it; if there were too many, so is the run."""
+        nonlocal state, step, guard, sink, texts
+        if not guarded:
+            raise NonFinite(_diverged(step + 1, row, next_row, numbers, task, checkpoints))
+        limits = dict(zip(("loss", "grad_norm"), guard.limits().tolist()))
+        seen = {name: numbers[name] for name in limits}
+        events.write("left out", step=step, row=row, next_row=next_row, **seen, limits=str(limits))
+        say(report.left_out(step, row, next_row, seen, limits))
+        before = guard.leapt(step)
+        if before is not None:
+            checkpoints.wait()
+            back = recovery.target(checkpoints.steps(), before, guard.state["rewinds"], experiment.save_every)
+            checkpoints.forget(back)
+            state = None  # makes room for the one that comes
+            state, meta = start.state(experiment, task, checkpoints, say)
+            guard = guard.rewound(meta.get("usual"), step)
+            clock.undo(step - int(state.step))
+            sink.close()
+            read, step = step, int(state.step)
+            events.write(
+                "rewind", step=read, row=row, to=step, next_row=next_row, skipped=next_row - meta.get("next_row", 0)
+            )
+            sink, texts = telemetry.Sink(workdir, step), report.Samples(workdir, step)
+        meter.restart(step)
 
     stream = task.batches(next_row)
+    watch = Watchdog(workdir, watchdog)
+    marks = list(profile or ())
+    clock.ready()
+    events.write("started", step=step, pid=os.getpid(), **redone)
     with _interruptible() as interrupted:
-        step = first
         while step < experiment.steps:
-            if profile and step in profile:
-                _profile(workdir, step == profile[0], say)
+            if marks and step == marks[0]:
+                _profile(workdir, marks.pop(0) == profile[0], say)
             row = next_row
-            next_row, batch = next(stream)
-            state, on_device = step_fn(state, batch)
-            step += 1
-            numbers = {k: v.item() for k, v in jax.device_get(on_device).items()}
+            with watch.step(step + 1, row):
+                with clock("data"):
+                    next_row, batch = next(stream)
+                with clock("step"):
+                    state, on_device = step_fn(state, batch, *([guard.limits()] if guarded else []))
+                    numbers = {k: v.item() for k, v in jax.device_get(on_device).items()}
+                stop = _stop(interrupted)
+            clock.steps += 1
             if not numbers.pop("finite"):
-                raise NonFinite(_diverged(step, row, next_row, numbers, task, checkpoints))
-            numbers |= meter.tick(step)
+                leave_out(row, numbers)
+                continue
+            step += 1
+            guard.usual(step, numbers)
+            numbers |= meter.tick(step) | {"next_row": next_row}
             if lead:
                 progress.show(report.line(step, experiment, numbers), force=step in (first + 1, experiment.steps))
             if step % experiment.log_every == 0 or step in (1, experiment.steps):
                 sink.write(step, numbers)
             last = step == experiment.steps
             with meter.paused():
-                if last or (experiment.eval_every and step % experiment.eval_every == 0):
-                    judge(step)
-                if last or (experiment.sample_every and step % experiment.sample_every == 0):
-                    texts.add(step, task.samples(state.params), say)
-                stop = _stop(interrupted)
+                with clock("eval"):
+                    if last or (experiment.eval_every and step % experiment.eval_every == 0):
+                        judge()
+                    if last or (experiment.sample_every and step % experiment.sample_every == 0):
+                        texts.add(step, task.samples(state.params), say)
                 if last or stop or step % experiment.save_every == 0:
-                    save(step)
+                    with clock("checkpoint"):
+                        save()
+                    events.write("time", step=step, seconds=clock.reading())
             if stop and not last:
-                checkpoints.close()
-                sink.close()
-                say(f"interrupted: step {step} is saved in {workdir}; the same command goes on from there")
-                return Outcome(False, step, metrics)
+                break
     stream.close()
-    if step == first:  # the run was complete already
-        judge(step)
-    checkpoints.close()
+    watch.close()
+    if step == first == experiment.steps:  # the run was complete already
+        judge()
+    with clock("checkpoint"):
+        checkpoints.close()
     sink.close()
-    if lead:
-        say(report.write(workdir, experiment, task, metrics, time.time() - began))
-    return Outcome(True, step, metrics)
+    spent = goodput.total(telemetry.read_metrics(events.path), clock.reading())
+    events.write("time", step=step, seconds=clock.reading())
+    say(goodput.line(spent))
+    if step < experiment.steps:
+        say(f"interrupted: step {step} is saved in {workdir}; the same command goes on from there")
+    elif lead:
+        say(report.write(workdir, experiment, task, metrics, spent))
+    return Outcome(step == experiment.steps, step, metrics)
 
 
-def _start(experiment: Experiment, task, checkpoints: checkpoint.Checkpoints, say) -> tuple[State, int]:
-    """Where a run starts: its own newest whole checkpoint, else `init_from`, else random parameters."""
+def _compiled(task, guarded: bool):
+    """The step, compiled: within limits that come with every batch, if the run is guarded against leaps."""
     program = task.program
-    placed = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), program.shapes, program.shardings
-    )
-    rest = {"step": placed.step, "opt_state": placed.opt_state}
-    restored = checkpoints.restore(placed.params, rest)
-    for trouble in checkpoints.damaged:
-        say(f"checkpoint  {trouble}")
-    if restored:
-        _same_tokenizer(restored.meta, task.tokenizer, checkpoints.directory)
-        say(f"resuming    from step {restored.step}, row {restored.meta['next_row']:,}")
-        return State(restored.rest["step"], restored.params, restored.rest["opt_state"]), restored.meta["next_row"]
-    if experiment.init_from:
-        path = checkpoint.newest(experiment.init_from)
-        loaded = checkpoint.load(path, placed.params)
-        _same_tokenizer(loaded.meta, task.tokenizer, path)
-        say(f"starting    from the parameters of {path}")
-        return program.start(loaded.params), 0
-    return program.init(), 0
-
-
-def _same_tokenizer(meta: dict, tokenizer, path) -> None:
-    if meta["tokenizer_fingerprint"] != tokenizer.fingerprint:
-        raise ValueError(
-            f"{path} was trained with another tokenizer than {tokenizer.name} "
-            f"({meta['tokenizer_fingerprint'][:12]}… there, {tokenizer.fingerprint[:12]}… here): "
-            "its ids mean other text"
-        )
-
-
-def _claim(workdir: Path, experiment: Experiment) -> None:
-    """Writes config.json, or checks that the one there is of the same run.
-
-    Raises:
-      ValueError: the workdir belongs to another experiment; the differing fields are named.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        old = config.to_dict(config.from_dict(json.loads(path.read_text())))
-        new = config.to_dict(experiment)
-        differing = [k for k in new if k not in FREE and old[k] != new[k]]
-        if differing:
-            listed = "\n  ".join(
-                f"{k}: {a!r} there, {b!r} now" for k in differing for a, b in _differences(old[k], new[k])
-            )
-            raise ValueError(
-                f"{workdir} holds another experiment ({old['name']}):\n  {listed}\n"
-                f"Use another --workdir, or start from its parameters with --set init_from={workdir}"
-            )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_suffix(".tmp")
-        tmp.write_text(json.dumps(config.to_dict(experiment), indent=2) + "\n")
-        tmp.replace(path)
-
-
-def _differences(old, new) -> Iterator[tuple]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for k in new:
-            if old.get(k) != new[k]:
-                yield {k: old.get(k)}, {k: new[k]}
-    else:
-        yield old, new
+    if guarded:
+        limits = jax.ShapeDtypeStruct((2,), jax.numpy.float32)
+        return program.guarded.lower(program.shapes, task.abstract_batch, limits).compile()
+    return program.step.lower(program.shapes, task.abstract_batch).compile()
 
 
 def _diverged(step, row, after, numbers, task, checkpoints) -> str:

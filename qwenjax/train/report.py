@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from qwenjax import optim, telemetry
 from qwenjax.config import Experiment
 from qwenjax.telemetry import clock, human
+from qwenjax.train import goodput
 
 
 def banner(experiment: Experiment, task, workdir: Path) -> str:
@@ -100,6 +101,12 @@ def judged(step: int, metrics: dict, baselines: dict) -> str:
     )
 
 
+def left_out(step: int, row: int, next_row: int, seen: dict, limits: dict) -> str:
+    """One line on a batch that was left out."""
+    why = ", ".join(f"{name} {seen[name]:.4g} (usual: up to {limits[name]:.4g})" for name in seen)
+    return f"step {step}: rows {row:,} to {next_row - 1:,} were left out: {why}"
+
+
 class Meter:
     """Speed over the latest stretch of steps; evaluation, sampling and saving do not count."""
 
@@ -128,6 +135,10 @@ class Meter:
             numbers["mfu"] = self.rate * flops / self.peak
         return numbers
 
+    def restart(self, step: int) -> None:
+        """Measures anew from `step` on: what came before it was no step, or not the one before."""
+        self.first, self.began, self.away = step, time.perf_counter(), 0.0
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         start = time.perf_counter()
@@ -155,8 +166,9 @@ class Samples:
             )
 
 
-def write(workdir: Path, experiment: Experiment, task, metrics: dict, seconds: float) -> str:
-    """Draws loss.png, writes report.md and returns the closing words."""
+def write(workdir: Path, experiment: Experiment, task, metrics: dict, spent: dict[str, float]) -> str:
+    """Draws loss.png, writes report.md and returns the closing words. `spent`: seconds, of goodput.total."""
+    seconds = spent["wall"]
     rows = telemetry.read_metrics(workdir / "metrics.jsonl")
     telemetry.plot(rows, workdir / "loss.png", task.baselines)
     ours = metrics.get("eval_bits_per_byte", float("nan"))
@@ -165,11 +177,12 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, seconds: f
     speed = sorted(r["tokens_per_second"] for r in rows if "tokens_per_second" in r)
     last = max((r["step"] for r in telemetry.read_metrics(workdir / "samples.jsonl")), default=0)
     texts = [r for r in telemetry.read_metrics(workdir / "samples.jsonl") if r["step"] == last]
+    starts = f", over {spent['processes']} starts" if spent["processes"] > 1 else ""
     lines = [
         f"# {experiment.name}",
         "",
         f"{experiment.model.params:,} parameters, {experiment.steps:,} steps of {experiment.tokens_per_step:,} tokens "
-        f"on {task.mesh.size} x {device.device_kind}; {clock(seconds)} in this session"
+        f"on {task.mesh.size} x {device.device_kind}; {clock(seconds)}"
         + (f", {human(speed[len(speed) // 2])} tokens/s" if speed else "")
         + f"; jax {jax.__version__}. Settings: [config.json](config.json).",
         "",
@@ -178,6 +191,10 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, seconds: f
         f"| held-out text, {task.held_out_bytes:,} bytes | bits per byte |",
         "| --- | --- |",
         *(f"| {name} | {value:.3f} |" for name, value in table),
+        "",
+        f"| where the time went{starts} | share |",
+        "| --- | --- |",
+        *(f"| {name} | {100 * part:.1f} % |" for name, part in goodput.shares(spent).items()),
         "",
         *(f"## {r['prompt']!r}\n\n```\n{r['prompt']}{r['text']}\n```\n" for r in texts),
     ]

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwenjax import optim, sharding
 from qwenjax.config import Experiment
 from qwenjax.model import transformer
+from qwenjax.train import flags
 
 # loss_fn(params, batch, rng) -> (summed loss, summed weight)
 LossFn = Callable[[Any, dict, jax.Array], tuple[jax.Array, jax.Array]]
@@ -39,6 +40,7 @@ class Program(NamedTuple):
     init: Callable[[], State]
     start: Callable[[dict], State]  # given parameters, everything else fresh
     step: Callable[[State, dict], tuple[State, dict]]
+    guarded: Callable[[State, dict, jax.Array], tuple[State, dict]]  # likewise, within limits of loss and norm
 
 
 def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, accumulate: int = 1, seed: int = 0) -> Callable:
@@ -47,7 +49,7 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, accumulat
     The batch is a dict of [b …] arrays. With `accumulate` it is cut into that many micro-batches whose gradients are
     added in float32; sums are divided by the summed weight once, so the cut does not show in the result. Dropout is
     keyed by (seed, step, micro-step): a resumed run replays it. If loss or gradient norm is not finite, parameters and
-    optimizer stay as they were and metrics["finite"] is False.
+    optimizer stay as they were and metrics["finite"] is False; likewise beyond `limits`, float32 [2], if given.
     """
 
     def gradients(params, batch, rng):
@@ -66,12 +68,14 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, accumulat
         zero = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(micro, zero, (jax.tree.map(cut, batch), jnp.arange(accumulate)))[0]
 
-    def train_step(state: State, batch: dict) -> tuple[State, dict]:
+    def train_step(state: State, batch: dict, limits: jax.Array | None = None) -> tuple[State, dict]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         (total, weight), grads = gradients(state.params, batch, rng)
         grads = jax.tree.map(lambda g: g / weight, grads)
         loss, norm = total / weight, optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if limits is not None:
+            finite &= (loss <= limits[0]) & (norm <= limits[1])
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new = State(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
@@ -110,6 +114,7 @@ def build(experiment: Experiment, loss_fn: LossFn, mesh: Mesh) -> Program:
     places = State(replicated, params, moments)
     batch_sharding = NamedSharding(mesh, sharding.spec("batch", "length"))
     step = make_train_step(loss_fn, tx, experiment.accumulate, experiment.seed)
+    options = flags.compiler_options(mesh.devices.flat[0].device_kind)
 
     def in_mesh(f: Callable) -> Callable:
         def call(*args):
@@ -127,7 +132,22 @@ def build(experiment: Experiment, loss_fn: LossFn, mesh: Mesh) -> Program:
         init=in_mesh(jax.jit(init, out_shardings=places)),
         start=in_mesh(jax.jit(fresh, in_shardings=(params,), out_shardings=places)),
         step=in_mesh(
-            jax.jit(step, in_shardings=(places, batch_sharding), out_shardings=(places, replicated), donate_argnums=0)
+            jax.jit(
+                step,
+                in_shardings=(places, batch_sharding),
+                out_shardings=(places, replicated),
+                donate_argnums=0,
+                compiler_options=options,
+            )
+        ),
+        guarded=in_mesh(
+            jax.jit(
+                step,
+                in_shardings=(places, batch_sharding, replicated),
+                out_shardings=(places, replicated),
+                donate_argnums=0,
+                compiler_options=options,
+            )
         ),
     )
 

@@ -206,9 +206,9 @@ def test_profile_is_recorded(corpus, tmp_path):
 # ---- the command, in processes that are killed ----
 
 
-def command(corpus, workdir, config_file, limit="", environment=None):
+def command(corpus, workdir, config_file, limit="", environment=None, arguments=()):
     argv = [sys.executable, "-m", "qwenjax.train", f"--exp={config_file}", f"--workdir={workdir}"]
-    argv = ["bash", "-c", f'{limit}exec "$@"', "bash", *argv, f"--data-root={corpus / 'data'}"]
+    argv = ["bash", "-c", f'{limit}exec "$@"', "bash", *argv, f"--data-root={corpus / 'data'}", *arguments]
     common = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(corpus / "xla")}
     pipe = subprocess.PIPE
     return subprocess.Popen(argv, stderr=pipe, stdout=pipe, text=True, cwd=ROOT, env=common | (environment or {}))
@@ -276,8 +276,8 @@ def test_a_save_that_fails_stops_the_run(killable, corpus, tmp_path):
     assert "File too large" in said
 
 
-def test_two_processes_train_as_one(killable, corpus, tmp_path):
-    """Two hosts of four devices: the same losses, and one of them writes."""
+def two(corpus, workdir, config_file):
+    """Two hosts of four devices each."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -286,7 +286,13 @@ def test_two_processes_train_as_one(killable, corpus, tmp_path):
         host = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
         host |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "NPROC": "16"}
         host |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-        hosts.append(command(corpus, tmp_path / "run", killable, environment=host))
+        hosts.append(command(corpus, workdir, config_file, environment=host))
+    return hosts
+
+
+def test_two_processes_train_as_one(killable, corpus, tmp_path):
+    """The same losses, and one of them writes."""
+    hosts = two(corpus, tmp_path / "run", killable)
     said = [host.communicate(timeout=300)[1] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     rows, whole = numbers(tmp_path / "run"), numbers(corpus / "whole")
@@ -294,6 +300,59 @@ def test_two_processes_train_as_one(killable, corpus, tmp_path):
     for name in ("loss", "eval_loss"):
         values = [[row[name] for row in metrics if name in row] for metrics in (rows, whole)]
         np.testing.assert_allclose(*values, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_killed_ends_the_other_which_names_it_and_both_resume_bit_identical(
+    killable, corpus, tmp_path, victim
+):
+    """Also: a checkpoint of two is loaded by one process, and one of one by two."""
+    short = tmp_path / "short.json"
+    plain = from_dict(json.loads(killable.read_text()))
+    short.write_text(json.dumps(to_dict(replace(plain, sample_every=0, prompts=()))))
+    for host in (whole := two(corpus, tmp_path / "whole", short)):
+        host.communicate(timeout=300)
+    assert [host.returncode for host in whole] == [0, 0]
+    workdir = tmp_path / "run"
+    hosts = two(corpus, workdir, short)
+    wait_for(lambda: (workdir / "checkpoints" / "6").is_dir(), hosts[victim])
+    hosts[victim].send_signal(signal.SIGKILL)
+    _, said = hosts[1 - victim].communicate(timeout=60)
+    hosts[victim].communicate()
+    assert hosts[1 - victim].returncode == 1, said
+    assert f"error: process {victim} (" in said.splitlines()[-1]
+    shutil.copytree(workdir, tmp_path / "one")
+    for host in (again := two(corpus, workdir, short)):
+        host.communicate(timeout=300)
+    assert [host.returncode for host in again] == [0, 0]
+    assert state(workdir, 30) == state(tmp_path / "whole", 30)
+    assert numbers(workdir) == numbers(tmp_path / "whole")
+    alone = command(corpus, tmp_path / "one", short)
+    _, said = alone.communicate(timeout=300)
+    assert alone.returncode == 0, said
+    losses = [[r["loss"] for r in numbers(w) if "loss" in r] for w in (tmp_path / "one", workdir)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    shutil.rmtree(tmp_path / "one" / "checkpoints" / "30")  # now two go on from what one process wrote
+    back = two(corpus, tmp_path / "one", short)
+    said = [host.communicate(timeout=300)[1] for host in back]
+    assert [host.returncode for host in back] == [0, 0], said
+    assert "resuming    from step 27" in said[0]
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_started_again_by_its_parent(killable, corpus, tmp_path):
+    """--restarts: the training process is killed, not its parent; the run ends as if nothing had happened."""
+    workdir = tmp_path / "run"
+    parent = command(corpus, workdir, killable, arguments=["--restarts=3"])
+    wait_for(lambda: (workdir / "checkpoints" / "6").is_dir(), parent)
+    events = (workdir / "events.jsonl").read_text().splitlines()
+    os.kill(next(json.loads(e)["pid"] for e in events if "started" in e), signal.SIGKILL)
+    _, said = parent.communicate(timeout=300)
+    assert parent.returncode == 0, said
+    assert "(signal 9); starting again" in said
+    assert "in 2 starts" in said
+    assert state(workdir, 30) == state(corpus / "whole", 30)
 
 
 SMALL = [word for field in ("layers=1", "embed=128", "heads=1") for word in ("--set", f"model.{field}")]

@@ -1,0 +1,94 @@
+"""Where a run starts: whose workdir it is, and the state and rows it goes on from."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from qwenjax import checkpoint, config
+from qwenjax.config import Experiment
+from qwenjax.train.step import State
+
+# What may change between the two halves of a resumed run without changing what is learned.
+FREE = (
+    "log_every",
+    "eval_every",
+    "sample_every",
+    "save_every",
+    "keep",
+    "keep_every",
+    "prompts",
+    "mesh",
+    "compute",
+    "recovery",
+)
+
+
+def state(
+    experiment: Experiment, task, checkpoints: checkpoint.Checkpoints, say: Callable[[str], None]
+) -> tuple[State, dict]:
+    """The run's own newest whole checkpoint, else `init_from`, else random parameters; and the meta saved with it."""
+    program = task.program
+    placed = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), program.shapes, program.shardings
+    )
+    rest = {"step": placed.step, "opt_state": placed.opt_state}
+    restored = checkpoints.restore(placed.params, rest)
+    for trouble in checkpoints.damaged:
+        say(f"checkpoint  {trouble}")
+    if restored:
+        _same_tokenizer(restored.meta, task.tokenizer, checkpoints.directory)
+        say(f"resuming    from step {restored.step}, row {restored.meta['next_row']:,}")
+        return State(restored.rest["step"], restored.params, restored.rest["opt_state"]), restored.meta
+    if experiment.init_from:
+        path = checkpoint.newest(experiment.init_from)
+        loaded = checkpoint.load(path, placed.params)
+        _same_tokenizer(loaded.meta, task.tokenizer, path)
+        say(f"starting    from the parameters of {path}")
+        return program.start(loaded.params), {}
+    return program.init(), {}
+
+
+def _same_tokenizer(meta: dict, tokenizer, path) -> None:
+    if meta["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        raise ValueError(
+            f"{path} was trained with another tokenizer than {tokenizer.name} "
+            f"({meta['tokenizer_fingerprint'][:12]}… there, {tokenizer.fingerprint[:12]}… here): "
+            "its ids mean other text"
+        )
+
+
+def claim(workdir: Path, experiment: Experiment) -> None:
+    """Writes config.json, or checks that the one there is of the same run.
+
+    Raises:
+      ValueError: the workdir belongs to another experiment; the differing fields are named.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        old = config.to_dict(config.from_dict(json.loads(path.read_text())))
+        new = config.to_dict(experiment)
+        differing = [k for k in new if k not in FREE and old[k] != new[k]]
+        if differing:
+            listed = "\n  ".join(
+                f"{k}: {a!r} there, {b!r} now" for k in differing for a, b in _differences(old[k], new[k])
+            )
+            raise ValueError(
+                f"{workdir} holds another experiment ({old['name']}):\n  {listed}\n"
+                f"Use another --workdir, or start from its parameters with --set init_from={workdir}"
+            )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tmp = path.with_suffix(".tmp")
+        tmp.write_text(json.dumps(config.to_dict(experiment), indent=2) + "\n")
+        tmp.replace(path)
+
+
+def _differences(old, new) -> Iterator[tuple]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for k in new:
+            if old.get(k) != new[k]:
+                yield {k: old.get(k)}, {k: new[k]}
+    else:
+        yield old, new

@@ -1,0 +1,89 @@
+"""A watch over steps that never end: on a pod, a hung run costs as much as a running one, and says nothing."""
+
+import faulthandler
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+
+LEAST, TIMES = 600.0, 20  # seconds, and median steps: what a step may take when nobody says otherwise
+EXIT = 3  # so many times that, and the process gives up
+
+
+class Watchdog:
+    """Prints all Python stacks when a step takes longer than `seconds`, and exits with 1 after three times as long.
+
+    Args:
+      seconds: None: 20 times the median step, but 10 minutes at least. 0: no watch.
+      exit: what ends the process, for tests.
+    Compiling, evaluation, sampling and saving are outside `step`, and may take what they take.
+    """
+
+    def __init__(self, workdir: Path, seconds: float | None = None, exit: Callable[[int], None] = os._exit):
+        self.workdir, self.seconds, self.exit = workdir, seconds, exit
+        self.durations: deque[float] = deque(maxlen=100)
+        self.watched: tuple[int, int, float] | None = None  # step, row, since when
+        self.closed = threading.Event()
+        if seconds != 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @contextmanager
+    def step(self, step: int, row: int) -> Iterator[None]:
+        """Watches over one step, whose batch begins with `row`."""
+        start = time.monotonic()
+        self.watched = step, row, start
+        try:
+            yield
+        finally:
+            self.watched = None
+            self.durations.append(time.monotonic() - start)
+
+    def limit(self) -> float:
+        """Seconds that a step may take."""
+        if self.seconds is not None:
+            return self.seconds
+        return max(LEAST, TIMES * statistics.median(list(self.durations) or [0]))
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def _watch(self) -> None:
+        dumped = None
+        while not self.closed.wait(min(1.0, (self.seconds or LEAST) / 10)):
+            watched = self.watched
+            if not watched:
+                continue
+            step, row, since = watched
+            over, limit = time.monotonic() - since, self.limit()
+            if over > limit and dumped != watched:
+                dumped = watched
+                self._dump(step, row, over, limit)
+            if over > EXIT * limit:
+                print(
+                    f"error: step {step} has not ended in {over:.0f} s; giving up. The same command goes on from the "
+                    "last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                self.exit(1)
+                return
+
+    def _dump(self, step: int, row: int, over: float, limit: float) -> None:
+        process = f".{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = self.workdir / f"stacks-{step}{process}.txt"
+        print(
+            f"watchdog    step {step} (rows from {row:,}) has run for {over:.0f} s; stacks of all threads follow, also "
+            f"in {path}. Waiting until {EXIT * limit:.0f} s, then this process gives up",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        with path.open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)

@@ -1,0 +1,37 @@
+"""A step that hangs: stacks first, then the end; what is no step may take its time."""
+
+import threading
+import time
+
+from qwenjax.train import watchdog
+from qwenjax.train.watchdog import Watchdog
+
+
+def test_a_stuck_step_leaves_all_stacks_and_ends_the_process(tmp_path, capfd):
+    ended = threading.Event()
+    watch = Watchdog(tmp_path, 0.2, exit=lambda code: ended.set() if code == 1 else None)
+    with watch.step(7, 48):
+        assert ended.wait(60)
+    said = capfd.readouterr().err
+    assert "step 7 (rows from 48)" in said
+    assert "error: step 7 has not ended" in said
+    for stacks in (said, (tmp_path / "stacks-7.txt").read_text()):
+        assert "test_a_stuck_step_leaves_all_stacks" in stacks
+
+
+def test_only_steps_are_watched(tmp_path, capfd):
+    watch = Watchdog(tmp_path, 0.1, exit=lambda code: None)
+    with watch.step(1, 0):
+        pass
+    time.sleep(0.5)  # an evaluation
+    watch.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_limit_follows_the_median_step_above_ten_minutes(tmp_path):
+    watch = Watchdog(tmp_path)
+    assert watch.limit() == 600
+    watch.durations.extend([40, 50, 5000])
+    assert watch.limit() == watchdog.TIMES * 50
+    watch.close()
+    assert Watchdog(tmp_path, 0).limit() == 0
