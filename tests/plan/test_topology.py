@@ -21,7 +21,8 @@ from qwenjax.plan.topology import CHIPS, parse
 )
 def test_names_mean_chips(name, chips, grid):
     topology = parse(name)
-    assert (topology.chips, topology.grid, topology.chip.name) == (chips, grid, name[:2] if name[1] == "4" else name[:3])
+    assert (topology.chips, topology.grid) == (chips, grid)
+    assert name.startswith(topology.chip.name)
     assert parse(name, slices=2).chips == 2 * chips
 
 
