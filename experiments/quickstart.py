@@ -22,9 +22,9 @@ def experiment() -> Experiment:
         # measured at 1M tokens: 3e-3 beats 8e-4, 1.5e-3 and 8e-3; batches of 1k tokens beat 2k and 4k
         optim=AdamW(peak=3e-3, warmup=50, floor=0.02),
         compute=Compute(dtype="float32", remat="none", scan=False, loss_tokens=512),
-        steps=1600,
-        eval_every=400,
-        sample_every=800,
-        save_every=400,
+        steps=1500,
+        eval_every=500,
+        sample_every=750,
+        save_every=500,
         prompts=("def read_", "import ", 'class Test(object):\n    """'),
     )
