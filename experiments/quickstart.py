@@ -2,7 +2,7 @@
 
     python -m qwenjax.train --exp=quickstart
 
-Under 5 minutes on 2 CPU cores, preparation included: trains an 8k tokenizer, makes shards, trains, writes a report.
+About 5 minutes on 2 CPU cores, preparation included: trains an 8k tokenizer, makes shards, trains, writes a report.
 """
 
 from qwenjax.config import AdamW, Compute, Data, Experiment, ModelConfig, Source
