@@ -8,7 +8,7 @@ import shlex
 
 from qwenjax.cluster.pod import Pod
 
-MOUNT = "/home/qwenjax/gcs"  # the container works in /home/qwenjax, so that gcs/… is the same path as on a TPU VM
+MOUNT = "/srv/qwenjax/gcs"  # the container works in /srv/qwenjax, so that gcs/… is the same path as on a TPU VM
 
 
 def _xpk(pod: Pod, *words: str) -> list[str]:

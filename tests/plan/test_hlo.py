@@ -10,7 +10,7 @@ CONFIG = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
 TEXT = f"""HloModule step, is_scheduled=true
 
 FileNames
-1 "/home/somebody/qwenjax/model/layers.py"
+1 "/checkout/qwenjax/model/layers.py"
 2 "/somewhere/jax/core.py"
 
 FunctionNames
