@@ -10,6 +10,8 @@ from typing import IO
 import jax
 import jax.numpy as jnp
 
+from qwenjax.jsonl import read_rows
+
 # Dense bf16 FLOP/s of one jax device (v4, v5p: a chip of two cores; 7x: half a chip), from the makers' data sheets.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -105,7 +107,7 @@ class Sink:
         self.active = jax.process_index() == 0
         if not self.active:
             return
-        kept = [row for row in read_metrics(self.path) if row["step"] <= step] if step else []
+        kept = [row for row in read_rows(self.path) if row["step"] <= step] if step else []
         tmp = self.path.with_suffix(".tmp")
         tmp.write_text("".join(json.dumps(row) + "\n" for row in kept))
         tmp.replace(self.path)
@@ -134,17 +136,6 @@ def _tensorboard(directory: Path, step: int):
     except ImportError:
         return None
     return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """Rows of a metrics.jsonl; a last line cut off by a kill is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def plot(rows: list[dict], path: Path, baselines: dict[str, float]) -> None:

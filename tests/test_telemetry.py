@@ -8,6 +8,7 @@ import pytest
 
 import qwenjax
 from qwenjax import telemetry
+from qwenjax.jsonl import read_rows
 
 
 def test_metrics_are_cut_back_to_the_restored_step_and_a_torn_line_is_dropped(tmp_path):
@@ -17,7 +18,7 @@ def test_metrics_are_cut_back_to_the_restored_step_and_a_torn_line_is_dropped(tm
     sink.close()
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 6, "lo')
-    assert [r["step"] for r in telemetry.read_metrics(path)] == [1, 2, 3, 4, 5]
+    assert [r["step"] for r in read_rows(path)] == [1, 2, 3, 4, 5]
     sink = telemetry.Sink(tmp_path, 3)
     sink.write(4, {"loss": 9.0})
     sink.close()
@@ -31,7 +32,7 @@ def test_a_fresh_run_does_not_inherit_metrics(tmp_path):
         sink = telemetry.Sink(tmp_path, 0)
         sink.write(1, {"loss": 1.0})
         sink.close()
-    assert len(telemetry.read_metrics(tmp_path / "metrics.jsonl")) == 1
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
 
 
 class Terminal(io.StringIO):

@@ -11,7 +11,7 @@ from paths import ROOT
 PACKAGE = ROOT / "qwenjax"
 LEVEL = {
     "config": 0, "cli": 2,
-    "sharding": 1, "text": 1, "lookup": 1,
+    "sharding": 1, "text": 1, "lookup": 1, "jsonl": 1,
     "model": 2, "objectives": 2,
     "optim": 3, "generate": 3, "data": 3, "checkpoint": 3, "telemetry": 3,
     "train": 6,

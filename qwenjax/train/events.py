@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from qwenjax.telemetry import read_metrics
+from qwenjax.jsonl import read_rows
 
 
 class Events:
@@ -21,7 +21,7 @@ class Events:
     def __init__(self, workdir: Path, next_row: int):
         self.path = workdir / "events.jsonl"
         self.active = jax.process_index() == 0
-        self.kept = [row for row in read_metrics(self.path) if row.get("row", -1) < next_row]
+        self.kept = [row for row in read_rows(self.path) if row.get("row", -1) < next_row]
         if self.active:
             tmp = self.path.with_suffix(".tmp")
             tmp.write_text("".join(json.dumps(row) + "\n" for row in self.kept))

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from qwenjax import checkpoint, config, sharding, telemetry
 from qwenjax.config import Experiment
+from qwenjax.jsonl import read_rows
 from qwenjax.train import goodput, recovery, report, start
 from qwenjax.train.events import Events
 from qwenjax.train.pretrain import Pretrain
@@ -82,7 +83,7 @@ def fit(
     next_row, step = meta.get("next_row", 0), int(state.step)
     first = step
     guard = recovery.Guard(experiment.recovery, meta.get("usual"))
-    redone = goodput.redone(telemetry.read_metrics(workdir / "metrics.jsonl"), step, experiment.tokens_per_step)
+    redone = goodput.redone(read_rows(workdir / "metrics.jsonl"), step, experiment.tokens_per_step)
     sink = telemetry.Sink(workdir, step)
     events = Events(workdir, next_row)
     texts = report.Samples(workdir, step)
@@ -179,7 +180,7 @@ def fit(
     with clock("checkpoint"):
         checkpoints.close()
     sink.close()
-    spent = goodput.total(telemetry.read_metrics(events.path), clock.reading())
+    spent = goodput.total(read_rows(events.path), clock.reading())
     events.write("time", step=step, seconds=clock.reading())
     say(goodput.line(spent))
     if step < experiment.steps:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from qwenjax import optim, telemetry
 from qwenjax.config import Experiment
+from qwenjax.jsonl import read_rows
 from qwenjax.telemetry import clock, human
 from qwenjax.train import goodput
 
@@ -152,7 +153,7 @@ class Samples:
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "samples.jsonl"
         if jax.process_index() == 0:
-            kept = [row for row in telemetry.read_metrics(self.path) if row["step"] <= step] if step else []
+            kept = [row for row in read_rows(self.path) if row["step"] <= step] if step else []
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def add(self, step: int, texts: list[tuple[str, str]], say) -> None:
@@ -169,14 +170,14 @@ class Samples:
 def write(workdir: Path, experiment: Experiment, task, metrics: dict, spent: dict[str, float]) -> str:
     """Draws loss.png, writes report.md and returns the closing words. `spent`: seconds, of goodput.total."""
     seconds = spent["wall"]
-    rows = telemetry.read_metrics(workdir / "metrics.jsonl")
+    rows = read_rows(workdir / "metrics.jsonl")
     telemetry.plot(rows, workdir / "loss.png", task.baselines)
     ours = metrics.get("eval_bits_per_byte", float("nan"))
     table = [("this model", ours), *task.baselines.items()]
     device = task.mesh.devices.flat[0]
     speed = sorted(r["tokens_per_second"] for r in rows if "tokens_per_second" in r)
-    last = max((r["step"] for r in telemetry.read_metrics(workdir / "samples.jsonl")), default=0)
-    texts = [r for r in telemetry.read_metrics(workdir / "samples.jsonl") if r["step"] == last]
+    last = max((r["step"] for r in read_rows(workdir / "samples.jsonl")), default=0)
+    texts = [r for r in read_rows(workdir / "samples.jsonl") if r["step"] == last]
     starts = f", over {spent['processes']} starts" if spent["processes"] > 1 else ""
     lines = [
         f"# {experiment.name}",

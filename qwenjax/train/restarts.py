@@ -1,6 +1,5 @@
 """`--restarts=N`: the same command again after a crash or a preemption, and when that makes no sense any more."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 from qwenjax import cli
+from qwenjax.jsonl import read_rows
 
 CHILD = "QWENJAX_RESTARTED"  # in the environment of a process that is started again when it fails
 HOPELESS = 78  # what such a process ends with if it will fail the same way next time (EX_CONFIG of sysexits.h),
@@ -23,7 +23,7 @@ def code(why: int = cli.FAILED) -> int:
 
 def began(workdir: Path) -> bool:
     """Whether this process came as far as its first step."""
-    started = [row for row in _rows(workdir / "events.jsonl") if row.get("event") == "started"]
+    started = [row for row in read_rows(workdir / "events.jsonl") if row.get("event") == "started"]
     return bool(started) and started[-1]["pid"] == os.getpid()
 
 
@@ -97,18 +97,7 @@ def _sleep(seconds: float, told: list[int]) -> None:
 
 def _reached(workdir: Path) -> int:
     """The last step in metrics.jsonl, which is cut back at every start; 0 before there is one."""
-    return max((row["step"] for row in _rows(workdir / "metrics.jsonl")), default=0)
-
-
-def _rows(path: Path) -> list[dict]:
-    """Like telemetry.read_metrics, which would load jax into a process that only waits."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    return max((row["step"] for row in read_rows(workdir / "metrics.jsonl")), default=0)
 
 
 def _say(text: str) -> int:

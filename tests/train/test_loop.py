@@ -18,7 +18,7 @@ from paths import ROOT
 
 from qwenjax import checkpoint
 from qwenjax.config import AdamW, Compute, Data, Experiment, ModelConfig, Source, from_dict, to_dict
-from qwenjax.telemetry import read_metrics
+from qwenjax.jsonl import read_rows
 from qwenjax.train.loop import NonFinite, fit
 
 CLOCK = {"tokens_per_second", "seconds_left", "mfu"}
@@ -64,7 +64,7 @@ def state(workdir: Path, step: int) -> dict:
 
 
 def numbers(workdir: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(workdir / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="session")
@@ -255,7 +255,7 @@ def test_killed_at_any_moment_and_restarted_ends_bit_identical(killable, corpus,
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_polite_signal_saves_and_exits_3(killable, corpus, tmp_path, number):
     process = command(corpus, tmp_path / "run", killable)
-    wait_for(lambda: len(read_metrics(tmp_path / "run" / "metrics.jsonl")) >= 4, process)
+    wait_for(lambda: len(read_rows(tmp_path / "run" / "metrics.jsonl")) >= 4, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 3, said

@@ -11,7 +11,7 @@ import pytest
 from test_loop import corpus, experiment, numbers, run, state  # noqa: F401
 
 from qwenjax.config import Recovery
-from qwenjax.telemetry import read_metrics
+from qwenjax.jsonl import read_rows
 from qwenjax.train.loop import fit
 from qwenjax.train.pretrain import Pretrain
 from qwenjax.train.recovery import Diverged, Guard, target
@@ -110,7 +110,7 @@ def small(corpus, **change):  # noqa: F811
 def events(workdir):
     return [
         {k: v for k, v in row.items() if k != "time"}
-        for row in read_metrics(workdir / "events.jsonl")
+        for row in read_rows(workdir / "events.jsonl")
         if row["event"] in ("left out", "rewind")
     ]
 
