@@ -5,13 +5,11 @@ the report's Table 1 and the released checkpoints; recipe defaults are the pretr
 """
 
 import dataclasses
-import difflib
-import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from qwenjax import fields
 
 REMAT_POLICIES = ("none", "matmuls", "attention", "full")
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
@@ -24,13 +22,23 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
-    _check(value in known, f"{field}={value!r} is unknown; known: {', '.join(known)}.{suggest(value, known)}")
+    _check(value in known, f"{field}={value!r} is unknown; known: {', '.join(known)}.{fields.suggest(value, known)}")
 
 
-def suggest(name: str, known: typing.Iterable[str]) -> str:
-    """' Did you mean X?' for the nearest of the known names, or ''."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+@dataclass(frozen=True)
+class RopeScaling:
+    """Rotary frequencies changed for good, for texts longer than `original`, as later Qwens use it."""
+
+    kind: str = "none"  # none | linear (position interpolation, arXiv 2306.15595) | yarn (arXiv 2309.00071)
+    factor: float = 1.0
+    original: int = 0  # yarn: the context before scaling; 0: model.context
+    beta_fast: float = 32.0  # yarn: frequencies of more turns than this in `original` stay
+    beta_slow: float = 1.0  # yarn: those of fewer turns are divided by the factor
+
+    def __post_init__(self):
+        _one_of("model.rope_scaling.kind", self.kind, ("none", "linear", "yarn"))
+        _check(self.factor >= 1, f"model.rope_scaling.factor={self.factor} must be at least 1")
+        _check(self.beta_fast > self.beta_slow > 0, "model.rope_scaling: wanted beta_fast > beta_slow > 0")
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,17 @@ class ModelConfig:
     qkv_bias: bool = True
     qk_norm: bool = False  # RMSNorm over each query and key head (Qwen3)
     tie_embeddings: bool = False
+    rope_scaling: RopeScaling = RopeScaling()
+    # Beyond `context`, when the model reads and not when it trains (report §2.3.2): each sequence by its own length
+    ntk: bool = False  # dynamic NTK-aware interpolation of the rotary base
+    logn: bool = False  # queries behind `context` scaled by log_context(position + 1)
+    windows: tuple[int, ...] = ()  # positions that each layer sees back, 0: all; (): all in every layer
 
     def __post_init__(self):
+        _check(
+            not self.windows or (len(self.windows) == self.layers and min(self.windows) >= 0),
+            f"model.windows={self.windows}: wanted one for each of {self.layers} layers, 0 or more",
+        )
         for name in ("vocab", "layers", "embed", "heads", "ffn", "context"):
             _check(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be positive")
         if not self.head_width:
@@ -303,114 +320,15 @@ class Experiment:
         return self.compute.resolved(platform, mesh["tensor"], splash)
 
 
-# ---- overrides and JSON: one typed way in, for `--set a.b=c` and for config.json ----
-
-
-def override(experiment: Experiment, settings: dict[str, Any]) -> Experiment:
-    """The experiment with `{"optim.peak": 1e-3, "data.sources.0.text": "books/"}` applied together, checked and typed.
-
-    Values may be Python values or the strings of a command line. All settings are applied before the dataclasses
-    check themselves, so their order does not matter.
-
-    Raises:
-      ValueError: unknown field (the nearest one is named), wrong type, or a value that the dataclass refuses.
-    """
-    return _rebuild(experiment, {tuple(path.split(".")): value for path, value in settings.items()}, ())
-
-
-def _rebuild(node: Any, settings: dict[tuple, Any], at: tuple) -> Any:
-    """`node` with the settings below path `at` applied."""
-    if isinstance(node, tuple):
-        names = [str(i) for i in range(len(node))]
-    else:
-        names = [f.name for f in dataclasses.fields(node)]
-    changes: dict[str, Any] = {}
-    for name in sorted({path[0] for path in settings}):
-        where = ".".join((*at, name))
-        if name not in names:
-            inside = ".".join(at) or type(node).__name__
-            raise ValueError(f"no field {name!r} in {inside}; known: {', '.join(names)}.{suggest(name, names)}")
-        below = {path[1:]: value for path, value in settings.items() if path[0] == name}
-        old = node[int(name)] if isinstance(node, tuple) else getattr(node, name)
-        if () not in below:
-            if not (dataclasses.is_dataclass(old) or (isinstance(old, tuple) and old)):
-                raise ValueError(f"{where} is a single value, it has no field {'.'.join(next(iter(below)))!r}")
-            changes[name] = _rebuild(old, below, (*at, name))
-        elif len(below) > 1:
-            raise ValueError(f"{where} is set both as a whole and in part")
-        else:
-            hint = type(old) if isinstance(node, tuple) else typing.get_type_hints(type(node))[name]
-            changes[name] = convert(below[()], hint, where)
-    if isinstance(node, tuple):
-        return tuple(changes.get(str(i), item) for i, item in enumerate(node))
-    return replace(node, **changes)
-
-
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` (a JSON value, or a string from the command line) as the annotated type `hint`.
-
-    Raises:
-      ValueError: naming the field `where`, what came and what was wanted.
-    """
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        kinds = [h for h in typing.get_args(hint) if h is not type(None)]
-        return None if value in (None, "none", "None") else convert(value, kinds[0], where)
-    if origin is tuple:
-        if isinstance(value, str):
-            value = json.loads(value) if value.startswith("[") else [v for v in value.split(",") if v]
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where}={value!r}: wanted a list")
-        return tuple(convert(v, typing.get_args(hint)[0], f"{where}.{i}") for i, v in enumerate(value))
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, str) and value.startswith("{"):
-            value = json.loads(value)
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}={value!r}: wanted the fields of {hint.__name__}, e.g. {where}.{_first(hint)}=…")
-        return from_dict(value, hint, where)
-    if hint is bool:
-        named = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if isinstance(value, str) and value.lower() in named:
-            return named[value.lower()]
-        if isinstance(value, bool):
-            return value
-        raise ValueError(f"{where}={value!r}: wanted true or false")
-    if hint in (int, float):
-        try:
-            number = float(str(value).replace("_", ""))
-            if isinstance(value, bool) or (hint is int and number != int(number)):
-                raise ValueError
-            return (
-                int(str(value).replace("_", "")) if hint is int and str(value).lstrip("-").isdigit() else hint(number)
-            )
-        except (ValueError, OverflowError):
-            raise ValueError(f"{where}={value!r}: wanted {'a whole number' if hint is int else 'a number'}") from None
-    if not isinstance(value, hint):
-        raise ValueError(f"{where}={value!r}: wanted {hint.__name__}")
-    return value
-
-
-def _first(hint: type) -> str:
-    return dataclasses.fields(hint)[0].name
-
-
-def from_dict(values: dict, cls: type = Experiment, where: str = "") -> Any:
-    """The inverse of `to_dict`, typed and checked; what a run's config.json is read with."""
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(
-            f"no field {unknown[0]!r} in {where or cls.__name__}; known: {', '.join(hints)}."
-            f"{suggest(unknown[0], hints)}"
-        )
-    try:
-        return cls(**{k: convert(v, hints[k], f"{where}.{k}".lstrip(".")) for k, v in values.items()})
-    except TypeError as error:  # a required field is absent
-        raise ValueError(f"{where or cls.__name__}: {error}") from None
-
-
 def to_dict(experiment: Experiment) -> dict:
-    """Plain JSON values."""
+    """Plain JSON values: what a run's config.json holds."""
     return dataclasses.asdict(experiment)
+
+
+def from_dict(values: dict) -> Experiment:
+    """The inverse of `to_dict`, typed and checked.
+
+    Raises:
+      ValueError: naming the field that is unknown, missing or of the wrong type.
+    """
+    return fields.from_dict(values, Experiment)

@@ -9,7 +9,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from qwenjax import config
+from qwenjax import config, fields
 
 PACKAGE = Path(__file__).parent
 FOLDERS = (Path("experiments"), PACKAGE / "experiments", PACKAGE.parent / "experiments")
@@ -43,7 +43,7 @@ def experiment(name: str, overrides: dict[str, Any] | None = None) -> config.Exp
       ValueError: unknown name (all known ones are listed and the nearest named), a file without `experiment()`,
         or overrides that do not fit.
     """
-    return config.override(_load(name), overrides or {})
+    return fields.override(_load(name), overrides or {})
 
 
 def _load(name: str) -> config.Experiment:
@@ -59,7 +59,7 @@ def _load(name: str) -> config.Experiment:
         found = known()
         if name not in found:
             listed = "\n  ".join(f"{key:<12} {_summary(file)}" for key, file in found.items())
-            raise ValueError(f"no experiment {name!r}.{config.suggest(name, found)} Known:\n  {listed}")
+            raise ValueError(f"no experiment {name!r}.{fields.suggest(name, found)} Known:\n  {listed}")
         path = found[name]
     if not path.is_file():
         raise ValueError(f"no experiment file {path}")

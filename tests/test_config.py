@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax import config, lookup
+from qwenjax import config, fields, lookup
 from qwenjax.config import Data, Experiment, MeshShape, ModelConfig, Source
 
 TINY = Experiment("tiny", ModelConfig(vocab=64, layers=1, embed=16, heads=2, ffn=32), Data((Source(text="x"),)), 10)
@@ -67,24 +67,24 @@ def test_other_families_are_configurations():
 )
 def test_bad_overrides_say_what_is_wrong(settings, message):
     with pytest.raises(ValueError, match=message):
-        config.override(TINY, settings)
+        fields.override(TINY, settings)
 
 
 def test_overrides_are_typed_and_checked_together():
-    new = config.override(
+    new = fields.override(
         TINY,
         {"model.heads": "8", "model.embed": "64", "data.sources.0.text": "books", "steps": "2e3", "prompts": "a,b"},
     )
     assert (new.model.embed, new.steps, new.prompts) == (64, 2000, ("a", "b"))
     assert new.data.sources == (Source(text="books"),)
     # a new list of sources from JSON, as a whole
-    new = config.override(TINY, {"data.sources": '[{"shards": "d", "weight": 2}]'})
+    new = fields.override(TINY, {"data.sources": '[{"shards": "d", "weight": 2}]'})
     assert new.data.sources == (Source(shards="d", weight=2.0),)
 
 
 @given(st.integers(1, 2**40), st.floats(1e-8, 1.0), st.booleans())
 def test_any_value_survives_json_and_the_command_line(steps, peak, isolate):
-    new = config.override(TINY, {"steps": str(steps), "optim.peak": repr(peak), "data.isolate": str(isolate)})
+    new = fields.override(TINY, {"steps": str(steps), "optim.peak": repr(peak), "data.isolate": str(isolate)})
     assert (new.steps, new.optim.peak, new.data.isolate) == (steps, peak, isolate)
     assert config.from_dict(config.to_dict(new)) == new
 

@@ -10,14 +10,15 @@ from paths import ROOT
 
 PACKAGE = ROOT / "qwenjax"
 LEVEL = {
-    "config": 0, "cli": 2,
-    "sharding": 1, "text": 1, "lookup": 1, "jsonl": 1,
-    "model": 2, "objectives": 2,
-    "optim": 3, "generate": 3, "data": 3, "checkpoint": 3, "telemetry": 3,
-    "train": 6,
-    "bench": 7, "tokenizer": 7, "plan": 7, "cluster": 7, "profile": 7, "__main__": 7,
+    "fields": 0, "jsonl": 0,
+    "config": 1,
+    "sharding": 2, "text": 2, "lookup": 2,
+    "cli": 3, "model": 3, "objectives": 3,
+    "optim": 4, "generate": 4, "interop": 4, "data": 4, "checkpoint": 4, "telemetry": 4,
+    "train": 7,
+    "bench": 8, "tokenizer": 8, "plan": 8, "cluster": 8, "profile": 8, "__main__": 8,
 }  # fmt: skip
-PURE = ("config", "model", "objectives", "optim", "generate")
+PURE = ("fields", "config", "model", "objectives", "optim", "generate")
 EFFECTS = {"os", "pathlib", "time", "logging", "random", "subprocess"}
 COMMANDS = [
     "qwenjax.train",
