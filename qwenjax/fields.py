@@ -1,4 +1,4 @@
-"""Fields of frozen dataclasses from strings and JSON, typed and checked: the way in of `--set a.b=c` and config.json."""
+"""Fields of frozen dataclasses from strings and JSON, typed and checked: how `--set a.b=c` and config.json come in."""
 
 import dataclasses
 import difflib
