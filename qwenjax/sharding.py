@@ -76,26 +76,26 @@ def sharding(mesh: Mesh, names: tuple[str | None, ...], shape: tuple[int, ...]) 
     return NamedSharding(mesh, spec(*names, shape=shape, mesh=mesh))
 
 
-def make_mesh(shape: MeshShape, devices: list | None = None) -> Mesh:
+def make_mesh(shape: MeshShape, embed: int, devices: list | None = None) -> Mesh:
     """The mesh over `devices` (default: all), in an order that keeps neighbours on fast links.
 
+    Slices of a TPU, joined by a slower network, are neighbours along `data` only: they exchange gradients, once a step.
+
+    Args:
+      embed: rows of the parameters that fsdp splits; see `MeshShape.sizes`.
     Raises:
-      ValueError: the axis sizes do not multiply to the number of devices.
+      ValueError: the axis sizes do not multiply to the number of devices, or slices would share parameters.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(shape, a) for a in AXES]
-    fixed = math.prod(n for n in sizes if n != -1)
-    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
-        asked = " x ".join(f"{a}={n}" for a, n in zip(AXES, sizes))
-        raise ValueError(
-            f"mesh {asked} does not fit {len(devices)} device{'s' * (len(devices) > 1)}; "
-            "axes must multiply to the device count, one may be -1 (--set mesh.fsdp=-1)"
-        )
-    sizes = [len(devices) // fixed if n == -1 else n for n in sizes]
-    if devices[0].platform == "tpu":
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = [shape.sizes(len(devices), embed, slices)[axis] for axis in AXES]
+    if devices[0].platform != "tpu":
+        grid = np.array(devices).reshape(sizes)
+    elif slices == 1:
         grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
     else:
-        grid = np.array(devices).reshape(sizes)
+        within, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
     # jax's default has become Explicit axes, under which plain matmuls of split operands can raise
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

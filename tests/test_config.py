@@ -93,7 +93,7 @@ def test_config_is_frozen_and_mesh_shape_checks_itself():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TINY.steps = 3
     with pytest.raises(ValueError, match="only one"):
-        MeshShape(data=-1, fsdp=-1)
+        MeshShape(data=2, fsdp=-1, tensor=-1)
     with pytest.raises(ValueError, match="positive"):
         MeshShape(tensor=0)
 
@@ -125,3 +125,26 @@ def test_experiment_from_a_file_a_run_and_broken_files(tmp_path):
         lookup.experiment(str(tmp_path / "empty.py"))
     with pytest.raises(ValueError, match="no experiment file"):
         lookup.experiment(str(tmp_path / "absent.py"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "embed", "slices", "data", "fsdp"),
+    [
+        (MeshShape(), 256, 5120, 1, 2, 128),  # 40 rows a device; 256 would leave 20
+        (MeshShape(), 256, 4096, 1, 1, 256),
+        (MeshShape(), 512, 4096, 2, 2, 256),  # never across slices
+        (MeshShape(), 512, 5120, 2, 4, 128),
+        (MeshShape(tensor=2, context=2), 32, 2048, 1, 1, 8),
+        (MeshShape(), 6, 12, 1, 6, 1),  # no multiple of 8: whole parameters on each
+        (MeshShape(data=1), 256, 5120, 1, 1, 256),  # asked for
+        (MeshShape(fsdp=4), 8, 64, 1, 2, 4),
+    ],
+)
+def test_a_mesh_is_filled_in_whole_tiles_within_slices(shape, devices, embed, slices, data, fsdp):
+    sizes = shape.sizes(devices, embed, slices)
+    assert (sizes["data"], sizes["fsdp"]) == (data, fsdp)
+
+
+def test_slices_share_no_parameters():
+    with pytest.raises(ValueError, match=r"data=1, which 2 slices cannot share.*mesh\.data=2"):
+        MeshShape(data=1).sizes(512, 4096, 2)

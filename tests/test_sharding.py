@@ -18,19 +18,19 @@ def test_spec_follows_the_table_and_refuses_unknown_names():
 
 
 def test_a_dimension_that_does_not_divide_is_refused_but_few_kv_heads_are_copied():
-    mesh = make_mesh(MeshShape(fsdp=2, tensor=4))
+    mesh = make_mesh(MeshShape(fsdp=2, tensor=4), 64)
     with pytest.raises(ValueError, match="axis 'embed' of size 3 does not divide over fsdp=2"):
         sharding(mesh, ("embed", "heads"), (3, 8))
     assert sharding(mesh, ("embed", "kv_heads"), (4, 2)).spec == P("fsdp", None)
 
 
 def test_mesh_fills_one_axis_and_counts_devices():
-    assert dict(make_mesh(MeshShape()).shape) == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
-    assert dict(make_mesh(MeshShape(data=2, fsdp=-1, tensor=2)).shape)["fsdp"] == 2
+    assert dict(make_mesh(MeshShape(), 64).shape) == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
+    assert dict(make_mesh(MeshShape(data=2, fsdp=-1, tensor=2), 64).shape)["fsdp"] == 2
     with pytest.raises(ValueError, match=r"fsdp=3.*does not fit 8 devices"):
-        make_mesh(MeshShape(fsdp=3))
+        make_mesh(MeshShape(fsdp=3), 64)
     with pytest.raises(ValueError, match="does not fit 8 devices"):
-        make_mesh(MeshShape(data=2, fsdp=2))
+        make_mesh(MeshShape(data=2, fsdp=2), 64)
 
 
 def test_constrain_and_per_device_are_the_identity_without_a_mesh():
@@ -41,7 +41,7 @@ def test_constrain_and_per_device_are_the_identity_without_a_mesh():
 
 
 def test_per_device_gives_each_device_its_block_and_shards_add_up():
-    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), 64)
     x = jnp.arange(16.0).reshape(8, 2)
     seen = []
 
@@ -62,6 +62,6 @@ def test_per_device_gives_each_device_its_block_and_shards_add_up():
 
 
 def test_constrain_leaves_a_short_dimension_whole():
-    with jax.set_mesh(make_mesh(MeshShape())):
+    with jax.set_mesh(make_mesh(MeshShape(), 64)):
         out = jax.jit(lambda x: constrain(x, "batch", None))(jnp.ones((3, 2)))
     assert out.shape == (3, 2)

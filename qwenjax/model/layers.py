@@ -158,7 +158,7 @@ class Attention(nn.Module):
             rng=self.make_rng("dropout") if self.dropout else None,
             backend=self.compute.attention if cache is None else "xla",  # kernels are for whole rows
         )
-        out = checkpoint_name(constrain(out, "batch", "length", "heads", None), "attn_out")
+        out = constrain(out, "batch", "length", "heads", None)  # backends name what they need of it again: attn_out
         # 2 L sums go into the residual stream: each starts smaller, so that their total does not grow with depth
         o = weight(self, "o", ("heads", "head_dim", "embed"), (n, h, d), INIT_STD / (2 * cfg.layers) ** 0.5)
         return jnp.einsum("btnh,nhd->btd", out, o.astype(x.dtype)), cache

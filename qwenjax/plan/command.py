@@ -1,8 +1,8 @@
 """What an experiment takes on a TPU slice: memory, time, days. Compiled here, before anyone rents one.
 
 The step that `qwenjax.train` would run is compiled by the TPU compiler, which needs no TPU, for the topology: v4-128,
-v5e-256, v5p-256, v6e-256 and the like (v4 and v5p names count two cores per chip), or a shape as in v5p:4x4x8. If it
-compiles, it fits.
+v5e-256, v5p-256, v6e-256, tpu7x-256 and the like (names of v4, v5p and tpu7x count two cores per chip), or a shape as
+in v5p:4x4x8. If it compiles, it fits.
 """
 
 import argparse
@@ -14,8 +14,10 @@ from qwenjax.cli import DONE, FAILED, experiment, experiment_arguments, positive
 
 EXAMPLES = """
 examples:
-  python -m qwenjax.plan --exp=qwen14b --topology=v5e-256 --set mesh.fsdp=128 --set mesh.data=2
-  python -m qwenjax.plan --exp=qwen7b --topology=v5e-256 --slices=2 --set mesh.data=2
+  python -m qwenjax.plan --exp=qwen14b --topology=v5e-256
+  python -m qwenjax.plan --exp=qwen7b --topology=v5e-256 --slices=2
+  python -m qwenjax.plan --exp=qwen14b --topology=v5p-256 --search
+      micro-steps, recomputation and mesh: the most promising four that fit, compiled, and the quickest of them
   python -m qwenjax.plan --exp=qwen1b8 --topology=v6e-256 --price=2.70 --json > plan.json
 
 A compilation takes one to three minutes and 2 GB of memory. Needs pip install 'qwenjax[tpu-aot]'.
@@ -27,6 +29,14 @@ def arguments(add) -> None:
     experiment_arguments(add, required=True)
     add("--topology", required=True, metavar="NAME", help="slice to compile for, such as v5e-256")
     add("--slices", type=positive, default=1, metavar="N", help="slices, joined by the slower network (default: 1)")
+    add(
+        "--search",
+        type=positive,
+        nargs="?",
+        const=4,
+        metavar="N",
+        help="try settings that learn the same; stop when N of them fit (default: 4)",
+    )
     add("--price", type=float, metavar="X", help="of a chip-hour, in any currency: adds what the run costs")
     add("--hlo", metavar="DIR", help="keep the compiled program's text here")
     add("--json", action="store_true", help="print numbers for machines")
@@ -43,16 +53,25 @@ def run(options: argparse.Namespace) -> int:
         raise Usage(str(error)) from None
     chosen = experiment(options)
     topology.prepare_environment()
-    from qwenjax.plan import report
+    from qwenjax.plan import report, search
     from qwenjax.plan.estimate import DoesNotFit, plan
 
-    print(f"compiling {chosen.name} for {wanted.name}, one to three minutes", file=sys.stderr, flush=True)
-    try:
-        made = plan(chosen, wanted)
-    except DoesNotFit as error:
-        print(f"{chosen.name} does not fit on {wanted.name}: {error}")
-        print(advice(chosen))
-        return FAILED
+    if options.search:
+        _say(f"compiling settings of {chosen.name} for {wanted.name}, one to three minutes each")
+        best = search.search(chosen, wanted, options.search, _say)
+        if best is None:
+            print(f"{chosen.name} fits on {wanted.name} with no setting that was tried; use more chips")
+            return FAILED
+        made = best[1]
+        _say(f"quickest of them: {best[0].settings}\n")
+    else:
+        _say(f"compiling {chosen.name} for {wanted.name}, one to three minutes")
+        try:
+            made = plan(chosen, wanted)
+        except DoesNotFit as error:
+            print(f"{chosen.name} does not fit on {wanted.name}: {error}")
+            print(advice(search.likely(search.candidates(chosen, wanted), wanted)))
+            return FAILED
     if options.hlo:
         path = Path(options.hlo) / f"{chosen.name}-{wanted.name.replace(':', '-')}.hlo.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +82,13 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def advice(chosen) -> str:
-    """What usually helps, nearest first."""
-    ways = []
-    if chosen.compute.remat != "full":
-        ways.append("recompute more: --set compute.remat=full")
-    ways.append(f"smaller micro-steps: --set accumulate={2 * chosen.accumulate}")
-    ways.append("state over more chips: --set mesh.fsdp=-1 --set mesh.data=1")
-    return "\n".join(f"try {way}" for way in ways)
+def advice(candidates: list) -> str:
+    """The quickest settings that should fit; `candidates` are in order of predicted speed."""
+    if not candidates:
+        return "no setting is likely to fit; use more chips"
+    lines = [f"  {one.settings}  (about {one.memory / (1 << 30):.1f} GiB)" for one in candidates[:3]]
+    return "\n".join(["should fit, quickest first by prediction; --search compiles and compares them:", *lines])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

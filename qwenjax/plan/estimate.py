@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwenjax.config import Experiment
-from qwenjax.plan.hlo import Collective, Costs, Op, Program
+from qwenjax.plan.costs import BETWEEN_SLICES, Collective, Costs, costs
+from qwenjax.plan.hlo import Op, Program
 from qwenjax.plan.topology import Topology
 
 ATTENTION = 0.5  # of peak
@@ -77,14 +78,15 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
 
     from qwenjax import sharding
     from qwenjax.train.loop import TASKS
+    from qwenjax.train.step import UNLIMITED
 
-    mesh = sharding.make_mesh(experiment.mesh, topology.devices())
+    mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed, topology.devices())
     task = TASKS[experiment.task](experiment, mesh)
     program = task.program
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), program.shapes, program.shardings
     )
-    lowered = program.step.lower(state, task.abstract_batch)
+    lowered = program.step.lower(state, task.abstract_batch, UNLIMITED)
     started = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -95,11 +97,12 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
     seconds = time.monotonic() - started
     analysis, text = compiled.memory_analysis(), compiled.as_text()
     parsed = Program(text)
-    costs = parsed.costs()
+    spent = costs(parsed)
     sizes = {axis: mesh.shape[axis] for axis in mesh.axis_names}
     memory = _memory(experiment, state, sizes, analysis)
-    exposed, hidden, table = _collectives(costs.collectives, topology)
-    model = experiment.model.flops_per_token(experiment.data.length) * experiment.tokens_per_step / topology.chips
+    compute = spent.cycles / topology.chip.clock
+    exposed, hidden, table = _collectives(spent.collectives, topology, compute)
+    model = experiment.model.flops_per_token(experiment.data.length) * experiment.tokens_per_step
     return Plan(
         experiment=experiment,
         topology=topology,
@@ -107,11 +110,11 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
         attention=task.compute.attention,
         memory=memory,
         peak=analysis.peak_memory_in_bytes,
-        matmul_flops=costs.matmul_flops,
-        model_flops=model,
+        matmul_flops=spent.matmul_flops,
+        model_flops=model / topology.device_count,
         seconds={
-            "compute": costs.cycles / topology.chip.clock,
-            "attention": _attention(experiment, sizes, costs, topology),
+            "compute": compute,
+            "attention": _attention(experiment, sizes, spent, topology),
             "exposed": exposed,
         },
         hidden=hidden,
@@ -151,33 +154,42 @@ def _memory(experiment: Experiment, state: Any, mesh: dict[str, int], analysis: 
     return parts | {"activations": rest}
 
 
-def _attention(experiment: Experiment, mesh: dict[str, int], costs: Costs, topology: Topology) -> float:
+def _attention(experiment: Experiment, mesh: dict[str, int], spent: Costs, topology: Topology) -> float:
     """Seconds in attention kernels, which the compiler does not estimate."""
     model, length = experiment.model, experiment.data.length
     rows = experiment.data.batch / experiment.accumulate / (mesh["data"] * mesh["fsdp"])
     block = min(BLOCK, length)
     products = 4 * length**2 * model.head_dim * model.heads / mesh["tensor"] * rows / 2 * (1 + block / length)
     once, total = products / topology.chip.flops / ATTENTION, 0.0
-    separate = any("dq" in name for name in costs.kernels)
-    for name, calls in costs.kernels.items():
+    separate = any("dq" in name for name in spent.kernels)
+    for name, calls in spent.kernels.items():
         kind = next((kind for kind in KERNELS if kind in name), "fwd")
         total += calls * once * (2.0 if kind == "dkv" and separate else KERNELS[kind])
     return total
 
 
-def _collectives(found: list[Collective], topology: Topology) -> tuple[float, float, dict]:
-    """Seconds of the exposed and of the hidden ones, and a table by kind and group size."""
-    speed, exposed, hidden = topology.chip.link * topology.axes, 0.0, 0.0
+def _collectives(found: list[Collective], topology: Topology, compute: float) -> tuple[float, float, dict]:
+    """Seconds of the exposed and of the hidden ones, and a table by kind and group size.
+
+    What slices send each other goes on beside all compute, and is exposed as far as it takes longer than that.
+    """
+    exposed = hidden = network = 0.0
     table: dict[str, tuple[int, float, float]] = {}
     for one in found:
-        # a ring passes everything on once, and twice to add and give back
-        moved = one.bytes * one.trips * (2 if one.kind == "all-reduce" else 1)
-        seconds = moved / speed
-        exposed, hidden = exposed + seconds * (not one.hidden), hidden + seconds * one.hidden
-        key = f"{one.kind} over {one.group}, {'hidden' if one.hidden else 'exposed'}"
+        if one.kind == BETWEEN_SLICES:
+            share = 2 * (topology.slices - 1) / topology.slices  # of its value that each sends
+            seconds = share * one.bytes * one.trips / topology.chip.network
+            network += seconds
+            key = f"{one.kind}, beside compute"
+        else:
+            # a ring passes everything on once, and twice to add and give back
+            moved = one.bytes * one.trips * (2 if one.kind == "all-reduce" else 1)
+            seconds = moved / (topology.chip.link * topology.axes)
+            exposed, hidden = exposed + seconds * (not one.hidden), hidden + seconds * one.hidden
+            key = f"{one.kind} over {one.group}, {'hidden' if one.hidden else 'exposed'}"
         count, size, before = table.get(key, (0, 0.0, 0.0))
         table[key] = (count + one.trips, size + one.bytes * one.trips / 1e9, before + seconds)
-    return exposed, hidden, table
+    return exposed + max(0.0, network - compute), hidden + min(network, compute), table
 
 
 def _largest(program: Program, count: int = 3) -> list[tuple[float, str, str]]:

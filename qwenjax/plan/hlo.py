@@ -1,20 +1,12 @@
-"""What a compiled TPU program costs, read from its scheduled HLO text.
-
-`cost_analysis()` counts the body of every loop once, gives some operations -1 s and collectives almost nothing; a model
-that scans over its layers cannot be priced with it. Here every instruction is taken times the trips of the loops around
-it: the compiler's own `estimated_cycles`, the FLOPs of matmuls, and the bytes that collectives move. Kernels written in
-Pallas carry no estimate and are returned by name, for the caller to price.
-"""
+"""The text of a compiled program (scheduled HLO), read: computations, instructions, and the source line of each."""
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, prod
+from math import prod
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 BYTES |= {"s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 0.5, "u4": 0.5}
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 NO_WORK = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 
 
@@ -56,29 +48,6 @@ class Op:
         return [name for role in roles for name in re.findall(rf"{role}=\{{?%?([\w.\-]+)", self.text)]
 
 
-@dataclass
-class Collective:
-    """One collective operation of the program."""
-
-    kind: str
-    bytes: float  # that its result has, or, for a reduce-scatter, its operand
-    trips: int
-    group: int  # devices that take part together
-    hidden: bool  # asynchronous: compute goes on meanwhile
-    type: str
-
-
-@dataclass
-class Costs:
-    """Of one step on one chip."""
-
-    cycles: float = 0.0
-    matmul_flops: float = 0.0
-    collectives: list[Collective] = field(default_factory=list)
-    kernels: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # Pallas kernel -> calls
-    ops: list[tuple[float, Op, int]] = field(default_factory=list)  # cycles in all, instruction, trips
-
-
 class Program:
     """A scheduled HLO module."""
 
@@ -99,82 +68,6 @@ class Program:
         if not self.entry:
             raise ValueError("this is no HLO text: it has no ENTRY computation")
 
-    # ---- costs ----
-
-    def costs(self) -> Costs:
-        """Sums over the whole program."""
-        out = Costs()
-        self._walk(self.entry, 1, out)
-        return out
-
-    def _walk(self, name: str, times: int, out: Costs) -> None:
-        ops = self.computations[name]
-        self._matmuls(name, times, out)
-        self._collectives(name, times, out)
-        for op in ops:
-            if op.opcode == "while":
-                self._walk(op.called("body")[0], times * self.trips(op), out)
-            elif op.opcode == "call":
-                for called in op.called("to_apply", "calls"):
-                    self._walk(called, times, out)
-            elif op.opcode == "conditional":
-                for called in op.called("true_computation", "false_computation", "branch_computations"):
-                    self._walk(called, times, out)
-            elif op.opcode == "custom-call" and "tpu_custom_call" in op.text:
-                out.kernels[re.sub(r"[.\d]+$", "", op.name)] += times
-            elif op.opcode not in NO_WORK:
-                cycles = op.cycles
-                if cycles is None and op.opcode == "fusion":
-                    cycles = sum(map(self._inside, op.called("calls")))
-                if cycles:
-                    out.cycles += cycles * times
-                    out.ops.append((cycles * times, op, times))
-
-    def _inside(self, name: str) -> int:
-        """Cycles of a fused computation that has no estimate as a whole."""
-        total = 0
-        for op in self.computations.get(name, ()):
-            if op.cycles:
-                total += op.cycles
-            elif op.opcode in ("fusion", "call"):
-                total += sum(map(self._inside, op.called("calls", "to_apply")))
-        return total
-
-    def trips(self, op: Op) -> int:
-        """How often a loop runs: as the compiler says, or from the bound and the step of its counter."""
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.text)
-        if known:
-            return int(known[1])
-        condition = self.computations[op.called("condition")[0]]
-        inner = [o for c in condition for name in c.called("calls") for o in self.computations.get(name, ())]
-        bounds = [int(n) for o in (*condition, *inner) for n in re.findall(r"^constant\((\d+)\)", o.text)]
-        if not bounds:
-            return 1
-        return ceil(max(bounds) / self._stride(condition, self.computations[op.called("body")[0]]))
-
-    def _stride(self, condition: list[Op], body: list[Op]) -> int:
-        """Loops that the compiler makes (for collective matmuls) may count by more than one."""
-        named = {op.name: op for op in condition}
-        counters = [
-            int(re.search(r"index=(\d+)", named[x].text)[1])
-            for op in condition
-            if op.opcode == "compare"
-            for x in op.operands
-            if x in named and named[x].opcode == "get-tuple-element"
-        ]
-        named = {op.name: op for op in body}
-        root = next((op for op in reversed(body) if op.opcode == "tuple"), None)
-        if not counters or root is None or counters[0] >= len(root.operands):
-            return 1
-        op = named.get(root.operands[counters[0]])
-        while op is not None and op.opcode in ("copy", "bitcast"):
-            op = named.get(op.operands[0])
-        if op is not None and op.opcode == "add":
-            for x in op.operands:
-                if x in named and (found := re.match(r"constant\((\d+)\)", named[x].text)):
-                    return max(1, int(found[1]))
-        return 1
-
     def executed(self) -> list[Op]:
         """Every instruction that runs as such, in the entry and in the bodies of loops; not the inside of fusions."""
         names, found = [self.entry], []
@@ -187,51 +80,6 @@ class Program:
                 if op.opcode not in NO_WORK:
                     found.append(op)
         return found
-
-    # ---- matmuls ----
-
-    def _matmuls(self, name: str, times: int, out: Costs) -> None:
-        """Adds the FLOPs of a computation's matmuls, and of those fused into its instructions."""
-        types = {op.name: op for op in self.computations.get(name, ())}
-        for op in self.computations.get(name, ()):
-            if op.opcode in ("convolution", "dot"):
-                out.matmul_flops += 2.0 * prod(op.dims) * _contracted(op, types) * times
-            elif op.opcode in ("fusion", "call"):
-                for called in op.called("calls", "to_apply"):
-                    self._matmuls(called, times, out)
-
-    # ---- collectives ----
-
-    def _collectives(self, name: str, times: int, out: Costs) -> None:
-        found: dict[str, Collective] = {}  # by channel: a started and a finished one are the same
-        self._find_collectives(name, times, found, hidden=False)
-        out.collectives += found.values()
-
-    def _find_collectives(self, name: str, times: int, found: dict, hidden: bool) -> None:
-        for op in self.computations.get(name, ()):
-            kind = op.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                channel = re.search(r"channel_id=(\d+)", op.text)
-                key = channel[1] if channel else op.name
-                started = op.opcode.endswith("-start")
-                if key in found:  # met again: it runs in parts, beside compute
-                    found[key].hidden = True
-                    continue
-                size, group = op.bytes, group_size(op.text)
-                if started:
-                    size /= 2  # a started one holds its operand and its result
-                if kind == "reduce-scatter":
-                    size *= group
-                if kind == "all-reduce" and "reduce-scatter" in name:
-                    kind = "reduce-scatter"
-                found[key] = Collective(kind, size, times, group, hidden or started, op.type)
-            elif op.opcode in ("fusion", "call", "async-start"):
-                for called in op.called("calls", "to_apply", "called_computations"):
-                    inside = self.computations.get(called, ())
-                    beside = any(o.opcode == "custom-call" and "AsyncCollective" in o.text for o in inside)
-                    self._find_collectives(called, times, found, hidden or beside)
-
-    # ---- where it comes from ----
 
     @cached_property
     def _tables(self) -> dict[str, dict[int, str]]:
@@ -316,26 +164,3 @@ def _closing(text: str) -> int:
         if depth == 0 and character == ")":
             return i
     return len(text)
-
-
-def _contracted(op: Op, types: dict[str, Op]) -> float:
-    """Multiplications for each element of a matmul's result."""
-    right = types[op.operands[1]].dims if op.operands[1] in types else []
-    if op.opcode == "dot":
-        dims = re.search(r"rhs_contracting_dims=\{([\d,]*)\}", op.text)[1]
-        return prod(right[int(n)] for n in dims.split(",") if n)
-    left_labels, right_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.text).groups()
-    size = prod(n for label, n in zip(right_labels, right) if label != "o")
-    window = re.search(r"window=\{size=([\dx]+)([^}]*)\}", op.text)
-    if not window or not re.search("stride|pad", window[2]):
-        return size
-    # A batch dimension that the compiler made spatial: padding or stride sees to it that each place of the result
-    # meets only its own element of the window, not all of them.
-    left, out = (
-        dict(zip(labels, dims)) for labels, dims in ((left_labels, types[op.operands[0]].dims), (out_labels, op.dims))
-    )
-    for i, width in enumerate(map(int, window[1].split("x"))):
-        a, b = left.get(str(i), 1), out.get(str(i), 1)
-        if width > 1 and max(a, b) > 1 and b * width > a:
-            size = size / width * (max(1.0, a / b) if b >= a else 1.0)
-    return size

@@ -20,13 +20,14 @@ def text(plan: Plan, price: float | None = None) -> str:
     exp, topology, chip = plan.experiment, plan.topology, plan.topology.chip
     grid = "x".join(map(str, topology.grid))
     slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
+    unit = "chip" if chip.devices == 1 else "device, two to a chip"
     mesh = ", ".join(f"{axis} {n}" for axis, n in plan.mesh.items() if n > 1) or "one device"
     lines = [
         f"{exp.name} on {topology.name}: {topology.chips} {chip.name} chips ({slices}{grid}), mesh {mesh}",
         f"step of {exp.data.batch:,} x {exp.data.length:,} = {exp.tokens_per_step:,} tokens in {exp.accumulate} "
         f"micro-step{'s' * (exp.accumulate > 1)}; attention {plan.attention}, remat {exp.compute.remat}",
         "",
-        f"fits: {plan.peak / GIB:.2f} of {chip.memory / GIB:.0f} GiB per chip",
+        f"fits: {plan.peak / GIB:.2f} of {chip.memory / GIB:.0f} GiB per {unit}",
         *(f"  {plan.memory[key] / GIB:>7.2f}  {says}" for key, says in MEMORY.items()),
         "largest values",
         *(f"  {size / GIB:>7.2f}  {kind} made at {place}" for size, kind, place in plan.buffers),

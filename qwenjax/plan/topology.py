@@ -1,8 +1,8 @@
 """TPU slices by the names people rent them under, without a TPU: devices to compile for, and what a chip can do.
 
-v4 and v5p names count TensorCores, two to a chip (v5p-256 is 128 chips); v5e and v6e names count chips. Peaks and
-memory are from the makers' data sheets; link speeds are per torus axis, both ways together, and are not confirmed by
-measurement: they price the small part of a step that collectives take in the open.
+v4, v5p and tpu7x names count TensorCores, two to a chip (v5p-256 is 128 chips); v5e and v6e names count chips. Peaks,
+memory and the network between slices are from the makers' data sheets; link speeds are per torus axis, both ways
+together, and are not confirmed by measurement: they price the part of a step that collectives take in the open.
 """
 
 import os
@@ -13,26 +13,30 @@ from math import prod
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of chip."""
+    """One kind of chip; numbers are of one device, which is a whole chip but for tpu7x."""
 
     name: str
     flops: float  # dense bf16 per second
     memory: int  # bytes of HBM
     clock: float  # cycles per second, in which the compiler estimates
     link: float  # bytes per second of a torus axis
+    network: float  # bytes per second to other slices
     cores: int  # that its slices' names count for each chip
     torus: int  # dimensions
     largest: int  # chips of a slice
     config: str = "default"  # how libtpu groups cores: megacore makes two of them one device
+    devices: int = 1  # to a chip
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 << 30, 1.05e9, 9e10, 2, 3, 4096, "megacore"),
-        Chip("v5e", 197e12, 16 << 30, 1.5e9, 9e10, 1, 2, 256),
-        Chip("v5p", 459e12, 95 << 30, 1.75e9, 1.8e11, 2, 3, 8960, "megacore"),
-        Chip("v6e", 918e12, 32 << 30, 1.75e9, 1.8e11, 1, 2, 256),
+        Chip("v4", 275e12, 32 << 30, 1.05e9, 9e10, 3.1e9, 2, 3, 4096, "megacore"),
+        Chip("v5e", 197e12, 16 << 30, 1.5e9, 9e10, 3.1e9, 1, 2, 256),
+        Chip("v5p", 459e12, 95 << 30, 1.75e9, 1.8e11, 6.2e9, 2, 3, 8960, "megacore"),
+        Chip("v6e", 918e12, 32 << 30, 1.75e9, 1.8e11, 12.5e9, 1, 2, 256),
+        # the clock is not published; it is what its peak means for four matrix units of 256 x 256 per core
+        Chip("tpu7x", 1153.5e12, 96 << 30, 2.2e9, 1.8e11, 6.2e9, 2, 3, 9216, devices=2),
     )
 }
 
@@ -50,6 +54,11 @@ class Topology:
     def chips(self) -> int:
         """In all slices."""
         return prod(self.grid) * self.slices
+
+    @property
+    def device_count(self) -> int:
+        """In all slices."""
+        return self.chips * self.chip.devices
 
     @property
     def axes(self) -> int:

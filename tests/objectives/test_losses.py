@@ -47,7 +47,7 @@ def test_chunks_equal_the_plain_loss(chunk):
 def test_sharded_equals_plain(mesh):
     hidden, head, targets, weights = arrays()
     want = jax.value_and_grad(plain, (0, 1))(hidden, head, targets, weights)
-    with jax.set_mesh(make_mesh(MeshShape(**mesh))):
+    with jax.set_mesh(make_mesh(MeshShape(**mesh), 64)):
         got = jax.jit(jax.value_and_grad(next_token_loss, (0, 1)), static_argnums=4)(hidden, head, targets, weights, 4)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)

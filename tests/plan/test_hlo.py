@@ -2,6 +2,7 @@
 
 import pytest
 
+from qwenjax.plan.costs import BETWEEN_SLICES, costs
 from qwenjax.plan.hlo import Program, group_size, type_bytes
 
 CONFIG = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
@@ -76,16 +77,16 @@ def program():
 
 
 def test_loops_count_by_their_trips(program):
-    costs = program.costs()
-    assert costs.matmul_flops == 2 * 8 * 16 * 4 * (3 + 1)
-    assert costs.cycles == 3 * (100 + 2) + 1000
-    assert costs.kernels == {"flash_fwd": 3}
-    cycles, op, times = max(costs.ops, key=lambda item: item[0])
+    found = costs(program)
+    assert found.matmul_flops == 2 * 8 * 16 * 4 * (3 + 1)
+    assert found.cycles == 3 * (100 + 2) + 1000
+    assert found.kernels == {"flash_fwd": 3}
+    cycles, op, times = max(found.ops, key=lambda item: item[0])
     assert (cycles, op.name, times) == (1000, "dot.2", 1)
 
 
 def test_collectives_by_kind_size_and_group(program):
-    found = {c.kind: (c.bytes, c.trips, c.group, c.hidden) for c in program.costs().collectives}
+    found = {c.kind: (c.bytes, c.trips, c.group, c.hidden) for c in costs(program).collectives}
     assert found == {
         "all-reduce": (8 * 4 * 4, 3, 4, False),
         "all-gather": ((16 * 4 + 64 * 4) * 2 / 2, 1, 4, True),
@@ -95,11 +96,20 @@ def test_collectives_by_kind_size_and_group(program):
 
 def test_a_known_trip_count_is_believed():
     known = TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    assert Program(known).costs().kernels == {"flash_fwd": 7}
+    assert costs(Program(known)).kernels == {"flash_fwd": 7}
 
 
 def test_a_counter_that_steps_by_more():
-    assert Program(TEXT.replace("constant(1)", "constant(2)")).costs().kernels == {"flash_fwd": 2}
+    assert costs(Program(TEXT.replace("constant(1)", "constant(2)"))).kernels == {"flash_fwd": 2}
+
+
+def test_what_slices_send_each_other_is_one_collective():
+    sent = """  %send.1 = (bf16[64,4]{1,0}, u32[], token[]) send(%v), channel_id=9, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+"""
+    text = TEXT.replace("  %all-gather-start.1", sent + "  %all-gather-start.1")
+    found = [c for c in costs(Program(text)).collectives if c.kind == BETWEEN_SLICES]
+    assert [(c.bytes, c.trips, c.hidden) for c in found] == [(64 * 4 * 2 + 4, 1, True)]
 
 
 def test_the_line_of_ours_that_made_it(program):

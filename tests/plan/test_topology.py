@@ -17,6 +17,7 @@ from qwenjax.plan.topology import CHIPS, parse
         ("v4-128", 64, (4, 4, 4)),
         ("v4-16", 8, (2, 2, 2)),
         ("v5p:4x4x8", 128, (4, 4, 8)),
+        ("tpu7x-256", 128, (4, 4, 8)),
     ],
 )
 def test_names_mean_chips(name, chips, grid):
@@ -29,7 +30,7 @@ def test_names_mean_chips(name, chips, grid):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("v5e", "known: v4-N, v5e-N, v5p-N, v6e-N"),
+        ("v5e", "known: v4-N, v5e-N, v5p-N, v6e-N, tpu7x-N"),
         ("v9-8", "is unknown"),
         ("v5e-100", "count chips; wanted a power of two"),
         ("v5p-255", "count TensorCores, two to a chip"),
@@ -46,3 +47,8 @@ def test_what_is_no_slice_is_refused(name, said):
 def test_a_ring_uses_the_axes_that_are_there():
     assert [parse(name).axes for name in ("v5e-256", "v5e-1", "v5p-256", "v5p:1x1x4")] == [2, 1, 3, 1]
     assert all(chip.flops > 1e14 and chip.memory > 1 << 33 for chip in CHIPS.values())
+
+
+def test_a_tpu7x_chip_is_two_devices():
+    assert [parse(name).device_count for name in ("tpu7x-256", "v5p-256", "v5e-256")] == [256, 128, 256]
+    assert parse("tpu7x-8", slices=2).device_count == 16

@@ -1,0 +1,115 @@
+"""Which settings fit, and which are fastest: predicted for all of them in a moment, compiled for the best few.
+
+Three settings change memory and speed and not what is learned: micro-steps, what the backward pass recomputes, and how
+many chips share the parameters. The predictions are sums over shapes. For 14B and 7B on v5e-256 and v5p-256 they come
+within 6 % of the compiler's peak; they only decide what is compiled first.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from qwenjax.config import Experiment, MeshShape
+from qwenjax.model.transformer import SAVED
+from qwenjax.plan.estimate import DoesNotFit, Plan, plan
+from qwenjax.plan.topology import Topology
+
+MATMUL = 0.85  # of peak that matmuls and what goes with them reach
+EXPOSED = 0.3  # of the time of collectives that no compute hides
+MARGIN = 1.06  # predictions beyond this much of the memory are not tried
+
+
+class Candidate(NamedTuple):
+    """An experiment with other settings, and what is predicted for it, per device."""
+
+    experiment: Experiment
+    memory: float  # bytes
+    seconds: float
+
+    @property
+    def settings(self) -> str:
+        """As words of a command line."""
+        mesh = self.experiment.mesh
+        return (
+            f"--set accumulate={self.experiment.accumulate} --set compute.remat={self.experiment.compute.remat} "
+            f"--set mesh.fsdp={mesh.fsdp} --set mesh.data={mesh.data}"
+        )
+
+
+def predict(experiment: Experiment, topology: Topology) -> Candidate:
+    """Peak memory and seconds of a step, from shapes alone."""
+    model, compute, chip = experiment.model, experiment.compute, topology.chip
+    mesh = experiment.mesh.sizes(topology.device_count, model.embed, topology.slices)
+    d, f, q, kv = model.embed, model.ffn, model.heads * model.head_dim, model.kv * model.head_dim
+    width = {"q": q, "k": kv, "v": kv, "attn_out": q, "x_mid": d, "gate": f, "up": f}
+    weights = {"q": d * q, "k": d * kv, "v": d * kv, "x_mid": d * q, "gate": d * f, "up": d * f}  # that make them
+    saved = SAVED.get(compute.remat, tuple(width))
+    split = mesh["tensor"] * mesh["fsdp"]
+    tokens = experiment.tokens_per_step / topology.device_count  # of a step, on a device
+    now = tokens / experiment.accumulate
+
+    layer = (model.params - model.embedding_params) / model.layers
+    gradients = 4 if experiment.accumulate == 1 else 8  # those of a micro-step, and their sum
+    state = model.params / split * (12 + gradients)
+    kept = now * model.layers * (d + sum(width[name] for name in saved)) * 2 / mesh["tensor"]
+    inside = now * (8 * d + 4 * f) * 2 / mesh["tensor"] + 4 * layer / mesh["tensor"]
+    vocabulary = (6 * d * model.vocab + 4 * compute.loss_tokens * model.vocab) / mesh["tensor"] + 4 * now * d
+
+    useful = model.flops_per_token(experiment.data.length) * tokens
+    again = 2 * tokens * model.layers * sum(n for name, n in weights.items() if name not in saved) / mesh["tensor"]
+    moved = 3 * 2 * model.params / mesh["tensor"] * experiment.accumulate  # two gathers, gradients: bf16
+    seconds = (useful + again) / chip.flops / MATMUL + EXPOSED * moved / (chip.link * topology.axes)
+    return Candidate(experiment, state + kept + max(inside, vocabulary), seconds)
+
+
+def candidates(experiment: Experiment, topology: Topology) -> list[Candidate]:
+    """Every setting that divides evenly, quickest first by prediction. A mesh that was asked for is kept."""
+    made = [predict(one, topology) for one in _variations(experiment, topology)]
+    return sorted(made, key=lambda one: one.seconds)
+
+
+def likely(found: list[Candidate], topology: Topology) -> list[Candidate]:
+    """Those that are predicted to fit, or nearly."""
+    return [one for one in found if one.memory < topology.chip.memory * MARGIN]
+
+
+def _variations(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
+    devices, shape = topology.device_count, experiment.mesh
+    for fsdp in _fsdp(shape, experiment.model.embed, topology):
+        mesh = replace(shape, fsdp=fsdp, data=devices // (fsdp * shape.tensor * shape.context))
+        for accumulate in (1, 2, 4, 8, 16, 32):
+            over = accumulate * mesh.data * mesh.fsdp
+            if experiment.data.batch % over == 0:
+                for remat in SAVED:
+                    compute = replace(experiment.compute, remat=remat)
+                    yield replace(experiment, mesh=mesh, accumulate=accumulate, compute=compute)
+
+
+def _fsdp(shape: MeshShape, embed: int, topology: Topology) -> list[int]:
+    """The largest sensible number of devices that share parameters, its half and its quarter."""
+    sizes = shape.sizes(topology.device_count, embed, topology.slices)
+    if not shape.data == shape.fsdp == -1 or min(shape.tensor, shape.context) < 1:
+        return [sizes["fsdp"]]
+    return [n for n in (sizes["fsdp"], sizes["fsdp"] // 2, sizes["fsdp"] // 4) if n]
+
+
+def search(
+    experiment: Experiment, topology: Topology, tries: int, say: Callable[[str], None]
+) -> tuple[Candidate, Plan] | None:
+    """Compiles the most promising candidates until `tries` of them fit; the quickest, or None if none fits."""
+    best, fitted, gib = None, 0, 1 << 30
+    found = candidates(experiment, topology)
+    for one in likely(found, topology):
+        predicted = f"predicted {one.memory / gib:.1f} GiB, {one.seconds:.2f} s"
+        try:
+            made = plan(one.experiment, topology)
+        except DoesNotFit as error:
+            say(f"  no     {one.settings}: {error} ({predicted})")
+            continue
+        say(f"  fits   {one.settings}: {made.peak / gib:.2f} GiB, {made.step_seconds:.3f} s per step ({predicted})")
+        if best is None or made.step_seconds < best[1].step_seconds:
+            best = one, made
+        fitted += 1
+        if fitted == tries:
+            break
+    return best
