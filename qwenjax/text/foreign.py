@@ -27,6 +27,7 @@ CUTS = {
     "qwen2": (PATTERN,),
     "deepseek-r1-qwen": (PATTERN,),
     "starcoder": (r"\p{N}", GPT2),
+    "smollm": (r"\p{N}", GPT2),
     "refact": (r"\p{N}", GPT2),
     "command-r": (r"\p{N}", GPT2),
 }

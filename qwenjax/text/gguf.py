@@ -21,7 +21,7 @@ def read_head(path: str | Path) -> dict[str, object]:
     """
     path = Path(path)
     with path.open("rb") as file:
-        head = _Head(file, path.stat().st_size)
+        head = Head(file, path.stat().st_size)
         try:
             magic, version, _, count = head.unpack("<4sIQQ")
             if magic != b"GGUF" or version not in (2, 3):
@@ -31,7 +31,7 @@ def read_head(path: str | Path) -> dict[str, object]:
             raise ValueError(f"{path} is no GGUF file of version 2 or 3, or damaged: {error}") from None
 
 
-class _Head:
+class Head:
     """Reads value after value; more than the file holds is never asked for."""
 
     def __init__(self, file: BinaryIO, size: int):

@@ -1,0 +1,142 @@
+"""GPTQ checkpoints: packed Int4 and Int8 weights become float ones when they are read (spec §3.3, §14.1).
+
+A linear layer X with weight [out, in] is stored as
+
+  X.qweight  int32 [in * bits / 32, out]: the integers of consecutive inputs in one word, the first in its lowest bits
+  X.qzeros   int32 [groups, out * bits / 32]: zero points, those of consecutive outputs in one word
+  X.scales   float [groups, out]
+  X.g_idx    int32 [in]: the group of each input; in order (i // group_size), or any (desc_act)
+  X.bias     [out], also where the float model has none
+
+and weight[o, i] = scales[g, o] * (integer[i, o] - zero[g, o]) with g = g_idx[i]. The original format stores zero - 1.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qwenjax.interop.tensors import Tensor, Tensors
+
+BITS = (2, 4, 8)  # 3 is packed across words
+FORMATS = ("gptq", "gptq_v2")  # of `checkpoint_format`; v2 stores zero points as they are
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+ROWS = 256  # outputs dequantised at a time, so that work space stays small
+
+
+class Packing(NamedTuple):
+    """How the integers are stored."""
+
+    bits: int
+    group_size: int  # inputs that share a scale; -1: all
+    ordered: bool  # groups are consecutive inputs (desc_act is false)
+    offset: int  # what is added to stored zero points
+
+
+def packing(config: dict[str, Any], source: str = "the configuration") -> Packing:
+    """The packing that a quantize_config.json, a config.json or its `quantization_config` describes.
+
+    Raises:
+      ValueError: another method than GPTQ, or a packing of it that is not read, naming the field and `source`.
+    """
+    config = config.get("quantization_config", config)
+    method, form = config.get("quant_method", "gptq"), config.get("checkpoint_format", "gptq")
+    if method != "gptq":
+        raise ValueError(f"{source}: quant_method={method!r} is not read; 'gptq' is")
+    if form not in FORMATS or config.get("is_marlin_format"):
+        form = "marlin" if config.get("is_marlin_format") else form
+        raise ValueError(f"{source}: checkpoint_format={form!r} is not read; {', '.join(FORMATS)} are")
+    bits, group_size, shuffled = config.get("bits"), config.get("group_size", -1), config.get("desc_act", False)
+    if bits not in BITS:
+        raise ValueError(f"{source}: bits={bits!r}; wanted one of {BITS}")
+    if type(group_size) is not int or (group_size < 1 and group_size != -1):
+        raise ValueError(f"{source}: group_size={group_size!r}; wanted a positive number, or -1 for one group")
+    return Packing(bits, group_size, not shuffled, 1 if form == "gptq" else 0)
+
+
+def dequantised(tensors: Tensors, config: dict[str, Any], source: str = "the configuration") -> Tensors:
+    """The same checkpoint with a float32 X.weight [out, in] in place of X.qweight, X.qzeros, X.scales and X.g_idx.
+
+    float32 holds every product of a float16 scale and an integer exactly. Other tensors stay as they are, the biases
+    that the format gives to every layer among them: the loader drops those that are zero and have no place.
+
+    Args:
+      config: see `packing`.
+    Raises:
+      ValueError: a part that is missing or of the wrong shape or type, naming it; when weights are read, groups that
+        do not exist.
+    """
+    how = packing(config, source)
+    out = {}
+    for name in tensors:
+        stem, _, part = name.rpartition(".")
+        if part == "qweight":
+            out[f"{stem}.weight"] = _weight(tensors, stem, how)
+        elif part not in PARTS or f"{stem}.qweight" not in tensors:
+            out[name] = tensors[name]
+    return Tensors(out)
+
+
+def _weight(tensors: Tensors, stem: str, how: Packing) -> Tensor:
+    """A linear layer's weight, its parts checked by their descriptors."""
+    if f"{stem}.weight" in tensors:
+        raise ValueError(f"the checkpoint has both {stem}.weight and {stem}.qweight")
+    per_word = 32 // how.bits
+    qweight = tensors[f"{stem}.qweight"]
+    if len(qweight.shape) != 2:
+        raise ValueError(f"{stem}.qweight has shape {qweight.shape}; wanted two dimensions")
+    inputs, outputs = qweight.shape[0] * per_word, qweight.shape[1]
+    groups = 1 if how.group_size == -1 else -(-inputs // how.group_size)
+    shapes = {
+        "qweight": qweight.shape,
+        "qzeros": (groups, -(-outputs // per_word)),
+        "scales": (groups, outputs),
+        "g_idx": (inputs,),
+    }
+    for part, shape in shapes.items():
+        name = f"{stem}.{part}"
+        if name not in tensors:
+            if part == "g_idx" and how.ordered:
+                continue
+            raise ValueError(f"{stem} is packed, but {name} is missing")
+        got = tensors[name]
+        is_float = got.dtype.kind in "fV"  # V is bfloat16's
+        if got.shape != shape or (not is_float if part == "scales" else got.dtype != np.int32):
+            raise ValueError(
+                f"{name} is {got.dtype} {list(got.shape)}; {how.bits} bits in groups of {how.group_size} want "
+                f"{'float' if part == 'scales' else 'int32'} {list(shape)}"
+            )
+
+    def read() -> np.ndarray:
+        integers = _unpack(tensors[f"{stem}.qweight"].read().T, how.bits)
+        zeros = _unpack(tensors[f"{stem}.qzeros"].read(), how.bits)[:, :outputs].T
+        zeros = ((zeros + how.offset) & (2**how.bits - 1)).astype(np.float32)
+        scales = tensors[f"{stem}.scales"].read().T.astype(np.float32)
+        group = _groups(tensors, stem, how, inputs, groups)
+        weight = np.empty((outputs, inputs), np.float32)
+        for i in range(0, outputs, ROWS):
+            rows = slice(i, i + ROWS)
+            np.subtract(integers[rows], zeros[rows][:, group], out=weight[rows])
+            weight[rows] *= scales[rows][:, group]
+        return weight
+
+    return Tensor((outputs, inputs), np.dtype(np.float32), read)
+
+
+def _unpack(words: np.ndarray, bits: int) -> np.ndarray:
+    """int32 [r, c] -> uint8 [r, c * 32 / bits]: the integers of each word, from its lowest bits up."""
+    octets = np.ascontiguousarray(words, "<i4").view(np.uint8)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return (octets[..., None] >> shifts & (2**bits - 1)).reshape(len(words), -1)
+
+
+def _groups(tensors: Tensors, stem: str, how: Packing, inputs: int, groups: int) -> np.ndarray:
+    """[in] the group of each input."""
+    in_order = np.arange(inputs) // (how.group_size if groups > 1 else inputs)
+    if f"{stem}.g_idx" not in tensors:
+        return in_order
+    group = tensors[f"{stem}.g_idx"].read()
+    if how.ordered and not group.any():  # some writers leave it empty where the order says all
+        return in_order
+    if group.min() < 0 or group.max() >= groups:
+        raise ValueError(f"{stem}.g_idx names groups {group.min()} to {group.max()}; there are 0 to {groups - 1}")
+    return group
