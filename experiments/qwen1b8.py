@@ -7,7 +7,7 @@ Warm-up, weight decay and clipping come from the tech memo; the mixture was neve
 
 On TPUs, from `python -m qwenjax.plan --search` (docs/performance.md):
     v5e-256     --set accumulate=2 --set compute.remat=matmuls --set mesh.fsdp=128 --set mesh.data=2
-    v5p-256     --set compute.remat=matmuls
+    v5p-256     --set compute.remat=matmuls --set mesh.fsdp=64 --set mesh.data=2
 """
 
 from qwenjax.config import QWEN_1B8, AdamW, Data, Experiment, Recovery, Source

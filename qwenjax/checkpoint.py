@@ -1,8 +1,9 @@
 """Checkpoints: Orbax, asynchronous, resharded on load, and verified.
 
 A checkpoint is self-contained: parameters, the rest of the training state, the experiment, the tokenizer and a hash
-of every array. Orbax finalises a step by an atomic rename, but it does not notice a flipped bit, so hashes are taken
-on device when saving and compared after restoring. A step that is not whole is set aside and the newest whole one used.
+of every array. Orbax finalises a step by an atomic rename (in a bucket: by a last object that says so), but it does
+not notice a flipped bit, so hashes are taken on device when saving and compared after restoring. A step that is not
+whole is set aside and the newest whole one used.
 """
 
 import base64
@@ -14,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
+
+from qwenjax import storage
 
 VERSION = 1
 
@@ -67,7 +69,7 @@ class Checkpoints:
     """The checkpoints of one run, in `directory`/STEP/."""
 
     def __init__(self, directory: Path | str, keep: int = 3, keep_every: int = 0):
-        self.directory = epath.Path(directory).resolve()
+        self.directory = storage.absolute(directory)  # as Orbax wants it
         self.damaged: list[str] = []  # what was found broken, in words
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -173,10 +175,9 @@ class Checkpoints:
         if steps and jax.process_index() == 0:
             for step in steps:
                 target = self.directory.parent / "damaged" / str(step)
-                if target.exists():
-                    target.rmtree()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (self.directory / str(step)).rename(target)
+                while target.exists():  # what was set aside before stays
+                    target = target.with_name(target.name + "-again")
+                storage.move(self.directory / str(step), target)
         if steps and jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {steps}")
         self.manager.reload()
@@ -199,7 +200,7 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
     Raises:
       Damaged: unreadable or not what was saved. ValueError: whole, but of another model.
     """
-    path = epath.Path(path)
+    path = storage.path(path)
     tree = {"params": params} if rest is None else {"params": params, "rest": rest}
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
@@ -225,20 +226,20 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
     return Restored(meta["step"], got["params"], got.get("rest"), meta)
 
 
-def newest(path: Path | str) -> epath.Path:
+def newest(path: Path | str) -> Path:
     """The checkpoint directory meant by a run, its `checkpoints/` folder, or one step of it.
 
     Raises:
       ValueError: there is no checkpoint there.
     """
-    path = epath.Path(path)
+    path = storage.absolute(path)
     if (path / "meta").is_dir():
-        return path.resolve()
+        return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
     if not steps:
         raise ValueError(f"no checkpoint in {path}: wanted a run, its checkpoints folder or one step of it")
-    return folder.resolve() / str(max(steps))  # Orbax takes absolute paths only
+    return folder / str(max(steps))
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class Compute:
     """How the same mathematics is computed: dtype, recomputation, kernels. Changes speed and memory, not meaning."""
 
     dtype: str = "bfloat16"  # activations and matmul operands; master parameters and optimizer are float32
-    remat: str = "full"  # what the backward pass keeps of a layer, most first: none | matmuls | attention | attn_out | full
+    remat: str = "full"  # what backward keeps of a layer, most first: none | matmuls | attention | attn_out | full
     scan: bool = True  # scan over layers (compile time independent of depth) or unrolled
     attention: str = "auto"  # xla | splash (TPU) | cudnn (GPU); auto: the fastest that can do what the run asks for
     fuse: str = (

@@ -9,7 +9,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from qwenjax import config, fields
+from qwenjax import config, fields, storage
 
 PACKAGE = Path(__file__).parent
 FOLDERS = (Path("experiments"), PACKAGE / "experiments", PACKAGE.parent / "experiments")
@@ -47,7 +47,7 @@ def experiment(name: str, overrides: dict[str, Any] | None = None) -> config.Exp
 
 
 def _load(name: str) -> config.Experiment:
-    path = Path(name)
+    path = storage.path(name)
     if path.is_dir() and (path / "config.json").is_file():
         path = path / "config.json"
     if path.suffix == ".json" and path.is_file():

@@ -87,7 +87,7 @@ def make_mesh(shape: MeshShape, embed: int, devices: list | None = None) -> Mesh
       ValueError: the axis sizes do not multiply to the number of devices, or slices would share parameters.
     """
     devices = jax.devices() if devices is None else devices
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
     sizes = [shape.sizes(len(devices), embed, slices)[axis] for axis in AXES]
     if devices[0].platform != "tpu":
         grid = np.array(devices).reshape(sizes)
@@ -112,7 +112,7 @@ def per_device(f: Callable, in_names: tuple, out_names: tuple, keep: tuple[str, 
     """`f` run once per device on its own block of every argument (shard_map by logical names).
 
     Args:
-      f: arrays -> tuple of arrays, free of collectives.
+      f: arrays -> tuple of arrays, free of collectives but for those of model/zigzag.py.
       in_names, out_names: one tuple of logical axis names per array; a dimension named None arrives whole, so an
         argument that is stored split is gathered once, before `f` runs.
       keep: mesh axes left to the partitioner inside `f` ("tensor": a softmax over a split vocabulary).

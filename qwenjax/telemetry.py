@@ -1,6 +1,6 @@
 """What a run says about itself: progress line, metrics.jsonl, TensorBoard, MFU, the curve and the report."""
 
-import json
+import io
 import math
 import sys
 import time
@@ -10,7 +10,8 @@ from typing import IO
 import jax
 import jax.numpy as jnp
 
-from qwenjax.jsonl import read_rows
+from qwenjax import storage
+from qwenjax.jsonl import Log
 
 # Dense bf16 FLOP/s of one jax device (v4, v5p: a chip of two cores; 7x: half a chip), from the makers' data sheets.
 PEAK_FLOPS = {
@@ -96,41 +97,40 @@ class Progress:
 
 
 class Sink:
-    """Where a run's numbers go. Only process 0 writes.
+    """Where a run's numbers go: metrics.jsonl (`jsonl.Log`) and, on a disk, TensorBoard. Only process 0 writes.
 
     metrics.jsonl is cut back to the restored step, so a killed and resumed run leaves the same file as an
     uninterrupted one (but for its clock readings).
     """
 
     def __init__(self, workdir: Path, step: int):
-        self.path = workdir / "metrics.jsonl"
         self.active = jax.process_index() == 0
-        if not self.active:
-            return
-        kept = [row for row in read_rows(self.path) if row["step"] <= step] if step else []
-        tmp = self.path.with_suffix(".tmp")
-        tmp.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        tmp.replace(self.path)
-        self.file = self.path.open("a")
-        self.board = _tensorboard(workdir / "tensorboard", step)
+        if self.active:
+            self.log = Log(workdir / "metrics.jsonl", lambda row: step > 0 and row["step"] <= step)
+            self.board = _tensorboard(workdir / "tensorboard", step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if not self.active:
             return
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self.file.flush()
+        self.log.add({"step": step, **metrics})
         if self.board:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def flush(self) -> None:
+        """Returns when everything is written: before a checkpoint that a resumed run would cut it back to."""
         if self.active:
-            self.file.close()
-            if self.board:
-                self.board.close()
+            self.log.flush()
+
+    def close(self) -> None:
+        self.flush()
+        if self.active and self.board:
+            self.board.close()
 
 
 def _tensorboard(directory: Path, step: int):
+    if storage.remote(directory):  # tensorboardX would send the whole file each time, and hang where it cannot
+        return None
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -159,5 +159,7 @@ def plot(rows: list[dict], path: Path, baselines: dict[str, float]) -> None:
         right.legend()
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    fig.savefig(path, dpi=110)
+    image = io.BytesIO()
+    fig.savefig(image, dpi=110)
     plt.close(fig)
+    storage.write(path, image.getvalue())

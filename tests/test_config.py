@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenjax import config, fields, lookup
@@ -82,6 +82,7 @@ def test_overrides_are_typed_and_checked_together():
     assert new.data.sources == (Source(shards="d", weight=2.0),)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2**40), st.floats(1e-8, 1.0), st.booleans())
 def test_any_value_survives_json_and_the_command_line(steps, peak, isolate):
     new = fields.override(TINY, {"steps": str(steps), "optim.peak": repr(peak), "data.isolate": str(isolate)})

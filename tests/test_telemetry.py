@@ -4,11 +4,13 @@ import io
 import json
 
 import jax
+import numpy as np
 import pytest
 
 import qwenjax
-from qwenjax import telemetry
+from qwenjax import optim, sharding, telemetry
 from qwenjax.jsonl import read_rows
+from qwenjax.train import report
 
 
 def test_metrics_are_cut_back_to_the_restored_step_and_a_torn_line_is_dropped(tmp_path):
@@ -33,6 +35,20 @@ def test_a_fresh_run_does_not_inherit_metrics(tmp_path):
         sink.write(1, {"loss": 1.0})
         sink.close()
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_the_learning_rate_of_every_step_is_the_schedules(monkeypatch):
+    """Computed in blocks, the same wherever a run begins; 2 blocks and a half."""
+    monkeypatch.setattr(report, "BLOCK", 8)
+    monkeypatch.setattr(telemetry, "peak_flops", lambda device: None)
+    steps = qwenjax.experiment("quickstart", {"steps": 20, "optim.warmup": 5})
+    mesh = sharding.make_mesh(steps.mesh, steps.model.embed)
+    meters = [report.Meter(steps, mesh, first) for first in (0, 11)]
+    seen = [[meter.tick(step)["lr"] for step in range(12, 21)] for meter in meters]
+    assert seen[0] == seen[1]
+    np.testing.assert_allclose(
+        seen[0], [optim.schedule(steps.optim, 20)(step - 1) for step in range(12, 21)], rtol=1e-6
+    )
 
 
 class Terminal(io.StringIO):

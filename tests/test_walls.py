@@ -10,8 +10,8 @@ from paths import ROOT
 
 PACKAGE = ROOT / "qwenjax"
 LEVEL = {
-    "fields": 0, "jsonl": 0,
-    "config": 1,
+    "fields": 0, "storage": 0,
+    "config": 1, "jsonl": 1,
     "sharding": 2, "text": 2, "lookup": 2,
     "cli": 3, "model": 3, "objectives": 3,
     "optim": 4, "generate": 4, "interop": 4, "data": 4, "checkpoint": 4, "telemetry": 4,

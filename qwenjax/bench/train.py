@@ -157,7 +157,7 @@ def ours(specification: dict):
     from qwenjax.train import pretrain, step
 
     experiment = config.from_dict(specification["experiment"])
-    mesh = sharding.make_mesh(experiment.mesh)
+    mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
     platform = mesh.devices.flat[0].platform
     compute = experiment.compute_on(platform, mesh.shape)
     program = step.build(experiment, pretrain.make_loss(experiment, compute), mesh)
@@ -173,14 +173,14 @@ def ours(specification: dict):
     batch = {name: jax.device_put(rows[name], place.sharding) for name, place in wanted.items()}
     state = program.init()
     start = time.perf_counter()
-    compiled = program.step.lower(state, batch).compile()
+    compiled = program.step.lower(state, batch, step.UNLIMITED).compile()
     compile_seconds = time.perf_counter() - start
 
     def run(steps: int) -> None:
         nonlocal state
         for _ in range(steps):
-            state, metrics = compiled(state, batch)
-        if not bool(metrics["finite"]):  # reading it also waits for the last step
+            state, metrics = compiled(state, batch, step.UNLIMITED)
+        if not bool(metrics["applied"]):  # reading it also waits for the last step
             raise ValueError("the loss is not finite; lower the learning rate: --set optim.peak=1e-4")
 
     facts = {

@@ -2,6 +2,7 @@
 
     ROOT/tokenizer-<hash>/        sentencepiece vocabulary for 'train:SIZE'
     ROOT/<stem of text>-<hash>/   shards of one text source
+    ROOT/<name>-<hash>/           a copy of shards in a bucket
 
 The hash is of what the name stands for (text, tokenizer, seed, format version), so another setting is another folder
 and a finished folder is never touched again.
@@ -16,7 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qwenjax import storage
 from qwenjax.config import Data, Source
+from qwenjax.data.fetch import fetch
 from qwenjax.data.shards import SPLITS, VERSION, Shards
 from qwenjax.data.sources import Report, as_source, cut, no_documents, read, slices
 from qwenjax.data.tokenize import exclusive, teller, tokenize
@@ -68,6 +71,8 @@ class _Room:
 
     def shards(self, source: Source, tokenizer) -> Shards:
         """The shards of one source, tokenised now if they are not there."""
+        if storage.remote(source.shards):
+            return Shards(fetch(source.shards, self.root, self.progress))
         if source.shards:
             return Shards(source.shards)
         name = re.sub(r"[:@#%\[\]]+", "-", Path(source.text).name.split(".")[0])

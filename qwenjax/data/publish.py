@@ -61,12 +61,16 @@ def _build(shards: Shards, tokenizer, out: Path, name: str, progress: bool) -> N
 
     made_with = shards.index["tokenizer"]["name"]
 
+    class Info(tfds.core.DatasetInfo):
+        def initialize_from_bucket(self) -> None:
+            """Nobody is asked whether TFDS has published this name, and no temporary folder stays behind."""
+
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)
         code_path = None  # there are no checksums beside this file, and looking for them takes one more library
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
+            return Info(
                 builder=self,
                 description=f"{name}: documents decoded from tokens of the tokenizer {made_with!r}.",
                 features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "origin": tfds.features.Text()}),

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qwenjax import storage
+
 VERSION = 1
 SPLITS = ("train", "validation")
 PAGE = 8192  # tokens per record: what one random read costs, against 28 bytes of index in memory per record
@@ -114,6 +116,16 @@ def _crc(path: Path) -> int:
     return crc
 
 
+def files(index: dict) -> list[dict]:
+    """Every file of the directory that an index is of: {"name", "size", "crc32"}.
+
+    Raises:
+      KeyError, TypeError: that is no index.
+    """
+    entries = [entry for split in SPLITS for entry in index["splits"][split]["files"]]
+    return [file for entry in entries for file in entry["files"].values()]
+
+
 class Shards:
     """A finished directory of shards, opened for reading; any number of threads may read.
 
@@ -124,6 +136,11 @@ class Shards:
     """
 
     def __init__(self, directory: str | Path):
+        if storage.remote(directory):
+            raise ValueError(
+                f"{directory} lies in a bucket, and is read at random: mount the bucket and name the folder, or copy it"
+                f" first, with `gcloud storage cp --recursive {directory} .` (training from it does so by itself)"
+            )
         self.directory = Path(directory)
         path = self.directory / "index.json"
         if not path.is_file():
@@ -144,15 +161,12 @@ class Shards:
         self.tokenizer = self.index["tokenizer"]
         self._files = {split: self.index["splits"][split]["files"] for split in SPLITS}
         self._starts = {s: [0, *accumulate(f["tokens"] for f in files)] for s, files in self._files.items()}
-        for file in self._all_files():
+        for file in files(self.index):
             _check_size(self.directory / file["name"], file["size"])
         self._reader = lru_cache(OPEN_FILES)(_open)  # an evicted reader closes once its last user lets go
 
     def __repr__(self) -> str:
         return f"Shards({str(self.directory)!r})"
-
-    def _all_files(self) -> list[dict]:
-        return [file for files in self._files.values() for entry in files for file in entry["files"].values()]
 
     def tokens(self, split: str) -> int:
         """Tokens of a split, end-of-text tokens included."""
@@ -250,7 +264,7 @@ class Shards:
 
     def verify(self) -> None:
         """Reads every byte and compares CRCs; ValueError names the first file that is not what was written."""
-        for file in self._all_files():
+        for file in files(self.index):
             if _crc(self.directory / file["name"]) != file["crc32"]:
                 raise ValueError(
                     f"{self.directory / file['name']} has changed since it was written: copy it again or tokenise again"

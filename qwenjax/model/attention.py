@@ -1,11 +1,22 @@
 """Attention: one contract, several backends.
 
 Training on packed rows, prefill and decoding with a cache are the same call: positions and segments carry the
-difference. Every backend passes tests/model/test_attention.py or refuses what it cannot do.
+difference. Every backend passes tests/model/test_attention.py or refuses what it cannot do:
+
+  backend  on    takes                                                     keeps, of [b t n h] queries
+  xla      any   everything: the reference                                 scores [b n t s]
+  splash   TPU   whole rows, width and length (each chunk) multiples of    results, per query one float32; rows may
+                 128; no dropout                                           be split by position: model/zigzag.py
+  cudnn    GPU   whole rows in one piece, bfloat16, width to 128, length   the same, and of packed rows a mask
+                 even; no dropout                                          [b 1 t t]
+
+`compute.attention=auto` takes the kernel of the platform if it can do the run (`config.Experiment.compute_on`), and
+caches are always read by xla. Where the mesh splits positions, the partitioner gathers keys and values for xla.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 MASKED = -1e30  # finite: a row that sees nothing must not become NaN
 
@@ -35,7 +46,7 @@ def attend(
       q_segment, k_segment: [b t], [b s] int32, or None when every row is one document.
       window: see only this many latest positions, the own one included; None sees all.
       dropout, rng: probability of dropping an attention weight, and the key to draw with.
-      backend: "xla", the reference, or "splash", for whole rows on TPUs; one that cannot do a case raises.
+      backend: a key of BACKENDS; one that cannot do a case raises.
     Returns: [b t n h] in v's dtype; 0 where a query sees no key. Scores and softmax are float32.
     """
     if backend not in BACKENDS:
@@ -71,13 +82,21 @@ def _xla(q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng):
     out = jnp.einsum("bkgts,bksh->bkgth", exps.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # a query without any key would otherwise average all of them
     out = jnp.where(jnp.any(seen, axis=-1, keepdims=True), out / norm[..., None], 0.0)
-    return out.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    out = out.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    return checkpoint_name(out, "attn_out")  # what a recomputing backward pass may keep
 
 
+# Imported when called, because kernels take as long to import as the rest of the model.
 def _splash(*args):
-    from qwenjax.model import splash  # here, because importing kernels takes as long as the rest of the model
+    from qwenjax.model import splash
 
     return splash.attend(*args)
 
 
-BACKENDS = {"xla": _xla, "splash": _splash}
+def _cudnn(*args):
+    from qwenjax.model import cudnn
+
+    return cudnn.attend(*args)
+
+
+BACKENDS = {"xla": _xla, "splash": _splash, "cudnn": _cudnn}

@@ -131,19 +131,22 @@ def _matmuls(program: Program, name: str, times: int, out: Costs) -> None:
 
 
 def _collectives(program: Program, name: str, times: int, out: Costs) -> None:
-    found: dict[str, Collective] = {}  # by channel: a started and a finished one are the same
-    _find_collectives(program, name, times, found, hidden=False)
+    found: dict[str, Collective] = {}
+    _find_collectives(program, name, times, found, hidden=False, inside=False)
     out.collectives += found.values()
 
 
-def _find_collectives(program: Program, name: str, times: int, found: dict, hidden: bool) -> None:
+def _find_collectives(program: Program, name: str, times: int, found: dict, hidden: bool, inside: bool) -> None:
+    """Those of a computation and, with `inside`, of one that is fused into an instruction."""
     for op in program.computations.get(name, ()):
         kind = op.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            channel = re.search(r"channel_id=(\d+)", op.text)
-            key = channel[1] if channel else op.name
             started = op.opcode.endswith("-start")
-            if key in found:  # met again: it runs in parts, beside compute
+            # Fused into compute, one collective runs in parts, which share its channel and its type. Others may share
+            # a channel, too: all that a shard_map asks for do.
+            channel = re.search(r"channel_id=(\d+)", op.text) if inside else None
+            key = f"{channel[1]} {op.type}" if channel else op.name
+            if key in found:
                 found[key].hidden = True
                 continue
             size, group = op.bytes, group_size(op.text)
@@ -159,9 +162,9 @@ def _find_collectives(program: Program, name: str, times: int, found: dict, hidd
             found[op.name] = Collective(BETWEEN_SLICES, op.bytes, times, 0, True, op.type)
         elif op.opcode in ("fusion", "call", "async-start"):
             for called in op.called("calls", "to_apply", "called_computations"):
-                inside = program.computations.get(called, ())
-                beside = any(o.opcode == "custom-call" and "AsyncCollective" in o.text for o in inside)
-                _find_collectives(program, called, times, found, hidden or beside)
+                parts = program.computations.get(called, ())
+                beside = any(o.opcode == "custom-call" and "AsyncCollective" in o.text for o in parts)
+                _find_collectives(program, called, times, found, hidden or beside, inside=True)
 
 
 def _contracted(op: Op, types: dict[str, Op]) -> float:

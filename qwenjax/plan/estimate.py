@@ -157,8 +157,8 @@ def _memory(experiment: Experiment, state: Any, mesh: dict[str, int], analysis: 
 def _attention(experiment: Experiment, mesh: dict[str, int], spent: Costs, topology: Topology) -> float:
     """Seconds in attention kernels, which the compiler does not estimate."""
     model, length = experiment.model, experiment.data.length
-    rows = experiment.data.batch / experiment.accumulate / (mesh["data"] * mesh["fsdp"])
-    block = min(BLOCK, length)
+    rows = experiment.data.batch / experiment.accumulate / (mesh["data"] * mesh["fsdp"] * mesh["context"])
+    block = min(BLOCK, length if mesh["context"] == 1 else length // (2 * mesh["context"]))
     products = 4 * length**2 * model.head_dim * model.heads / mesh["tensor"] * rows / 2 * (1 + block / length)
     once, total = products / topology.chip.flops / ATTENTION, 0.0
     separate = any("dq" in name for name in spent.kernels)

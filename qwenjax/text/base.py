@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from qwenjax import storage
 from qwenjax.text import chatml
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Tokenizer(ABC):
 
     def save(self, directory: str | Path) -> Path:
         """Writes the vocabulary file into the directory (made if absent); `load_tokenizer(directory)` reads it."""
-        path = Path(directory) / self.file
+        path = storage.path(directory) / self.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self._vocabulary)
         return path

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+from qwenjax import storage
 from qwenjax.text.base import Tokenizer
 from qwenjax.text.bpe import PATTERN, QwenBPE, write_ranks
 from qwenjax.text.merges import read_extra
@@ -81,7 +82,7 @@ class ExtendedBPE(QwenBPE):
 
     def save(self, directory: str | Path) -> Path:
         """Writes both vocabulary files into the directory; `load_tokenizer(directory)` reads them."""
-        path = Path(directory) / self.file
+        path = storage.path(directory) / self.file
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, data in zip((self.file, self.extra_file), self._files):
             (path.parent / name).write_bytes(data)

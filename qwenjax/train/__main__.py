@@ -21,6 +21,8 @@ EPILOG = """examples:
       go on from the parameters of a run, with a fresh optimizer and schedule
   python -m qwenjax.train --exp=qwen14b --coordinator=10.0.0.2:8476 --processes=4 --process=0 --restarts=100
       one process of four (a TPU slice, SLURM and Open MPI need no flags), started again after whatever ends it early
+  python -m qwenjax.train --exp=qwen14b --profile=10:15 --profiler-port=9012
+      record steps 11 to 15, for `python -m qwenjax.profile runs/qwen14b`; later, have xprof attach to localhost:9012
 
 The same command resumes an interrupted run and ends as if it had not been interrupted.
 QWENJAX_TRACEBACK=1 in the environment shows where an error came from.
@@ -39,7 +41,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)"
     )
-    parser.add_argument("--profile", metavar="START:STOP", help="record these steps with the XLA profiler")
+    parser.add_argument(
+        "--profile", metavar="START:STOP", help="record the steps after START until STOP with the XLA profiler"
+    )
+    parser.add_argument(
+        "--profiler-port",
+        type=cli.positive,
+        metavar="PORT",
+        help="let a profiler attach to this port of every process's machine at any time",
+    )
     parser.add_argument(
         "--watchdog",
         type=float,
@@ -67,7 +77,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     from qwenjax import config
-    from qwenjax.train import distributed, restarts
+    from qwenjax.train import places, restarts, workdir
 
     args = parse(argv)
     try:
@@ -78,23 +88,22 @@ def main(argv: list[str] | None = None) -> int:
             if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
                 raise ValueError(f"--profile={args.profile}: wanted START:STOP with START < STOP, e.g. 10:15")
             profile = int(start), int(stop)
-        place = distributed.place(args.coordinator, args.processes, args.process)
+        if args.profiler_port and args.profiler_port > 65535:
+            raise ValueError(f"--profiler-port={args.profiler_port}: wanted 1 to 65535")
+        if args.print_config:
+            print(json.dumps(config.to_dict(experiment), indent=2))
+            return cli.DONE
+        place = places.find(args.coordinator, args.processes, args.process)
+        folder = workdir.locate(experiment, args.workdir)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.USAGE
-    if args.print_config:
-        print(json.dumps(config.to_dict(experiment), indent=2))
-        return cli.DONE
     if args.restarts:
-        return restarts.supervise(sys.argv[1:] if argv is None else argv, args.restarts, _workdir(experiment, args))
-    return train(experiment, args, profile, place)
+        return restarts.supervise(sys.argv[1:] if argv is None else argv, args.restarts, folder)
+    return train(experiment, args, folder, profile, place)
 
 
-def _workdir(experiment, args: argparse.Namespace) -> Path:
-    return Path(args.workdir or Path("runs") / experiment.name)
-
-
-def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None, place) -> int:
+def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[int, int] | None, place) -> int:
     """Runs the experiment and turns what can go wrong into a message and an exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs stack traces of what is raised to us anyway
@@ -115,10 +124,11 @@ def train(experiment, args: argparse.Namespace, profile: tuple[int, int] | None,
         return restarts.code(restarts.HOPELESS if isinstance(error, ValueError) else restarts.PEERS)
 
     from qwenjax.checkpoint import SaveFailed
-    from qwenjax.train import loop
+    from qwenjax.train import loop, recorder
 
-    workdir = _workdir(experiment, args)
     try:
+        if args.profiler_port:
+            recorder.serve(args.profiler_port)
         outcome = loop.fit(experiment, workdir, data_root=args.data_root, profile=profile, watchdog=args.watchdog)
     except (ValueError, FloatingPointError, loop.Diverged, SaveFailed, OSError) as error:
         if os.environ.get("QWENJAX_TRACEBACK"):

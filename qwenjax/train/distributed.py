@@ -1,134 +1,42 @@
-"""How the processes of one run find each other at the start, and notice when one of them is gone.
+"""How the processes of one run meet at the start, and notice when one of them is gone. `places` says who is who.
 
 jax alone waits in silence for a peer that never comes, then aborts with a C++ stack trace; likewise when one dies. So
 the processes first call the roll on plain sockets, on the coordinator's own port, which jax takes over afterwards. The
 sockets stay open: the kernel closes a dead process's end, process 0 tells the others whose, and all say so and exit.
 """
 
-import glob
 import json
 import os
-import re
 import select
 import socket
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
 from qwenjax.train import restarts
+from qwenjax.train.places import Place
 
 GRACE = 3.0  # seconds in which an error of one process may turn out to be the loss of another
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 5}  # a machine without power is noticed in 35 s
-TPU_HOSTS = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 
 
 class Missing(OSError):
     """A process of the run did not come, or is not what the others expect."""
 
 
-class Place(NamedTuple):
-    """One process's place in a run of several."""
-
-    address: str  # HOST:PORT of process 0
-    processes: int
-    process: int
-    source: str  # what said so
-    local_devices: list[int] | None = None  # None: all of this machine's
-
-
-def place(
-    coordinator: str | None, processes: int | None, process: int | None, env: Mapping[str, str] = os.environ
-) -> Place | str | None:
-    """Where this process stands, by flags, JAX_… variables or SLURM; the name of a cluster that jax itself
-    understands (TPU, Open MPI, Kubernetes); or None: it is alone.
-
-    Raises:
-      ValueError: half of it is said, or it makes no sense.
-    """
-    said = {
-        "--coordinator": coordinator or env.get("JAX_COORDINATOR_ADDRESS"),
-        "--processes": _whole(processes, env, "JAX_NUM_PROCESSES"),
-        "--process": _whole(process, env, "JAX_PROCESS_ID"),
-    }
-    if any(value is not None for value in said.values()):
-        source, local = "flags or JAX_ variables", None
-    elif "SLURM_STEP_NODELIST" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
-        source, said, local = "SLURM", *_slurm(env)
-    else:
-        return _detectable(env)
-    lacking = [name for name, value in said.items() if value is None]
-    if lacking:
-        raise ValueError(
-            f"several processes need --coordinator=HOST:PORT, --processes=N and --process=I (JAX_COORDINATOR_ADDRESS, "
-            f"JAX_NUM_PROCESSES, JAX_PROCESS_ID); {' and '.join(lacking)} missing"
-        )
-    address, n, i = said.values()
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"--coordinator={address}: wanted HOST:PORT of process 0, e.g. 10.0.0.2:8476")
-    if not 0 <= i < n:
-        raise ValueError(f"--process={i} of --processes={n}: wanted 0 to {n - 1}")
-    return Place(address, n, i, source, local)
-
-
-def _whole(value: int | None, env: Mapping[str, str], name: str) -> int | None:
-    text = env.get(name)
-    if value is None and text is not None and not text.isdigit():
-        raise ValueError(f"{name}={text} is not a whole number")
-    return value if value is not None or text is None else int(text)
-
-
-def _slurm(env: Mapping[str, str]) -> tuple[dict, list[int] | None]:
-    """The first node of the step, a port by the job's number, and one device each where a node has several tasks."""
-    nodes = env["SLURM_STEP_NODELIST"]  # 'a', 'a,b', 'n[001-004,007],b'
-    first = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-    host = (first[1] + (first[2] or "")) if first else nodes
-    n, i = int(env["SLURM_NTASKS"]), int(env["SLURM_PROCID"])
-    several = n > int(env.get("SLURM_STEP_NUM_NODES", n))
-    said = {
-        "--coordinator": f"{host}:{61440 + int(env.get('SLURM_JOB_ID', 0)) % 4096}",
-        "--processes": n,
-        "--process": i,
-    }
-    return said, [int(env["SLURM_LOCALID"])] if several else None
-
-
-def _detectable(env: Mapping[str, str]) -> str | None:
-    """The cluster of several processes that jax's own detection will find here."""
-    if "," in env.get("TPU_WORKER_HOSTNAMES", "") or int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1:
-        return "TPU"
-    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        return "Open MPI"
-    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
-        return "Kubernetes"
-    # A TPU VM's shell knows nothing of its slice: without asking, every host would train a run of its own
-    if "TPU_WORKER_HOSTNAMES" not in env and (glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")):
-        try:
-            request = urllib.request.Request(TPU_HOSTS, headers={"Metadata-Flavor": "Google"})
-            with urllib.request.urlopen(request, timeout=3) as answer:
-                return "TPU" if b"," in answer.read() else None
-        except (urllib.error.URLError, OSError):
-            return None
-    return None
-
-
-def join(place: Place | str | None, timeout: float, say: Callable[[str], None]) -> "Peers":
+def join(place: Place | None, timeout: float, say: Callable[[str], None]) -> "Peers":
     """Connects the processes of a run through jax.distributed, within `timeout` seconds. Call it before using jax.
 
     Raises:
-      Missing: a process did not come. ValueError: jax does not find the cluster after all.
+      Missing: a process did not come.
     """
     if place is None:
         return Peers([], 0)
     import jax
 
-    if isinstance(place, str):
-        return _detected(place, timeout, say)
     say(f"processes   this is {place.process} of {place.processes} ({place.source}); meeting at {place.address}")
     peers = Peers(_meet(place, timeout), place.process)
     jax.distributed.initialize(
@@ -142,41 +50,6 @@ def join(place: Place | str | None, timeout: float, say: Callable[[str], None]) 
     return peers
 
 
-def _detected(name: str, timeout: float, say: Callable[[str], None]) -> "Peers":
-    """The same where only jax knows who is who: first jax, against a clock of ours, then the roll."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    def give_up():
-        say(
-            f"error: this is a process of several ({name}), but they did not all come within {timeout:g} s; jax does "
-            "not say which. Check that the same command was started on every host and none ended early, and that "
-            "they reach each other (JAX_COORDINATOR_PORT). --peer-timeout waits longer"
-        )
-        os._exit(restarts.code(restarts.PEERS))
-
-    clock = threading.Timer(timeout, give_up)
-    clock.daemon = True
-    clock.start()
-    jax.distributed.initialize(initialization_timeout=int(timeout) + 60)
-    n, i = jax.process_count(), jax.process_index()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which of our addresses faces outwards
-        own = probe.getsockname()[0]
-    listener = socket.create_server(("", 0)) if i == 0 else None
-    mine = [*map(int, own.split(".")), listener.getsockname()[1] if listener else 0]
-    *ip, port = multihost_utils.broadcast_one_to_all(np.array(mine, np.int32)).tolist()
-    clock.cancel()
-    there = Place(f"{'.'.join(map(str, ip))}:{port}", n, i, name)
-    say(f"processes   this is {i} of {n} ({name})")
-    try:
-        return Peers(_meet(there, min(timeout, 60), listener), i)
-    except Missing as error:
-        say(f"processes   a lost peer will be noticed by jax's heartbeat only: {error}")
-        return Peers([], i, alone=False)
-
-
 # ---- the roll: everyone connects to process 0 and says who it is; process 0 answers when all have come ----
 
 
@@ -186,16 +59,15 @@ class Peer(NamedTuple):
     socket: socket.socket
 
 
-def _meet(place: Place, timeout: float, listener: socket.socket | None = None) -> list[Peer]:
+def _meet(place: Place, timeout: float) -> list[Peer]:
     """All other processes for process 0; process 0 for the others."""
     until = time.monotonic() + timeout
-    return _call_roll(place, timeout, until, listener) if place.process == 0 else [_answer(place, timeout, until)]
+    return _call_roll(place, timeout, until) if place.process == 0 else [_answer(place, timeout, until)]
 
 
-def _call_roll(place: Place, timeout: float, until: float, listener: socket.socket | None) -> list[Peer]:
+def _call_roll(place: Place, timeout: float, until: float) -> list[Peer]:
     came: dict[int, Peer] = {}
-    listener = listener or _listen(int(place.address.rpartition(":")[2]), until)
-    with listener:
+    with _listen(int(place.address.rpartition(":")[2]), until) as listener:
         listener.settimeout(0.5)
         while len(came) < place.processes - 1:
             if time.monotonic() > until:
@@ -316,9 +188,8 @@ def _open(connection: socket.socket) -> bool:
 class Peers:
     """The other processes of the run. When one ends without goodbye, this process names it and exits with code 1."""
 
-    def __init__(self, peers: list[Peer], process: int, alone: bool | None = None):
+    def __init__(self, peers: list[Peer], process: int):
         self.peers, self.process, self.done = tuple(peers), process, False
-        self.alone = not peers if alone is None else alone
         for peer in peers:
             peer.socket.settimeout(None)
             peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -365,7 +236,7 @@ class Peers:
         The error may come of a lost peer, whose name would then be the last line. Without goodbye, so that the others
         stop, too; and not through jax's own way out, which waits for them.
         """
-        if self.alone:
+        if not self.peers:
             return code
         sys.stdout.flush()
         sys.stderr.flush()

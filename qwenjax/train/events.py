@@ -5,31 +5,25 @@ parameters alone has the number of its first row; on resume it is cut back to th
 written again when they are, so that a killed run has the same as an uninterrupted one.
 """
 
-import json
 import math
 import time
 from pathlib import Path
 
 import jax
 
-from qwenjax.jsonl import read_rows
+from qwenjax.jsonl import Log
 
 
 class Events:
-    """The file, and what was in it when this process started."""
+    """The log of them; rows that will be written again are not in it any more."""
 
     def __init__(self, workdir: Path, next_row: int):
         self.path = workdir / "events.jsonl"
-        self.active = jax.process_index() == 0
-        self.kept = [row for row in read_rows(self.path) if row.get("row", -1) < next_row]
-        if self.active:
-            tmp = self.path.with_suffix(".tmp")
-            tmp.write_text("".join(json.dumps(row) + "\n" for row in self.kept))
-            tmp.replace(self.path)
+        self.log = Log(self.path, lambda row: row.get("row", -1) < next_row) if jax.process_index() == 0 else None
 
     def write(self, event: str, **values) -> None:
-        """Adds a line; a number that is not finite becomes text, because JSON has none."""
-        if self.active:
+        """Adds a line, at once; a number that is not finite becomes text, because JSON has none."""
+        if self.log:
             sound = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-            with self.path.open("a") as file:
-                file.write(json.dumps({"event": event, "time": round(time.time(), 3), **sound}) + "\n")
+            self.log.add({"event": event, "time": round(time.time(), 3), **sound})
+            self.log.flush()

@@ -15,14 +15,16 @@ from typing import NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from qwenjax import checkpoint, config, sharding, telemetry
+from qwenjax import checkpoint, config, sharding, storage, telemetry
 from qwenjax.config import Experiment
 from qwenjax.jsonl import read_rows
-from qwenjax.train import goodput, recovery, report, start
+from qwenjax.train import goodput, recorder, recovery, report, start
 from qwenjax.train.events import Events
 from qwenjax.train.pretrain import Pretrain
 from qwenjax.train.recovery import Diverged
+from qwenjax.train.step import UNLIMITED
 from qwenjax.train.watchdog import Watchdog
+from qwenjax.train.workdir import locate
 
 TASKS = {"pretrain": Pretrain}
 
@@ -49,7 +51,7 @@ def fit(
 
     Args:
       data_root: where shards and tokenizers made from text are kept.
-      profile: steps (start, stop) to record with the XLA profiler into workdir/profile.
+      profile: (start, stop): the XLA profiler records the steps after start, until stop are done, in workdir/profile.
       watchdog: seconds after which a step is held to hang; None: by the steps before it, 0: never.
     Raises:
       ValueError: the experiment, its data, its mesh or the workdir do not fit; nothing was lost.
@@ -57,12 +59,12 @@ def fit(
       checkpoint.SaveFailed: a checkpoint could not be written.
     """
     clock = goodput.Clock(time.time())
-    workdir = Path(workdir or Path("runs") / experiment.name)
+    workdir = locate(experiment, workdir)
     progress = telemetry.Progress()
     lead = jax.process_index() == 0
     say = progress.say if lead else (lambda text: None)
 
-    mesh = sharding.make_mesh(experiment.mesh)
+    mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
     task = TASKS[experiment.task](experiment, mesh)
     report.check_memory(experiment, task.program)
     start.claim(workdir, experiment)
@@ -75,7 +77,8 @@ def fit(
         multihost_utils.sync_global_devices("the workdir is set up")
     guarded = experiment.recovery.deviations > 0
     with clock("compile"):
-        step_fn = _compiled(task, guarded)
+        program = task.program
+        step_fn = program.step.lower(program.shapes, task.abstract_batch, UNLIMITED).compile()
     say(report.compiled(step_fn, clock.seconds["compile"]))
 
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", experiment.keep, experiment.keep_every)
@@ -96,6 +99,7 @@ def fit(
         say(report.judged(step, metrics, task.baselines))
 
     def save() -> None:
+        sink.flush()  # what a run that resumes from here takes for granted
         meta = {
             "next_row": next_row,
             "experiment": config.to_dict(experiment),
@@ -109,6 +113,7 @@ def fit(
     def leave_out(row: int, numbers: dict[str, float]) -> None:
         """The batch leapt, and the state is as before it; if there were too many, so is the run."""
         nonlocal state, step, guard, sink, texts
+        sink.flush()
         if not guarded:
             raise NonFinite(_diverged(step + 1, row, next_row, numbers, task, checkpoints))
         limits = dict(zip(("loss", "grad_norm"), guard.limits().tolist()))
@@ -134,23 +139,22 @@ def fit(
 
     stream = task.batches(next_row)
     watch = Watchdog(workdir, watchdog)
-    marks = list(profile or ())
+    record = recorder.Recorder(storage.twin(workdir / "profile"), profile, say)
     clock.ready()
     events.write("started", step=step, pid=os.getpid(), **redone)
-    with _interruptible() as interrupted:
+    with _interruptible() as interrupted, record:
         while step < experiment.steps:
-            if marks and step == marks[0]:
-                _profile(workdir, marks.pop(0) == profile[0], say)
+            record.before(step)
             row = next_row
-            with watch.step(step + 1, row):
-                with clock("data"):
+            with watch.step(step + 1, row), recorder.mark(step + 1):
+                with clock("data"), jax.profiler.TraceAnnotation(recorder.INPUT):
                     next_row, batch = next(stream)
                 with clock("step"):
-                    state, on_device = step_fn(state, batch, *([guard.limits()] if guarded else []))
+                    state, on_device = step_fn(state, batch, guard.limits())
                     numbers = {k: v.item() for k, v in jax.device_get(on_device).items()}
                 stop = _stop(interrupted)
             clock.steps += 1
-            if not numbers.pop("finite"):
+            if not numbers.pop("applied"):
                 leave_out(row, numbers)
                 continue
             step += 1
@@ -173,6 +177,7 @@ def fit(
                     events.write("time", step=step, seconds=clock.reading())
             if stop and not last:
                 break
+    storage.deliver(workdir / "profile")
     stream.close()
     watch.close()
     if step == first == experiment.steps:  # the run was complete already
@@ -188,15 +193,6 @@ def fit(
     elif lead:
         say(report.write(workdir, experiment, task, metrics, spent))
     return Outcome(step == experiment.steps, step, metrics)
-
-
-def _compiled(task, guarded: bool):
-    """The step, compiled: within limits that come with every batch, if the run is guarded against leaps."""
-    program = task.program
-    if guarded:
-        limits = jax.ShapeDtypeStruct((2,), jax.numpy.float32)
-        return program.guarded.lower(program.shapes, task.abstract_batch, limits).compile()
-    return program.step.lower(program.shapes, task.abstract_batch).compile()
 
 
 def _diverged(step, row, after, numbers, task, checkpoints) -> str:
@@ -236,11 +232,3 @@ def _stop(flag: threading.Event) -> bool:
     if jax.process_count() == 1:
         return flag.is_set()
     return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag.is_set())).any())
-
-
-def _profile(workdir: Path, start: bool, say) -> None:
-    if start:
-        jax.profiler.start_trace(str(workdir / "profile"))
-    else:
-        jax.profiler.stop_trace()
-        say(f"profile     written to {workdir / 'profile'}; view it with xprof or TensorBoard")

@@ -7,13 +7,13 @@ the ones it has read since (as PaLM did, arXiv 2204.02311, §5.1). What is usual
 run killed at any moment sees, decides and ends the same.
 """
 
-import math
 from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
 
 from qwenjax.config import Recovery
+from qwenjax.train.step import UNLIMITED
 
 SIGMA = 1.4826  # times the median absolute deviation: the standard deviation, of normally distributed values
 FLOOR = 0.01  # of the median: least standard deviation; a loss that hardly moves must not make trifles leap
@@ -29,20 +29,17 @@ class Guard:
     def __init__(self, recovery: Recovery, state: dict | None = None):
         self.recovery = recovery
         self.state = state or {"loss": [], "grad_norm": [], "leaps": [], "batches": 0, "rewinds": 0, "trouble": -1}
-        self._limits: np.ndarray | None = None
 
     def limits(self) -> np.ndarray:
-        """float32 [2]: the largest loss and gradient norm that are still usual; infinite until enough was seen."""
-        if self._limits is None:
-            seen = (self.state["loss"], self.state["grad_norm"])
-            enough = len(seen[0]) >= self.recovery.window
-            limits = [_limit(values, self.recovery.deviations) if enough else math.inf for values in seen]
-            self._limits = np.array(limits, np.float32)
-        return self._limits
+        """float32 [2]: the largest loss and gradient norm that are still usual. UNLIMITED until enough was seen, and
+        without recovery."""
+        seen = (self.state["loss"], self.state["grad_norm"])
+        if not self.recovery.deviations or len(seen[0]) < self.recovery.window:
+            return UNLIMITED
+        return np.array([_limit(values, self.recovery.deviations) for values in seen], np.float32)
 
     def usual(self, step: int, numbers: dict[str, float]) -> None:
         """Takes note of an ordinary step, the `step`-th."""
-        self._limits = None
         self.state["batches"] += 1
         for name in ("loss", "grad_norm"):
             self.state[name] = [*self.state[name], numbers[name]][-self.recovery.window :]

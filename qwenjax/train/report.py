@@ -1,20 +1,23 @@
 """What a training run prints and leaves behind: banner, progress line, samples, the closing report."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from qwenjax import optim, telemetry
+from qwenjax import optim, storage, telemetry
 from qwenjax.config import Experiment
-from qwenjax.jsonl import read_rows
+from qwenjax.jsonl import Log, read_rows
 from qwenjax.telemetry import clock, human
 from qwenjax.train import goodput
+
+BLOCK = 1024  # learning rates computed together
 
 
 def banner(experiment: Experiment, task, workdir: Path) -> str:
@@ -112,7 +115,10 @@ class Meter:
     """Speed over the latest stretch of steps; evaluation, sampling and saving do not count."""
 
     def __init__(self, experiment: Experiment, mesh: Mesh, first: int):
-        self.experiment, self.schedule = experiment, optim.schedule(experiment.optim, experiment.steps)
+        self.experiment = experiment
+        schedule = optim.schedule(experiment.optim, experiment.steps)
+        # a thousand at once: each call of an optax schedule costs milliseconds outside jit
+        self.learning_rates = lru_cache(1)(lambda block: np.asarray(schedule(np.arange(BLOCK) + block * BLOCK)))
         peak = telemetry.peak_flops(mesh.devices.flat[0])
         self.peak = peak and peak * mesh.size
         self.first, self.began, self.away = first, time.perf_counter(), 0.0
@@ -127,7 +133,7 @@ class Meter:
         # smoothed, and without the first step, which waits for caches and the first batch
         self.rate = rate if step <= self.first + 2 else 0.9 * self.rate + 0.1 * rate
         numbers = {
-            "lr": float(self.schedule(step - 1)),
+            "lr": float(self.learning_rates((step - 1) // BLOCK)[(step - 1) % BLOCK]),
             "tokens_per_second": self.rate,
             "seconds_left": (self.experiment.steps - step) * self.experiment.tokens_per_step / self.rate,
         }
@@ -151,16 +157,14 @@ class Samples:
     """samples.jsonl: what the model wrote, by step; cut back on resume as metrics.jsonl is."""
 
     def __init__(self, workdir: Path, step: int):
-        self.path = workdir / "samples.jsonl"
-        if jax.process_index() == 0:
-            kept = [row for row in read_rows(self.path) if row["step"] <= step] if step else []
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        lead = jax.process_index() == 0
+        self.log = Log(workdir / "samples.jsonl", lambda row: step > 0 and row["step"] <= step) if lead else None
 
     def add(self, step: int, texts: list[tuple[str, str]], say) -> None:
-        if jax.process_index() == 0:
-            with self.path.open("a") as file:
-                for prompt, text in texts:
-                    file.write(json.dumps({"step": step, "prompt": prompt, "text": text}) + "\n")
+        if self.log:
+            for prompt, text in texts:
+                self.log.add({"step": step, "prompt": prompt, "text": text})
+            self.log.flush()
         for prompt, text in texts[:1]:
             say(
                 f"step {step}: sample of {prompt!r}\n" + "\n".join("    " + x for x in (prompt + text).splitlines()[:8])
@@ -176,8 +180,9 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, spent: dic
     table = [("this model", ours), *task.baselines.items()]
     device = task.mesh.devices.flat[0]
     speed = sorted(r["tokens_per_second"] for r in rows if "tokens_per_second" in r)
-    last = max((r["step"] for r in read_rows(workdir / "samples.jsonl")), default=0)
-    texts = [r for r in read_rows(workdir / "samples.jsonl") if r["step"] == last]
+    samples = read_rows(workdir / "samples.jsonl")
+    last = max((r["step"] for r in samples), default=0)
+    texts = [r for r in samples if r["step"] == last]
     starts = f", over {spent['processes']} starts" if spent["processes"] > 1 else ""
     lines = [
         f"# {experiment.name}",
@@ -199,7 +204,7 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, spent: dic
         "",
         *(f"## {r['prompt']!r}\n\n```\n{r['prompt']}{r['text']}\n```\n" for r in texts),
     ]
-    (workdir / "report.md").write_text("\n".join(lines))
+    storage.write(workdir / "report.md", "\n".join(lines))
     better = [name for name, value in task.baselines.items() if ours < value]
     return "\n".join(
         (

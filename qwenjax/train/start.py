@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from qwenjax import checkpoint, config
+from qwenjax import checkpoint, config, storage
 from qwenjax.config import Experiment
 from qwenjax.train.step import State
 
@@ -80,9 +80,7 @@ def claim(workdir: Path, experiment: Experiment) -> None:
             )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_suffix(".tmp")
-        tmp.write_text(json.dumps(config.to_dict(experiment), indent=2) + "\n")
-        tmp.replace(path)
+        storage.write(path, json.dumps(config.to_dict(experiment), indent=2) + "\n")
 
 
 def _differences(old, new) -> Iterator[tuple]:

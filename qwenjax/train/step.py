@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -20,6 +21,8 @@ from qwenjax.train import flags
 
 # loss_fn(params, batch, rng) -> (summed loss, summed weight)
 LossFn = Callable[[Any, dict, jax.Array], tuple[jax.Array, jax.Array]]
+
+UNLIMITED = np.full(2, np.inf, np.float32)  # limits of loss and gradient norm that leave out only what is not finite
 
 
 class State(NamedTuple):
@@ -39,17 +42,17 @@ class Program(NamedTuple):
     batch_sharding: NamedSharding
     init: Callable[[], State]
     start: Callable[[dict], State]  # given parameters, everything else fresh
-    step: Callable[[State, dict], tuple[State, dict]]
-    guarded: Callable[[State, dict, jax.Array], tuple[State, dict]]  # likewise, within limits of loss and norm
+    step: Callable[[State, dict, jax.Array], tuple[State, dict]]  # the state is donated
 
 
 def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, accumulate: int = 1, seed: int = 0) -> Callable:
-    """The pure step (state, batch) -> (state, metrics).
+    """The pure step (state, batch, limits) -> (state, metrics).
 
     The batch is a dict of [b …] arrays. With `accumulate` it is cut into that many micro-batches whose gradients are
     added in float32; sums are divided by the summed weight once, so the cut does not show in the result. Dropout is
-    keyed by (seed, step, micro-step): a resumed run replays it. If loss or gradient norm is not finite, parameters and
-    optimizer stay as they were and metrics["finite"] is False; likewise beyond `limits`, float32 [2], if given.
+    keyed by (seed, step, micro-step): a resumed run replays it. `limits`, float32 [2], are the largest loss and
+    gradient norm to learn from, such as UNLIMITED: beyond them, or if either is not finite, the state stays as it was
+    and metrics["applied"] is False.
     """
 
     def gradients(params, batch, rng):
@@ -68,18 +71,18 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, accumulat
         zero = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(micro, zero, (jax.tree.map(cut, batch), jnp.arange(accumulate)))[0]
 
-    def train_step(state: State, batch: dict, limits: jax.Array | None = None) -> tuple[State, dict]:
+    def train_step(state: State, batch: dict, limits: jax.Array) -> tuple[State, dict]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         (total, weight), grads = gradients(state.params, batch, rng)
-        grads = jax.tree.map(lambda g: g / weight, grads)
-        loss, norm = total / weight, optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        if limits is not None:
-            finite &= (loss <= limits[0]) & (norm <= limits[1])
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        new = State(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        return new, {"loss": loss, "grad_norm": norm, "tokens": weight, "finite": finite}
+        with jax.named_scope("grad_norm"):
+            grads = jax.tree.map(lambda g: g / weight, grads)
+            loss, norm = total / weight, optax.tree.norm(grads)
+            applied = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= limits[0]) & (norm <= limits[1])
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            new = State(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+            new = jax.tree.map(lambda a, b: jnp.where(applied, a, b), new, state)
+        return new, {"loss": loss, "grad_norm": norm, "tokens": weight, "applied": applied}
 
     return train_step
 
@@ -132,15 +135,6 @@ def build(experiment: Experiment, loss_fn: LossFn, mesh: Mesh) -> Program:
         init=in_mesh(jax.jit(init, out_shardings=places)),
         start=in_mesh(jax.jit(fresh, in_shardings=(params,), out_shardings=places)),
         step=in_mesh(
-            jax.jit(
-                step,
-                in_shardings=(places, batch_sharding),
-                out_shardings=(places, replicated),
-                donate_argnums=0,
-                compiler_options=options,
-            )
-        ),
-        guarded=in_mesh(
             jax.jit(
                 step,
                 in_shardings=(places, batch_sharding, replicated),

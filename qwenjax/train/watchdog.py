@@ -4,6 +4,7 @@ import faulthandler
 import os
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ import jax
 
 LEAST, TIMES = 600.0, 20  # seconds, and median steps: what a step may take when nobody says otherwise
 EXIT = 3  # so many times that, and the process gives up
+WRITE = 10.0  # seconds that writing the stacks may take
 
 
 class Watchdog:
@@ -85,5 +87,11 @@ class Watchdog:
             flush=True,
         )
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
-        with path.open("w") as file:
+        with tempfile.TemporaryFile("w+") as file:  # it writes to open files of this machine only
             faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            stacks = file.read()
+        # the run's disk or bucket may be just what hangs: whoever writes there must not keep this thread from giving up
+        writer = threading.Thread(target=path.write_text, args=(stacks,), daemon=True)
+        writer.start()
+        writer.join(WRITE)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def test_published_and_tokenised_again_gives_the_same_documents_and_ids(shards, 
     # held out by its text, a document falls on the same side again
     with pytest.raises(ValueError, match=r"all \d+ documents were held out"):
         tokenize([f"tfds:{folder}@validation"], tmp_path / "again", tokenizer, **SETTINGS, workers=1)
+
+
+def test_publishing_asks_no_bucket_and_leaves_no_temporary_folder(shards, tmp_path, tokenizer, monkeypatch):
+    """Before it writes, TFDS would look for a data set of this name among its own, and never remove the folder."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    publish(shards, tokenizer, tmp_path / "out", "my_corpus", progress=False)
+    assert list(temporary.iterdir()) == []
 
 
 def test_readers_of_tfds_find_it_in_our_order(shards, tmp_path, tokenizer):

@@ -24,6 +24,10 @@ BODY = [f"body {i} 中文\n" * (1 + i % 5) for i in range(300)]
 def news(tmp_path_factory):
     """A data set such as others prepare: text under another name, beside features of other kinds."""
 
+    class Info(tfds.core.DatasetInfo):
+        def initialize_from_bucket(self):  # TFDS would leave a folder in the system's temporary directory
+            pass
+
     class News(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.2.3")
         code_path = None
@@ -31,7 +35,7 @@ def news(tmp_path_factory):
         def _info(self):
             text, numbers = tfds.features.Text(), tfds.features.Tensor(shape=(None,), dtype=np.int64)
             features = {"headline": text, "article": text, "votes": numbers, "id": np.int64, "photo": text}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return Info(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, _):
             return {"train": self._generate_examples(0, 300), "test": self._generate_examples(0, 10)}

@@ -66,7 +66,7 @@ def test_padding_rows_of_the_vocabulary_are_never_sampled(params):
 def test_same_seed_same_text_and_sharded_equals_unsharded(params):
     call = lambda seed: generate(MODEL, params, PROMPTS, policy=TopP(0.9), max_new=8, seed=seed, **ARGS)  # noqa: E731
     assert call(1) == call(1) != call(2)
-    with jax.set_mesh(make_mesh(MeshShape(fsdp=4, tensor=2))):
+    with jax.set_mesh(make_mesh(MeshShape(fsdp=4, tensor=2), 64)):
         assert call(1) == call(1)
         assert len(call(1)) == 3
 

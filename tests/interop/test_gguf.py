@@ -1,11 +1,8 @@
 """GGUF files are read as the package gguf wrote them, or refused by name."""
 
-import importlib.util
-import os
 import struct
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import ml_dtypes

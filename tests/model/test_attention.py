@@ -3,6 +3,7 @@
 A backend that cannot do a case must raise; silence is a failure.
 """
 
+import functools
 import itertools
 
 import jax
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 
 import qwenjax
-from qwenjax.model import splash
+from qwenjax.model import cudnn, splash
 from qwenjax.model.attention import attend
 
-# The TPU kernel runs here in the interpreter, in float32; tests/plan compiles it for a TPU.
+# The TPU kernel runs here in the interpreter, in float32; tests/plan compiles it for a TPU. Of cuDNN the call is tested
+# here, through jax's other implementation of the same function, and the kernel below, where there is a GPU.
 BACKENDS = {
     "xla": lambda *args, window=None: attend(*args, window=window, backend="xla"),
     "splash": lambda *args, window=None: splash.attend(*args, window, 0.0, None, block=128, interpret=True),
+    "cudnn": lambda *args, window=None: cudnn.attend(*args, window, 0.0, None, implementation="xla"),
 }
 
 
@@ -68,9 +71,14 @@ CASES = {
     "rows, grouped queries": (case(t=128, s=128, n=4, k=2, h=128, b=1), {}),
     "rows, window": (case(t=256, s=256, n=1, k=1, h=128, b=1), {"window": 50}),
     "rows, segments": (case(t=256, s=256, n=1, k=1, h=128), {"segments": np.sort(np.arange(512).reshape(2, 256) % 3)}),
+    "rows, all at once": (
+        case(t=128, s=128, n=2, k=1, h=128),
+        {"segments": np.sort(np.arange(256).reshape(2, 128) % 3), "window": 20, "pad": 10},
+    ),
     "rows, padding": (case(t=128, s=128, n=1, k=1, h=128), {"pad": 30}),
 }
-REFUSED = {"splash": {name for name in CASES if not name.startswith("rows")}, "xla": set()}
+CACHES = {name for name in CASES if not name.startswith("rows")}  # kernels are for whole rows
+REFUSED = {"splash": CACHES, "cudnn": CACHES, "xla": set()}
 
 
 def arrange(name):
@@ -157,14 +165,83 @@ def test_dropout_keeps_the_mean_and_drops_the_share():
 
 def test_unknown_backend_is_named():
     args, _ = arrange("causal")
-    with pytest.raises(ValueError, match="no attention backend 'flash'; known: xla, splash"):
+    with pytest.raises(ValueError, match="no attention backend 'flash'; known: xla, splash, cudnn"):
         attend(*args, backend="flash")
 
 
-def test_splash_refuses_dropout_and_says_what_to_do():
+@pytest.mark.parametrize("backend", ["splash", "cudnn"])
+def test_kernels_refuse_dropout_and_say_what_to_do(backend):
     args, _ = arrange("rows")
-    with pytest.raises(ValueError, match=r"has no dropout; use compute\.attention=xla"):
-        splash.attend(*args, None, 0.1, jax.random.key(0))
+    with pytest.raises(ValueError, match=rf"{backend} has no dropout; use compute\.attention=xla"):
+        attend(*args, dropout=0.1, rng=jax.random.key(0), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "message"),
+    [
+        ({}, jnp.float32, "computes in bfloat16 or float16, got float32; use compute.dtype=bfloat16 or"),
+        ({"t": 127, "s": 127}, jnp.bfloat16, "got length 127 and head width 128"),
+        ({"h": 36}, jnp.bfloat16, "got length 128 and head width 36"),
+        ({"h": 256}, jnp.bfloat16, "got length 128 and head width 256"),
+    ],
+)
+def test_cudnn_refuses_what_the_kernel_cannot_take(changes, dtype, message):
+    q, k, v, pos, _ = case(**{"t": 128, "s": 128, "h": 128} | changes)
+    with pytest.raises(ValueError, match=message):
+        attend(*(jnp.asarray(x, dtype) for x in (q, k, v)), pos, pos, backend="cudnn")
+
+
+def test_cudnn_makes_rows_with_padding_in_front_nan_and_not_wrong():
+    q, k, v, pos, _ = case(t=16, s=16)
+    pos = pos.copy()
+    pos[1] = np.arange(-4, 12)
+    pos[1, :4] = -1
+    out = called("cudnn", (q, k, v, pos, pos, None, None), None)
+    assert np.isfinite(out[0]).all()
+    assert np.isnan(out[1, 4:]).all()
+    segments = np.zeros_like(pos)  # with segments padding is one of them, wherever it lies
+    out = called("cudnn", (q, k, v, pos, pos, segments, segments), None)
+    np.testing.assert_allclose(out, reference(q, k, v, pos, pos, segments, segments, None), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["rows, grouped queries", "rows, window", "rows, all at once"])
+def test_cudnn_lowers_for_a_gpu_forward_and_backward(name, monkeypatch):
+    """Without a GPU jax knows no cuDNN version; any recent one does for lowering."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_900)
+    (q, k, v, pos, _, segments, _), window = arrange(name)
+
+    def objective(q, k, v):
+        return attend(q, k, v, pos, pos, segments, segments, window=window, backend="cudnn").astype(jnp.float32).sum()
+
+    qkv = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for x in (q, k, v)]
+    text = jax.jit(jax.grad(objective, (0, 1, 2))).trace(*qkv).lower(lowering_platforms=("cuda",)).as_text()
+    kernel = "__cudnn$fmhaSoftmax" if segments is None else "__cudnn$fmhaScaleBiasSoftmax"
+    assert f"@{kernel}(" in text
+    assert f"@{kernel}Backward(" in text
+    assert "\\22mask_type\\22: \\22CAUSAL\\22" in text
+    assert f"sliding_window_length\\22: {window if segments is None and window else 0}," in text
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU and JAX_PLATFORMS=cuda")
+@pytest.mark.parametrize("name", sorted(set(CASES) - CACHES))
+def test_cudnn_kernel_equals_the_reference(name):
+    (q, k, v, pos, _, segments, _), window = arrange(name)
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    mix = np.random.default_rng(1).normal(size=q.shape)
+
+    def objective(backend, *qkv):
+        out = attend(*qkv, pos, pos, segments, segments, window=window, backend=backend)
+        return jnp.sum(out.astype(jnp.float32) * mix), out
+
+    def run(backend, *qkv):
+        grads, out = jax.jit(jax.grad(functools.partial(objective, backend), (0, 1, 2), has_aux=True))(*qkv)
+        return out, *grads
+
+    exact = run("xla", *(x.astype(jnp.float32) for x in (q, k, v)))
+    for got, want in zip(run("cudnn", q, k, v), exact):  # of 8 bits, in units of the largest value
+        np.testing.assert_allclose(got.astype(np.float32), want, atol=0.02 * float(jnp.abs(want).max()), rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +249,28 @@ def test_splash_refuses_dropout_and_says_what_to_do():
     [
         ("tpu", {}, "splash"),
         ("cpu", {}, "xla"),
-        ("gpu", {}, "xla"),
-        ("tpu", {"dropout": 0.1}, "xla"),
+        ("gpu", {}, "cudnn"),
+        *((platform, {"dropout": 0.1}, "xla") for platform in ("tpu", "gpu")),
+        *((platform, {"compute.attention": "xla"}, "xla") for platform in ("tpu", "gpu")),
+        *((platform, {"model.kv_heads": 1}, "xla") for platform in ("tpu", "gpu")),  # not to be split over two shards
         ("tpu", {"data.length": 200}, "xla"),
         ("tpu", {"model.head_width": 64}, "xla"),
-        ("tpu", {"compute.attention": "xla"}, "xla"),
-        ("tpu", {"model.kv_heads": 1}, "xla"),  # not to be split over two tensor shards
+        ("gpu", {"data.length": 200}, "cudnn"),
+        ("gpu", {"data.length": 201}, "xla"),
+        ("gpu", {"model.head_width": 64}, "cudnn"),
+        ("gpu", {"model.head_width": 256}, "xla"),
+        ("gpu", {"compute.dtype": "float32"}, "xla"),
     ],
 )
 def test_auto_takes_what_can_do_the_run(platform, changes, wanted):
     experiment = qwenjax.experiment("qwen1b8", overrides=changes)
     assert experiment.compute_on(platform, {"tensor": 2, "context": 1}).attention == wanted
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "wanted"), [("tpu", 2048, "splash"), ("tpu", 1536, "xla"), ("gpu", 2048, "xla")]
+)
+def test_auto_where_four_devices_share_a_row(platform, length, wanted):
+    """Splash wants eight chunks of 128 positions, or multiples."""
+    experiment = qwenjax.experiment("qwen1b8", overrides={"data.length": length})
+    assert experiment.compute_on(platform, {"tensor": 1, "context": 4}).attention == wanted

@@ -1,4 +1,4 @@
-"""Start-up of many processes: who is who, who is missing, and who was lost. Real processes, plain sockets."""
+"""Many processes meet: who is missing, and who was lost. Real processes, plain sockets."""
 
 import os
 import signal
@@ -9,46 +9,11 @@ import sys
 import pytest
 from paths import ROOT
 
-from qwenjax.train.distributed import Place, place
-
-SLURM = {"SLURM_STEP_NODELIST": "n[007-009],m1", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_JOB_ID": "5000"}
-
-
-def test_places_by_flags_variables_and_slurm():
-    assert place(None, None, None, {}) is None
-    assert place("h:1", 2, 1, {})[:3] == ("h:1", 2, 1)
-    jax = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
-    assert place(None, None, 0, jax)[:3] == ("h:1", 2, 0)
-    # 61440 + 5000 mod 4096; one task per node has all devices of it
-    assert place(None, None, None, SLURM | {"SLURM_STEP_NUM_NODES": "4"}) == Place("n007:62344", 4, 2, "SLURM")
-    several = place(None, None, None, SLURM | {"SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "1"})
-    assert several.local_devices == [1]
-    assert place(None, None, None, SLURM | {"SLURM_STEP_NODELIST": "a,b"}).address == "a:62344"
-    assert place(None, None, None, SLURM | {"SLURM_NTASKS": "1"}) is None
-    assert place(None, None, None, {"TPU_WORKER_HOSTNAMES": "a,b"}) == "TPU"
-    assert place(None, None, None, {"TPU_WORKER_HOSTNAMES": "a"}) is None
-    assert place(None, None, None, {"OMPI_COMM_WORLD_SIZE": "2"}) == "Open MPI"
-
-
-@pytest.mark.parametrize(
-    ("said", "message"),
-    [
-        (("h:1", None, None), "--processes and --process missing"),
-        ((None, 2, 0), "--coordinator missing"),
-        (("h", 2, 0), "wanted HOST:PORT"),
-        (("h:1", 2, 2), "wanted 0 to 1"),
-    ],
-)
-def test_half_a_place_is_refused(said, message):
-    with pytest.raises(ValueError, match=message):
-        place(*said, {})
-
-
 WORKER = """
 import sys, time
-from qwenjax.train import distributed
+from qwenjax.train import distributed, places
 address, n, i, timeout = sys.argv[1], *map(int, sys.argv[2:5])
-here = distributed.Place(address, n, i, "test")
+here = places.Place(address, n, i, "test")
 try:
     peers = distributed.Peers(distributed._meet(here, timeout), i)
 except distributed.Missing as error:

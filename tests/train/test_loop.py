@@ -1,79 +1,19 @@
-"""Whole runs: resumed = uninterrupted, whatever kills them; what goes wrong says so and loses nothing."""
+"""Whole runs in this process: resumed = uninterrupted; what goes wrong says so and loses nothing."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from paths import ROOT
+from runs import experiment, numbers, run, state
 
 from qwenjax import checkpoint
-from qwenjax.config import AdamW, Compute, Data, Experiment, ModelConfig, Source, from_dict, to_dict
-from qwenjax.jsonl import read_rows
-from qwenjax.train.loop import NonFinite, fit
-
-CLOCK = {"tokens_per_second", "seconds_left", "mfu"}
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """Two hundred short documents of real text: these tests."""
-    folder = tmp_path_factory.mktemp("corpus")
-    text = "".join(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")))
-    pieces = [text[i : i + 700] for i in range(0, 140_000, 700)]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
-    return folder
-
-
-def experiment(corpus, **change) -> Experiment:
-    base = Experiment(
-        name="tiny",
-        model=ModelConfig(vocab=512, layers=1, embed=16, heads=2, ffn=32, context=256),
-        data=Data(
-            (Source(text=str(corpus / "text.jsonl")),), tokenizer="train:512", length=32, batch=8, eval_tokens=600
-        ),
-        optim=AdamW(peak=1e-2, warmup=2),
-        compute=Compute(dtype="float32", remat="none"),
-        steps=12,
-        log_every=1,
-        eval_every=6,
-        save_every=4,
-        dropout=0.1,
-        prompts=("def ",),
-    )
-    return replace(base, **change)
-
-
-def run(experiment, corpus, workdir, **kwargs):
-    return fit(experiment, workdir, data_root=corpus / "data", **kwargs)
-
-
-def state(workdir: Path, step: int) -> dict:
-    """Everything a checkpoint holds, as hashes and counters."""
-    meta = json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
-    return {"hashes": meta["hashes"], "next_row": meta["next_row"]}
-
-
-def numbers(workdir: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(corpus) -> Path:
-    workdir = corpus / "uninterrupted"
-    outcome = run(experiment(corpus), corpus, workdir)
-    assert outcome.finished
-    assert outcome.step == 12
-    return workdir
+from qwenjax.config import AdamW, from_dict
+from qwenjax.train.loop import NonFinite
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted):
@@ -198,161 +138,21 @@ def test_too_little_memory_is_said_before_anything_is_made(corpus, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_profile_is_recorded(corpus, tmp_path):
+def test_profile_shows_steps_and_the_wait_for_data(corpus, tmp_path, capsys):
+    """As `python -m qwenjax.profile` reads it; and a profile of steps that are over records nothing."""
+    from qwenjax.profile import traces
+
     run(experiment(corpus, steps=4), corpus, tmp_path / "run", profile=(1, 3))
+    found = traces.read(traces.find(tmp_path / "run"))
+    assert [step.name for step in sorted(found.devices[0].steps, key=lambda step: step.start)] == ["2", "3"]
+    assert [event.name for event in found.devices[0].host].count("input") == 2
+    run(experiment(corpus, steps=4), corpus, tmp_path / "run", profile=(1, 3))
+    assert "nothing recorded: none of the steps 2 to 3 was done" in capsys.readouterr().err
+
+
+def test_a_profile_that_the_run_ends_in_is_written(corpus, tmp_path):
+    run(experiment(corpus, steps=2), corpus, tmp_path / "run", profile=(1, 30))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-
-
-# ---- the command, in processes that are killed ----
-
-
-def command(corpus, workdir, config_file, limit="", environment=None, arguments=()):
-    argv = [sys.executable, "-m", "qwenjax.train", f"--exp={config_file}", f"--workdir={workdir}"]
-    argv = ["bash", "-c", f'{limit}exec "$@"', "bash", *argv, f"--data-root={corpus / 'data'}", *arguments]
-    common = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(corpus / "xla")}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(argv, stderr=pipe, stdout=pipe, text=True, cwd=ROOT, env=common | (environment or {}))
-
-
-@pytest.fixture(scope="session")
-def killable(corpus):
-    """A config file of a run that saves often, and the workdir of its uninterrupted run."""
-    path = corpus / "killable.json"
-    path.write_text(json.dumps(to_dict(experiment(corpus, steps=30, save_every=3, eval_every=15, sample_every=15))))
-    process = command(corpus, corpus / "whole", path)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return path
-
-
-def wait_for(condition, process, seconds=180):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
-@pytest.mark.parametrize("moment", ["early", "during a save", "late"])
-def test_killed_at_any_moment_and_restarted_ends_bit_identical(killable, corpus, tmp_path, moment):
-    workdir, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    moments = {
-        "early": lambda: (workdir / "metrics.jsonl").exists(),  # before the first save is whole
-        "during a save": lambda: any("tmp" in p.name for p in checkpoints.glob("*")),
-        "late": lambda: (checkpoints / "21").is_dir(),
-    }
-    process = command(corpus, workdir, killable)
-    wait_for(moments[moment], process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    again = command(corpus, workdir, killable)
-    _, said = again.communicate(timeout=300)
-    assert again.returncode == 0, said
-    assert state(workdir, 30) == state(corpus / "whole", 30)
-    assert numbers(workdir) == numbers(corpus / "whole")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_polite_signal_saves_and_exits_3(killable, corpus, tmp_path, number):
-    process = command(corpus, tmp_path / "run", killable)
-    wait_for(lambda: len(read_rows(tmp_path / "run" / "metrics.jsonl")) >= 4, process)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 3, said
-    assert "the same command goes on" in said
-    again = command(corpus, tmp_path / "run", killable)
-    again.communicate(timeout=300)
-    assert again.returncode == 0
-    assert state(tmp_path / "run", 30) == state(corpus / "whole", 30)
-    assert numbers(tmp_path / "run") == numbers(corpus / "whole")
-
-
-def test_a_save_that_fails_stops_the_run(killable, corpus, tmp_path):
-    """No file may grow past 20 KB, as on a full disk."""
-    process = command(corpus, tmp_path / "run", killable, limit="ulimit -f 20; ")
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 1, said
-    assert "\nerror: could not write a checkpoint" in said
-    assert "File too large" in said
-
-
-def two(corpus, workdir, config_file):
-    """Two hosts of four devices each."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    hosts = []
-    for i in range(2):
-        host = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
-        host |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "NPROC": "16"}
-        host |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-        hosts.append(command(corpus, workdir, config_file, environment=host))
-    return hosts
-
-
-def test_two_processes_train_as_one(killable, corpus, tmp_path):
-    """The same losses, and one of them writes."""
-    hosts = two(corpus, tmp_path / "run", killable)
-    said = [host.communicate(timeout=300)[1] for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], said
-    rows, whole = numbers(tmp_path / "run"), numbers(corpus / "whole")
-    assert len(rows) == len(whole)
-    for name in ("loss", "eval_loss"):
-        values = [[row[name] for row in metrics if name in row] for metrics in (rows, whole)]
-        np.testing.assert_allclose(*values, rtol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_one_of_two_killed_ends_the_other_which_names_it_and_both_resume_bit_identical(
-    killable, corpus, tmp_path, victim
-):
-    """Also: a checkpoint of two is loaded by one process, and one of one by two."""
-    short = tmp_path / "short.json"
-    plain = from_dict(json.loads(killable.read_text()))
-    short.write_text(json.dumps(to_dict(replace(plain, sample_every=0, prompts=()))))
-    for host in (whole := two(corpus, tmp_path / "whole", short)):
-        host.communicate(timeout=300)
-    assert [host.returncode for host in whole] == [0, 0]
-    workdir = tmp_path / "run"
-    hosts = two(corpus, workdir, short)
-    wait_for(lambda: (workdir / "checkpoints" / "6").is_dir(), hosts[victim])
-    hosts[victim].send_signal(signal.SIGKILL)
-    _, said = hosts[1 - victim].communicate(timeout=60)
-    hosts[victim].communicate()
-    assert hosts[1 - victim].returncode == 1, said
-    assert f"error: process {victim} (" in said.splitlines()[-1]
-    shutil.copytree(workdir, tmp_path / "one")
-    for host in (again := two(corpus, workdir, short)):
-        host.communicate(timeout=300)
-    assert [host.returncode for host in again] == [0, 0]
-    assert state(workdir, 30) == state(tmp_path / "whole", 30)
-    assert numbers(workdir) == numbers(tmp_path / "whole")
-    alone = command(corpus, tmp_path / "one", short)
-    _, said = alone.communicate(timeout=300)
-    assert alone.returncode == 0, said
-    losses = [[r["loss"] for r in numbers(w) if "loss" in r] for w in (tmp_path / "one", workdir)]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-    shutil.rmtree(tmp_path / "one" / "checkpoints" / "30")  # now two go on from what one process wrote
-    back = two(corpus, tmp_path / "one", short)
-    said = [host.communicate(timeout=300)[1] for host in back]
-    assert [host.returncode for host in back] == [0, 0], said
-    assert "resuming    from step 27" in said[0]
-
-
-@pytest.mark.slow
-def test_a_killed_run_is_started_again_by_its_parent(killable, corpus, tmp_path):
-    """--restarts: the training process is killed, not its parent; the run ends as if nothing had happened."""
-    workdir = tmp_path / "run"
-    parent = command(corpus, workdir, killable, arguments=["--restarts=3"])
-    wait_for(lambda: (workdir / "checkpoints" / "6").is_dir(), parent)
-    events = (workdir / "events.jsonl").read_text().splitlines()
-    os.kill(next(json.loads(e)["pid"] for e in events if "started" in e), signal.SIGKILL)
-    _, said = parent.communicate(timeout=300)
-    assert parent.returncode == 0, said
-    assert "(signal 9); starting again" in said
-    assert "in 2 starts" in said
-    assert state(workdir, 30) == state(corpus / "whole", 30)
 
 
 SMALL = [word for field in ("layers=1", "embed=128", "heads=1") for word in ("--set", f"model.{field}")]
@@ -366,6 +166,8 @@ SMALL = [word for field in ("layers=1", "embed=128", "heads=1") for word in ("--
         (["--exp=quickstart", "--set", "steps"], 2, "wanted FIELD=VALUE"),
         (["--exp=quickstart", "--set", "steps=ten"], 2, "wanted a whole number"),
         (["--exp=quickstart", "--profile=9"], 2, "wanted START:STOP"),
+        (["--exp=quickstart", "--profiler-port=70000"], 2, "wanted 1 to 65535"),
+        (["--exp=quickstart", "--processes=2"], 2, "--coordinator and --process missing"),
         (["--exp=qwen1b8", *SMALL], 1, "python -m qwenjax.data tokenize"),
         ([], 2, "--exp"),
     ],

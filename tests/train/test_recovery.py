@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_loop import corpus, experiment, numbers, run, state  # noqa: F401
+from runs import experiment, numbers, run, state
 
 from qwenjax.config import Recovery
 from qwenjax.jsonl import read_rows
@@ -17,6 +17,10 @@ from qwenjax.train.pretrain import Pretrain
 from qwenjax.train.recovery import Diverged, Guard, target
 
 RECOVERY = Recovery(deviations=8, window=4, spikes=2, among=3, rewinds=2)
+
+
+def test_without_recovery_nothing_is_beyond_the_limits():
+    assert guard([4, 3, 2, 1], deviations=0).limits().tolist() == [math.inf, math.inf]
 
 
 def guard(losses, **change) -> Guard:
@@ -103,7 +107,7 @@ def poison(monkeypatch):
     return set
 
 
-def small(corpus, **change):  # noqa: F811
+def small(corpus, **change):
     return experiment(corpus, recovery=RECOVERY, eval_every=0, save_every=3, steps=11, prompts=(), **change)
 
 
@@ -115,7 +119,7 @@ def events(workdir):
     ]
 
 
-def test_a_run_leaves_out_a_leap_goes_back_from_two_and_replays_alike_when_killed(corpus, poison, tmp_path):  # noqa: F811
+def test_a_run_leaves_out_a_leap_goes_back_from_two_and_replays_alike_when_killed(corpus, poison, tmp_path):
     """Rows 32: one leap at step 4. Rows 72 and 80: two at step 8, so back to step 6, and on behind row 88."""
     bad = (32, 72, 80)
     poison(*bad)
@@ -146,14 +150,34 @@ def test_a_run_leaves_out_a_leap_goes_back_from_two_and_replays_alike_when_kille
         shutil.rmtree(cut)
 
 
-def test_a_run_that_only_leaps_gives_up_and_says_so(corpus, poison, tmp_path):  # noqa: F811
+def test_a_run_goes_further_back_each_time_and_replays_alike_when_killed(corpus, poison, tmp_path):
+    """Trouble at step 8 (rows 64, 72), again at step 7 (88, 96): back to step 6, then to 3; then all is well."""
+    bad = (64, 72, 88, 96)
+    poison(*bad)
+    whole = tmp_path / "whole"
+    assert run(small(corpus), corpus, whole).finished
+    rewinds = [event for event in events(whole) if event["event"] == "rewind"]
+    assert [(e["step"], e["to"], e["next_row"]) for e in rewinds] == [(8, 6, 80), (7, 3, 104)]
+    assert [r["next_row"] for r in numbers(whole) if "loss" in r] == [8, 16, 24, *range(112, 176, 8)]
+    cut = tmp_path / "cut"
+    poison(*bad, ends=104)  # right after going back the second time: both troubles are met again
+    with pytest.raises(KeyboardInterrupt):
+        run(small(corpus), corpus, cut)
+    poison(*bad)
+    assert run(small(corpus), corpus, cut).finished
+    assert state(cut, 11) == state(whole, 11)
+    assert numbers(cut) == numbers(whole)
+    assert events(cut) == events(whole)
+
+
+def test_a_run_that_only_leaps_gives_up_and_says_so(corpus, poison, tmp_path):
     poison(*range(40, 4000, 8))
     with pytest.raises(Diverged, match=r"after 2 rewinds in this place(.|\n)*optim\.peak"):
         run(small(corpus), corpus, tmp_path)
     assert [e["to"] for e in events(tmp_path) if e["event"] == "rewind"] == [3, 3]
 
 
-def test_a_finite_leap_is_left_out_and_ordinary_steps_are_as_without_the_guard(corpus, tmp_path):  # noqa: F811
+def test_a_finite_leap_is_left_out_and_ordinary_steps_are_as_without_the_guard(corpus, tmp_path):
     """Limits that nothing reaches change no bit; limits a hair above the median leave something out."""
     plain, guarded = tmp_path / "plain", tmp_path / "guarded"
     run(replace(small(corpus), recovery=Recovery(), steps=4), corpus, plain)

@@ -11,6 +11,7 @@ from qwenjax.config import AdamW, Compute, Data, Experiment, MeshShape, ModelCon
 from qwenjax.sharding import make_mesh
 from qwenjax.train import step as steps
 from qwenjax.train.pretrain import abstract_batch, make_loss
+from qwenjax.train.step import UNLIMITED
 
 MODEL = ModelConfig(vocab=96, layers=2, embed=32, heads=4, ffn=64, context=32)
 BASE = Experiment(
@@ -40,7 +41,7 @@ def batch(experiment, seed=0):
 
 def program(experiment, devices=None):
     devices = jax.devices()[:devices] if devices else jax.devices()
-    mesh = make_mesh(experiment.mesh, devices)
+    mesh = make_mesh(experiment.mesh, experiment.model.embed, devices)
     compute = experiment.compute.resolved("cpu", mesh.shape["tensor"])
     return steps.build(experiment, make_loss(experiment, compute), mesh)
 
@@ -50,7 +51,7 @@ def train(experiment, n=3, devices=None):
     built = program(experiment, devices)
     state, seen = built.init(), []
     for i in range(n):
-        state, metrics = built.step(state, jax.device_put(batch(experiment, i), built.batch_sharding))
+        state, metrics = built.step(state, jax.device_put(batch(experiment, i), built.batch_sharding), UNLIMITED)
         seen.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     assert int(state.step) == n
     return np.array(seen), jax.device_get(state.params)
@@ -122,7 +123,7 @@ def test_tiny_model_memorises_one_batch():
     state, rows = built.init(), batch(experiment)
     rows["weights"][:] = 1
     for _ in range(100):
-        state, metrics = built.step(state, jax.device_put(rows, built.batch_sharding))
+        state, metrics = built.step(state, jax.device_put(rows, built.batch_sharding), UNLIMITED)
     assert metrics["loss"] < 0.1  # from ln 96 = 4.6
 
 
@@ -133,24 +134,64 @@ def test_dropout_is_replayed_by_step_and_differs_between_steps_and_micro_steps()
 
     def loss(step):
         state = built.init()._replace(step=jnp.int32(step))
-        return float(built.step(state, rows)[1]["loss"])
+        return float(built.step(state, rows, UNLIMITED)[1]["loss"])
 
     assert loss(3) == loss(3)
     assert loss(3) != loss(4)
 
 
-def test_a_non_finite_step_changes_nothing_but_the_flag():
-    experiment = replace(BASE, mesh=MeshShape(fsdp=1))
-    built = program(experiment, devices=1)
-    rows = batch(experiment)
-    state, metrics = built.step(built.init(), jax.device_put(rows, built.batch_sharding))
-    assert metrics["finite"]
+def one_more(built, state, rows, limits):
+    """(state before, state after, metrics) of a step, on the host."""
     before = jax.device_get(state)
-    rows["weights"][3, 2] = np.nan
-    state, metrics = built.step(state, jax.device_put(rows, built.batch_sharding))
-    assert not metrics["finite"]
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(before)):
-        np.testing.assert_array_equal(a, b)
+    state, metrics = built.step(state, jax.device_put(rows, built.batch_sharding), np.array(limits, np.float32))
+    return before, jax.device_get(state), jax.device_get(metrics)
+
+
+def identical(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def begun():
+    """A program, a function that makes its state after one step, a second batch, and what that does without limits."""
+    built = program(replace(BASE, mesh=MeshShape(fsdp=1)), devices=1)
+
+    def state():
+        return built.step(built.init(), jax.device_put(batch(BASE), built.batch_sharding), UNLIMITED)[0]
+
+    rows = batch(BASE, 1)
+    _, after, metrics = one_more(built, state(), rows, UNLIMITED)
+    assert metrics["applied"]
+    assert int(after.step) == 2
+    return built, state, rows, after, metrics
+
+
+def test_a_non_finite_step_changes_nothing_but_the_flag(begun):
+    built, state, rows, *_ = begun
+    weights = rows["weights"].copy()
+    weights[3, 2] = np.nan
+    before, after, metrics = one_more(built, state(), rows | {"weights": weights}, UNLIMITED)
+    assert not metrics["applied"]
+    assert identical(after, before)
+
+
+@pytest.mark.parametrize("over", [(1, 0), (0, 1), (1, 1)], ids=["loss", "norm", "both"])
+def test_a_batch_beyond_a_limit_changes_nothing_but_the_flag(begun, over):
+    """Beyond by one unit in the last place: the limits are the values themselves, less that."""
+    built, state, rows, _, seen = begun
+    values = seen["loss"], seen["grad_norm"]
+    limits = [np.nextafter(x, np.float32(0)) if o else np.inf for x, o in zip(values, over)]
+    before, after, metrics = one_more(built, state(), rows, limits)
+    assert not metrics["applied"]
+    assert identical(after, before)
+    assert {**metrics, "applied": True} == seen  # what was left out is said
+
+
+def test_a_batch_within_the_limits_is_applied_as_without_any(begun):
+    built, state, rows, want, seen = begun
+    _, after, metrics = one_more(built, state(), rows, (seen["loss"], seen["grad_norm"]))
+    assert metrics == seen
+    assert identical(after, want)
 
 
 def test_bf16_compute_keeps_float32_masters_and_learns_alike(unsharded):
@@ -167,7 +208,7 @@ def test_the_14b_step_traces_with_its_exact_shapes():
     experiment = lookup.experiment("qwen14b", {"data.batch": 8})
     built = program(experiment)
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(built.shapes.params)) == experiment.model.params
-    lowered = built.step.lower(built.shapes, abstract_batch(experiment, built.batch_sharding))
+    lowered = built.step.lower(built.shapes, abstract_batch(experiment, built.batch_sharding), UNLIMITED)
     assert "152064" in lowered.as_text()
 
 
@@ -177,7 +218,7 @@ def test_the_14b_step_traces_with_its_exact_shapes():
         ({"data": replace(BASE.data, batch=12)}, r"do not divide over 8 devices \(data x fsdp\); use .*batch=8 or 16"),
         ({"accumulate": 4}, "gives 4 rows"),
         (
-            {"model": replace(MODEL, embed=36, heads=2, head_width=16)},
+            {"model": replace(MODEL, embed=36, heads=2, head_width=16), "mesh": MeshShape(fsdp=8)},
             "axis 'embed' of size 36 does not divide over fsdp=8",
         ),
         (

@@ -1,6 +1,6 @@
 """Fetch a trace that training recorded, or attach to a running one.
 
-`launch … -- python -m qwenjax.train … --profile=10:15` records steps 10 to 15 into WORKDIR/profile; --trace fetches
+`launch … -- python -m qwenjax.train … --profile=10:15` records steps 11 to 15 into WORKDIR/profile; --trace fetches
 that folder from worker 0, or from the bucket through GKE. --port makes the live profiler's port of worker 0 one of
 this machine, for xprof to connect to, until Ctrl-C.
 """
