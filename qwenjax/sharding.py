@@ -87,9 +87,10 @@ def make_mesh(shape: MeshShape, embed: int, devices: list | None = None) -> Mesh
       ValueError: the axis sizes do not multiply to the number of devices, or slices would share parameters.
     """
     devices = jax.devices() if devices is None else devices
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    tpu = devices[0].platform == "tpu"  # on CPUs a slice would be a process
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpu else 1
     sizes = [shape.sizes(len(devices), embed, slices)[axis] for axis in AXES]
-    if devices[0].platform != "tpu":
+    if not tpu:
         grid = np.array(devices).reshape(sizes)
     elif slices == 1:
         grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
