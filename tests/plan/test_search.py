@@ -24,6 +24,8 @@ def with_settings(name, accumulate, remat, fsdp, data):
     [
         ("qwen14b", "v5e-256", (1, "full", 128, 2), 14.67),
         ("qwen7b", "v5e-256", (1, "attn_out", 256, 1), 13.49),
+        ("qwen7b", "v5p-256", (2, "matmuls", 64, 2), 54.97),
+        ("qwen14b", "v5p-256", (2, "matmuls", 64, 2), 84.22),
         ("qwen1b8", "v5e-256", (2, "matmuls", 128, 2), 12.42),
     ],
 )

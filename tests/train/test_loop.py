@@ -151,7 +151,7 @@ def test_profile_shows_steps_and_the_wait_for_data(corpus, tmp_path, capsys):
 
 
 def test_a_profile_that_the_run_ends_in_is_written(corpus, tmp_path):
-    run(experiment(corpus, steps=2), corpus, tmp_path / "run", profile=(1, 30))
+    run(experiment(corpus, steps=4), corpus, tmp_path / "run", profile=(1, 30))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
