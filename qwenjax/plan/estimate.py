@@ -141,17 +141,18 @@ def _memory(experiment: Experiment, state: Any, mesh: dict[str, int], analysis: 
         return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
     model, compute = experiment.model, experiment.compute
-    columns = model.embed * model.vocab // mesh["tensor"]
-    vocabulary = columns * (2 + 4) + 4 * compute.loss_tokens * model.vocab // mesh["tensor"]
     parts = {
         "parameters": held(state.params),
         "optimizer": held(state.opt_state),
         "gradients": held(state.params),
-        "vocabulary": vocabulary,  # the head gathered in bf16, its gradient in float32, the scores of one chunk
         "code": analysis.generated_code_size_in_bytes,
     }
     rest = analysis.peak_memory_in_bytes - sum(parts.values())
-    return parts | {"activations": rest}
+    # the head gathered in bf16, its gradient in float32, the scores of one chunk; all at once only while loss is made
+    columns = model.embed * model.vocab // mesh["tensor"]
+    vocabulary = columns * (2 + 4) + 4 * compute.loss_tokens * model.vocab // mesh["tensor"]
+    vocabulary = min(vocabulary, rest)
+    return parts | {"vocabulary": vocabulary, "activations": rest - vocabulary}
 
 
 def _attention(experiment: Experiment, mesh: dict[str, int], spent: Costs, topology: Topology) -> float:
