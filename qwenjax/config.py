@@ -83,6 +83,8 @@ class ModelConfig:
             f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv}: a KV head serves a whole group",
         )
         _check(self.rope_base > 0 and self.norm_eps > 0, "model.rope_base and model.norm_eps must be positive")
+        _check(not self.ntk or self.head_dim > 2, "model.ntk raises the rotary base to h/(h-2): heads wider than 2")
+        _check(not self.logn or self.context > 1, "model.logn takes logarithms to the base model.context: 2 or more")
 
     @property
     def head_dim(self) -> int:
@@ -115,6 +117,14 @@ class ModelConfig:
         """
         matmul = self.params - self.vocab * self.embed * (0 if self.tie_embeddings else 1)
         return 6 * matmul + 6 * self.layers * self.heads * self.head_dim * length
+
+
+def doubling_windows(context: int, layers: int, every: int = 4) -> tuple[int, ...]:
+    """`model.windows`: lower layers, more sensitive to length (report §2.3.2), see less: T, then 2T, 4T, …
+
+    The report has no table; its authors' example doubles every four layers from the training length (spec §17).
+    """
+    return tuple(context << (layer // every) for layer in range(layers))
 
 
 QWEN_1B8 = ModelConfig()
@@ -356,6 +366,7 @@ class Experiment:
         width, length, context = self.model.head_dim, self.data.length, mesh["context"]
         chunks = 1 if context == 1 else 2 * context  # model/zigzag.py
         whole = not self.dropout and self.model.kv % mesh["tensor"] == 0  # no kernel drops, or splits a KV head
+        whole = whole and len(set(self.model.windows)) < 2  # and all layers run the same one
         splash = whole and width % 128 == 0 and length % (128 * chunks) == 0
         cudnn = whole and width % 8 == 0 and width <= 128 and length % 2 == 0 and context == 1
         able = {"tpu": splash, "gpu": cudnn and self.compute.dtype == "bfloat16"}

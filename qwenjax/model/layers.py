@@ -12,18 +12,13 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from qwenjax.config import Compute, ModelConfig
+from qwenjax.model import cache as caches
 from qwenjax.model import rope
 from qwenjax.model.attention import attend
+from qwenjax.model.cache import Cache
 from qwenjax.sharding import constrain
 
 INIT_STD = 0.02  # initializer_range of every release
-
-
-class Cache(NamedTuple):
-    """Keys and values already computed, slot = position. With a leading `layers` axis when it spans the model."""
-
-    k: jax.Array  # [b s k h], rotary applied
-    v: jax.Array  # [b s k h]
 
 
 class Context(NamedTuple):
@@ -33,6 +28,7 @@ class Context(NamedTuple):
     segments: jax.Array | None  # [b t] int32, or None: each row is one document
     cos: jax.Array  # [b t 1 h/2] float32
     sin: jax.Array
+    logn: jax.Array | None  # [b t 1 1] float32, scales the queries; None: 1
 
 
 def project(x: jax.Array, *weights: jax.Array, fuse: bool = False) -> tuple[jax.Array, ...]:
@@ -117,43 +113,59 @@ class Attention(nn.Module):
     cfg: ModelConfig
     compute: Compute
     dropout: float = 0.0
+    window: int | None = None
+    fused: bool = False  # the parameters are those of `transformer.prepare`
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
-        """[b t d] -> [b t d] and the cache with this call's keys and values written at their positions."""
+    def __call__(
+        self, x: jax.Array, context: Context, cache: Cache | None, window: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """[b t d] -> [b t d] and the cache with this call's keys and values written at their positions.
+
+        A window that comes as an argument (int32) differs between the layers of a scan.
+        """
         cfg, d, n, k, h = self.cfg, self.cfg.embed, self.cfg.heads, self.cfg.kv, self.cfg.head_dim
-        q_, k_, v_ = project(
-            x,
-            weight(self, "q", ("embed", "heads", "head_dim"), (d, n, h)),
-            weight(self, "k", ("embed", "kv_heads", "head_dim"), (d, k, h)),
-            weight(self, "v", ("embed", "kv_heads", "head_dim"), (d, k, h)),
-            fuse=self.compute.fuse == "yes",
-        )
-        if cfg.qkv_bias:
-            q_ += vector(self, "q_bias", ("heads", "head_dim"), (n, h), 0.0).astype(x.dtype)
-            k_ += vector(self, "k_bias", ("kv_heads", "head_dim"), (k, h), 0.0).astype(x.dtype)
-            v_ += vector(self, "v_bias", ("kv_heads", "head_dim"), (k, h), 0.0).astype(x.dtype)
+        if self.fused:
+            (qkv,) = project(x, weight(self, "qkv", ("embed", "heads", "head_dim"), (d, n + 2 * k, h)))
+            if cfg.qkv_bias:
+                qkv += vector(self, "qkv_bias", ("heads", "head_dim"), (n + 2 * k, h), 0.0).astype(x.dtype)
+            q_, k_, v_ = jnp.split(qkv, (n, n + k), axis=2)
+        else:
+            q_, k_, v_ = project(
+                x,
+                weight(self, "q", ("embed", "heads", "head_dim"), (d, n, h)),
+                weight(self, "k", ("embed", "kv_heads", "head_dim"), (d, k, h)),
+                weight(self, "v", ("embed", "kv_heads", "head_dim"), (d, k, h)),
+                fuse=self.compute.fuse == "yes",
+            )
+            if cfg.qkv_bias:
+                q_ += vector(self, "q_bias", ("heads", "head_dim"), (n, h), 0.0).astype(x.dtype)
+                k_ += vector(self, "k_bias", ("kv_heads", "head_dim"), (k, h), 0.0).astype(x.dtype)
+                v_ += vector(self, "v_bias", ("kv_heads", "head_dim"), (k, h), 0.0).astype(x.dtype)
         if cfg.qk_norm:
             q_ = rms_norm(q_, vector(self, "q_norm", ("head_dim",), (h,), 1.0), cfg.norm_eps)
             k_ = rms_norm(k_, vector(self, "k_norm", ("head_dim",), (h,), 1.0), cfg.norm_eps)
         q_ = constrain(rope.rotate(q_, context.cos, context.sin), "batch", "length", "heads", None)
         k_ = constrain(rope.rotate(k_, context.cos, context.sin), "batch", "length", "kv_heads", None)
+        if context.logn is not None:
+            q_ = (q_ * context.logn).astype(x.dtype)
         q_, k_, v_ = checkpoint_name(q_, "q"), checkpoint_name(k_, "k"), checkpoint_name(v_, "v")
 
         k_pos, k_segment = context.positions, context.segments
         if cache is not None:
-            cache = _write(cache, k_, v_, context.positions)
-            k_, v_ = cache.k, cache.v
+            cache = caches.write(cache, k_, v_, context.positions)
+            k_, v_ = caches.read(cache, x.dtype)
             # slot = position, and causality hides every slot that is not written yet
             k_pos = jnp.broadcast_to(jnp.arange(k_.shape[1], dtype=jnp.int32), k_.shape[:2])
         out = attend(
             q_,
-            k_.astype(x.dtype),
-            v_.astype(x.dtype),
+            k_,
+            v_,
             context.positions,
             k_pos,
             context.segments,
             k_segment,
+            window=self.window if window is None else window,
             dropout=self.dropout,
             rng=self.make_rng("dropout") if self.dropout else None,
             backend=self.compute.attention if cache is None else "xla",  # kernels are for whole rows
@@ -164,26 +176,20 @@ class Attention(nn.Module):
         return jnp.einsum("btnh,nhd->btd", out, o.astype(x.dtype)), cache
 
 
-def _write(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Cache:
-    """The cache with [b t] new entries at their positions; padding (-1) is dropped."""
-    rows = jnp.arange(k.shape[0])[:, None]
-    slots = jnp.where(positions < 0, cache.k.shape[1], positions)  # out of range, so mode="drop" skips it
-
-    def put(old, new):
-        return old.at[rows, slots].set(new.astype(old.dtype), mode="drop")
-
-    return Cache(put(cache.k, k), put(cache.v, v))
-
-
 class SwiGLU(nn.Module):
     """down( up(x) · silu(gate(x)) ). In the released names w2 is the gate, w1 the up projection."""
 
     cfg: ModelConfig
     compute: Compute
+    fused: bool = False  # the parameters are those of `transformer.prepare`
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         d, f = self.cfg.embed, self.cfg.ffn
+        if self.fused:
+            (both,) = project(x, weight(self, "gate_up", ("embed", "ffn"), (d, 2 * f)))
+            gate, up = jnp.split(both, 2, axis=-1)
+            return jnp.einsum("btf,fd->btd", up * nn.silu(gate), weight(self, "down", ("ffn", "embed"), (f, d)))
         gate, up = project(
             x,
             weight(self, "gate", ("embed", "ffn"), (d, f)),
@@ -202,13 +208,16 @@ class Block(nn.Module):
     cfg: ModelConfig
     compute: Compute
     dropout: float = 0.0
+    window: int | None = None
+    fused: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    def __call__(
+        self, x: jax.Array, context: Context, cache: Cache | None, window: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache | None]:
         eps = self.cfg.norm_eps
-        y, cache = Attention(self.cfg, self.compute, self.dropout, name="attn")(
-            RMSNorm(eps, name="norm1")(x), context, cache
-        )
+        attn = Attention(self.cfg, self.compute, self.dropout, self.window, self.fused, name="attn")
+        y, cache = attn(RMSNorm(eps, name="norm1")(x), context, cache, window)
         x = checkpoint_name(constrain(x + y, "batch", "length", None), "x_mid")
-        y = SwiGLU(self.cfg, self.compute, name="mlp")(RMSNorm(eps, name="norm2")(x))
+        y = SwiGLU(self.cfg, self.compute, self.fused, name="mlp")(RMSNorm(eps, name="norm2")(x))
         return constrain(x + y, "batch", "length", None), cache

@@ -1,23 +1,81 @@
-"""Rotary position embedding (report §2.3.1): half-rotation, inverse frequencies in float32.
+"""Rotary position embedding (report §2.3.1) and what is done to it beyond the training length (§2.3.2).
 
-The report keeps the frequency table in FP32 for accuracy; here the angles, their sines and the rotation itself are
-float32 whatever the activations' dtype, as in the released code (spec §3.2).
+Half-rotation. The report keeps the frequency table in FP32 for accuracy; here the angles, their sines and the rotation
+itself are float32 whatever the activations' dtype, as in the released code (spec §3.2).
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qwenjax.config import ModelConfig
 
-def inverse_frequencies(head_dim: int, base: float) -> jax.Array:
-    """[h/2] float32: base^(-2i/h)."""
+
+def inverse_frequencies(head_dim: int, base: float | jax.Array) -> jax.Array:
+    """[h/2] float32: base^(-2i/h); a base [… 1] gives […, h/2]."""
     return 1.0 / (base ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim))
 
 
-def tables(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """[b t] int32 -> cosines and sines [b t 1 h/2], float32, of every position's angles."""
-    angles = positions[..., None, None].astype(jnp.float32) * inverse_frequencies(head_dim, base)
-    return jnp.cos(angles), jnp.sin(angles)
+def ntk_alpha(lengths: jax.Array, context: int) -> jax.Array:
+    """max(2^ceil(log2(L/T) + 1) - 1, 1) of int32 lengths L: 1 up to T, 3 up to 2T, 7 up to 4T, … (spec §5.1).
+
+    In integers, because a rounded logarithm errs at the borders themselves.
+    """
+    chunks = (jnp.maximum(lengths, 1) - 1) // context  # full ones before the last
+    return (2 << (32 - jax.lax.clz(chunks))) - 1
+
+
+def ntk_border(length: int, context: int) -> int:
+    """The greatest length (T, 2T, 4T, …) that has the same alpha."""
+    return context << ((length - 1) // context).bit_length()
+
+
+def tables(positions: jax.Array, cfg: ModelConfig, lengths: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """[b t] int32 -> cosines and sines [b t 1 h/2], float32, of every position's angles.
+
+    Args:
+      lengths: [b] int32, by which dynamic NTK raises each row's own base to base · alpha^(h/(h-2)). None: training.
+    """
+    h, base, where = cfg.head_dim, cfg.rope_base, positions[..., None, None].astype(jnp.float32)
+    if cfg.ntk and lengths is not None:
+        alpha = ntk_alpha(lengths, cfg.context).astype(jnp.float32)
+        base = (base * alpha ** (h / (h - 2)))[:, None, None, None]
+    frequencies, size = inverse_frequencies(h, base), 1.0
+    scaling = cfg.rope_scaling
+    if scaling.kind == "linear":
+        frequencies = frequencies / scaling.factor
+    elif scaling.kind == "yarn":
+        kept = yarn_kept(cfg)
+        frequencies = frequencies * kept + frequencies / scaling.factor * (1 - kept)
+        size = 0.1 * math.log(scaling.factor) + 1  # of queries and keys: attention as sharp as before
+    angles = where * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if size == 1 else (cos * size, sin * size)
+
+
+def yarn_kept(cfg: ModelConfig) -> np.ndarray:
+    """[h/2] float32: how much of each frequency YaRN keeps (arXiv 2309.00071, "NTK-by-parts"); the rest is divided.
+
+    1 where it makes more than beta_fast turns within the original context, 0 where fewer than beta_slow; linear in
+    the index between, from the last index before to the first behind, as published models are made.
+    """
+    scaling, h = cfg.rope_scaling, cfg.head_dim
+    original = scaling.original or cfg.context
+
+    def index(turns):  # where base^(-2i/h) · original = 2π · turns
+        return h * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(cfg.rope_base))
+
+    low, high = max(math.floor(index(scaling.beta_fast)), 0), min(math.ceil(index(scaling.beta_slow)), h - 1)
+    ramp = (np.arange(h // 2, dtype=np.float32) - low) / max(high - low, 1e-3)
+    return 1 - np.clip(ramp, 0, 1)
+
+
+def logn(positions: jax.Array, context: int) -> jax.Array:
+    """[b t] int32 -> [b t 1 1] float32: log_T(p + 1) for positions p >= T, else 1; scales the query (spec §5.1)."""
+    scale = jnp.log(jnp.maximum(positions + 1, context).astype(jnp.float32)) / math.log(context)
+    return jnp.where(positions < context, 1.0, scale)[..., None, None]
 
 
 @jax.custom_vjp

@@ -5,15 +5,19 @@ position are the largest array there is: losses take the hidden states and the h
 takes the last position.
 """
 
+import dataclasses
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from qwenjax.config import Compute, ModelConfig
+from qwenjax.model import cache as caches
 from qwenjax.model import rope
-from qwenjax.model.layers import Block, Cache, Context, RMSNorm, drop, weight
+from qwenjax.model.cache import Cache
+from qwenjax.model.layers import Block, Context, RMSNorm, drop, weight
 from qwenjax.sharding import constrain, per_device
 
 # What the backward pass may keep of a layer, by the names given in layers.py; all else is recomputed.
@@ -24,6 +28,8 @@ SAVED = {
     "full": (),  # only each layer's input
 }
 
+ALL = 1 << 30  # a window that hides nothing
+
 
 class Transformer(nn.Module):
     """The whole decoder. Parameters: embed [v d], blocks/… (each with a leading layers axis), norm, head [d v]."""
@@ -31,6 +37,7 @@ class Transformer(nn.Module):
     cfg: ModelConfig
     compute: Compute
     dropout: float = 0.0
+    prepared: bool = False  # the parameters are those of `prepare`: for reading and decoding, not for training
 
     @nn.compact
     def __call__(
@@ -38,15 +45,18 @@ class Transformer(nn.Module):
         tokens: jax.Array,
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+        cache: Cache | tuple[Cache, ...] | None = None,
+        lengths: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | tuple[Cache, ...] | None]:
         """Hidden states after the final norm.
 
         Args:
           tokens: [b t] int32 ids below cfg.vocab.
           positions: [b t] int32, -1 for padding; None is 0, 1, 2, … in every row.
           segments: [b t] int32; tokens see only their own segment. None: a row is one document.
-          cache: keys and values [layers b s k h] of earlier positions, when decoding.
+          cache: keys and values of earlier positions, when decoding (`empty_cache`): a tuple by layer if prepared.
+          lengths: [b] int32, each row's own number of tokens after this call, without padding: what dynamic NTK goes
+            by. None is training, where NTK and LogN are off; windows and rope_scaling belong to the model and stay.
         Returns: [b t d] in the compute dtype, and the cache extended by these tokens (None if none came).
         """
         cfg, compute = self.cfg, self.compute
@@ -61,7 +71,26 @@ class Transformer(nn.Module):
             x = lookup(embed, tokens, cfg.vocab, compute.dtype)
         x = constrain(drop(self, x, self.dropout), "batch", "length", None)
 
-        context = Context(positions, segments, *rope.tables(positions, cfg.head_dim, cfg.rope_base))
+        logn = rope.logn(positions, cfg.context) if cfg.logn and lengths is not None else None
+        context = Context(positions, segments, *rope.tables(positions, cfg, lengths), logn)
+        if self.prepared:
+            layers = []
+            for i, window in enumerate(cfg.windows or [0] * cfg.layers):
+                block = Block(cfg, compute, 0.0, window or None, compute.fuse == "yes", name=f"block{i}")
+                x, layer = block(x, context, None if cache is None else cache[i])
+                layers.append(layer)
+            return RMSNorm(cfg.norm_eps, name="norm")(x), None if cache is None else tuple(layers)
+
+        window, windows = None, None
+        if len(set(cfg.windows)) == 1:
+            window = cfg.windows[0] or None  # known at compile time, as kernels need it
+        elif cfg.windows:
+            if compute.attention not in ("auto", "xla"):
+                raise ValueError(
+                    f"compute.attention={compute.attention!r} has one window for all layers, but model.windows has "
+                    f"{sorted(set(cfg.windows))}; use compute.attention=xla"
+                )
+            windows = jnp.array([w or ALL for w in cfg.windows], jnp.int32)
         block = Block
         if compute.remat != "none":
             keep = jax.checkpoint_policies.save_only_these_names(*SAVED[compute.remat])
@@ -71,12 +100,12 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0, 0),
             length=cfg.layers,
             unroll=1 if compute.scan else cfg.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, cache = layers(cfg, compute, self.dropout, name="blocks")(x, context, cache)
+        x, cache = layers(cfg, compute, self.dropout, window, name="blocks")(x, context, cache, windows)
         return RMSNorm(cfg.norm_eps, name="norm")(x), cache
 
 
@@ -120,7 +149,47 @@ def init_params(cfg: ModelConfig, rng: jax.Array) -> dict:
     return Transformer(cfg, plain).init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-def empty_cache(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-    """A cache with room for `length` positions of `batch` sequences."""
-    shape = (cfg.layers, batch, length, cfg.kv, cfg.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+def empty_cache(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype, kind: str = "plain") -> Cache:
+    """A cache of all layers with room for `length` positions of `batch` sequences; kind: one of cache.KINDS."""
+    one = caches.empty(cfg, batch, length, dtype, kind)
+    return jax.tree.map(lambda x: jnp.zeros((cfg.layers, *x.shape), x.dtype), one)
+
+
+def prepare(model: Transformer, params: dict) -> tuple[Transformer, dict]:
+    """Model and parameters for many calls: cast to the compute dtype once, each layer's by itself.
+
+    A scan would copy every layer's weights and cache out of their stacks at each token. On CPU the projections are
+    also fused, all weights lie [in, out], and bfloat16 becomes float32: XLA converts whole weights at each product.
+    """
+    compute = model.compute
+    if jax.default_backend() == "cpu":
+        compute = dataclasses.replace(compute, dtype="float32")
+    model = model.clone(compute=compute, dropout=0.0, prepared=True)
+    return model, _prepare(params, model)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _prepare(params, model):
+    cfg, fused, dtype = model.cfg, model.compute.fuse == "yes", model.compute.dtype
+    params = jax.tree.map(lambda w: w.astype(dtype), params)
+    out = {name: params[name] for name in ("embed", "norm", "head") if name in params}
+    if fused:
+        out["head"] = head(params)
+    for i in range(cfg.layers):
+        block = jax.tree.map(operator.itemgetter(i), params["blocks"])
+        if fused:
+            block["attn"], block["mlp"] = _fuse(block["attn"]), _fuse(block["mlp"])
+        out[f"block{i}"] = block
+    return out
+
+
+def _fuse(block: dict) -> dict:
+    """Weights of one layer's attention or MLP, those that read the same input side by side."""
+    rest = dict(block)
+    if "down" in block:
+        gate, up, down = (rest.pop(name) for name in ("gate", "up", "down"))
+        return {"gate_up": jnp.concatenate([gate, up], axis=1), "down": down.T, **rest}
+    for name, axis in (("{}", 1), ("{}_bias", 0)):
+        if name.format("q") in rest:
+            rest[name.format("qkv")] = jnp.concatenate([rest.pop(name.format(part)) for part in "qkv"], axis=axis)
+    return rest

@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from qwenjax.config import Compute, Experiment
 from qwenjax.data import prepare as preparation
 from qwenjax.data import stream
-from qwenjax.generate.decode import generate
-from qwenjax.generate.sampling import TopP
+from qwenjax.generate.decode import Request, generate
+from qwenjax.generate.sampling import Sample
 from qwenjax.model import transformer
 from qwenjax.objectives.losses import next_token_loss
 from qwenjax.train import step as steps
@@ -143,18 +143,11 @@ class Pretrain:
             return []
         model = transformer.Transformer(self.experiment.model, self.compute)
         prompts = [[self.tokenizer.eot, *self.tokenizer.encode_ordinary(p)] for p in self.experiment.prompts]
+        longest = min(SAMPLE_TOKENS, self.experiment.model.context - 64)
+        requests = [Request(ids, longest, Sample(top_p=0.9), self.experiment.seed + i) for i, ids in enumerate(prompts)]
         with jax.set_mesh(self.mesh):
-            out = generate(
-                model,
-                params,
-                prompts,
-                policy=TopP(0.9),
-                max_new=min(SAMPLE_TOKENS, self.experiment.model.context - 64),
-                stop=self.tokenizer.eot,
-                size=self.tokenizer.size,
-                seed=self.experiment.seed,
-            )
-        return [(p, self.tokenizer.decode(ids)) for p, ids in zip(self.experiment.prompts, out)]
+            out = generate(model, params, requests, size=self.tokenizer.size, stops=[self.tokenizer.eot])
+        return [(p, self.tokenizer.decode(made.ids)) for p, made in zip(self.experiment.prompts, out)]
 
 
 def compressors(text: bytes) -> dict[str, float]:

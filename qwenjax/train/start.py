@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from qwenjax import checkpoint, config, storage
+from qwenjax.api.source import start_from
 from qwenjax.config import Experiment
 from qwenjax.train.step import State
 
@@ -38,23 +39,25 @@ def state(
     for trouble in checkpoints.damaged:
         say(f"checkpoint  {trouble}")
     if restored:
-        _same_tokenizer(restored.meta, task.tokenizer, checkpoints.directory)
+        _same_tokenizer(restored.meta["tokenizer_fingerprint"], task.tokenizer, checkpoints.directory)
         say(f"resuming    from step {restored.step}, row {restored.meta['next_row']:,}")
         return State(restored.rest["step"], restored.params, restored.rest["opt_state"]), restored.meta
     if experiment.init_from:
-        path = checkpoint.newest(experiment.init_from)
-        loaded = checkpoint.load(path, placed.params)
-        _same_tokenizer(loaded.meta, task.tokenizer, path)
-        say(f"starting    from the parameters of {path}")
-        return program.start(loaded.params), {}
+        params, tokenizer, differing = start_from(experiment.init_from, experiment.model, program.shardings.params)
+        if tokenizer is not None:
+            _same_tokenizer(tokenizer.fingerprint, task.tokenizer, experiment.init_from)
+        say(f"starting    from the parameters of {experiment.init_from}")
+        for difference in differing:
+            say(f"            {difference}")
+        return program.start(params), {}
     return program.init(), {}
 
 
-def _same_tokenizer(meta: dict, tokenizer, path) -> None:
-    if meta["tokenizer_fingerprint"] != tokenizer.fingerprint:
+def _same_tokenizer(fingerprint: str, tokenizer, path) -> None:
+    if fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"{path} was trained with another tokenizer than {tokenizer.name} "
-            f"({meta['tokenizer_fingerprint'][:12]}… there, {tokenizer.fingerprint[:12]}… here): "
+            f"({fingerprint[:12]}… there, {tokenizer.fingerprint[:12]}… here): "
             "its ids mean other text"
         )
 

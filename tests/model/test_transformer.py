@@ -70,7 +70,7 @@ def test_padding_on_the_right_does_not_reach_the_cache_or_the_real_positions(tok
     cache = transformer.empty_cache(CFG, 2, 16, jnp.float32)
     padded, cache = run(CFG, params, tokens, positions, None, cache)
     np.testing.assert_allclose(padded[1, :7], full[1, :7], atol=1e-5, rtol=0)
-    assert not cache.k[:, 1, 7:].any()
+    assert not cache.k[:, 1, :, 7:].any()
     step, _ = run(CFG, params, tokens[:, 7:8], jnp.array([[12], [7]]), None, cache)
     np.testing.assert_allclose(step[1, 0], full[1, 7], atol=1e-5, rtol=0)
 
@@ -170,3 +170,57 @@ def test_segments_and_cache_together_are_refused(tokens):
             jnp.zeros((2, 12), jnp.int32),
             transformer.empty_cache(CFG, 2, 12, jnp.float32),
         )
+
+
+WINDOWS = {"mixed": (3, 0), "one": (5, 5)}
+
+
+@pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
+def test_windows_hide_what_lies_further_back_than_layers_reach(windows, tokens):
+    """One layer sees `window` positions; the first change that reaches nobody behind it lies before all of them."""
+    cfg = replace(CFG, windows=windows)
+    params = make(CFG)
+    before, _ = run(cfg, params, tokens)
+    after, _ = run(cfg, params, tokens.at[:, 0].set((tokens[:, 0] + 1) % CFG.vocab))
+    reached = np.abs(before - after).max(axis=(0, 2)) > 1e-6
+    last = 11 if 0 in windows else sum(w - 1 for w in windows)
+    assert reached.tolist() == [i <= last for i in range(12)]
+    prepared = transformer.prepare(Transformer(cfg, EXACT), params)
+    np.testing.assert_allclose(
+        prepared[0].apply({"params": prepared[1]}, tokens)[0], hidden(cfg, params, tokens), atol=1e-5
+    )
+
+
+def hidden(cfg, params, tokens):
+    return Transformer(cfg, EXACT).apply({"params": params}, tokens)[0]
+
+
+def test_windows_that_differ_are_refused_by_kernels(tokens):
+    with pytest.raises(ValueError, match="one window for all layers"):
+        run(replace(CFG, windows=(3, 0)), make(CFG), tokens, compute=replace(EXACT, attention="splash"))
+
+
+def test_windows_double_every_four_layers():
+    assert config.doubling_windows(2048, 9) == (2048,) * 4 + (4096,) * 4 + (8192,)
+    assert config.doubling_windows(8, 3, every=1) == (8, 16, 32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fuse", ["yes", "no"])
+def test_prepared_parameters_give_the_same(family, fuse, tokens):
+    cfg, params = FAMILIES[family], make(FAMILIES[family])
+    model, prepared = transformer.prepare(Transformer(cfg, replace(EXACT, fuse=fuse)), params)
+    hidden, _ = jax.jit(model.apply)({"params": prepared}, tokens)
+    np.testing.assert_allclose(transformer.logits(prepared, hidden), run(cfg, params, tokens)[0], atol=1e-5)
+
+
+def test_ntk_and_logn_act_on_readers_only_and_each_row_by_its_own_length(tokens):
+    cfg = replace(CFG, context=4, ntk=True, logn=True)
+    params = make(CFG)
+    plain, _ = run(CFG, params, tokens)
+    np.testing.assert_array_equal(run(cfg, params, tokens)[0], plain)  # training
+    positions = jnp.where(jnp.arange(12) < jnp.array([[12], [7]]), jnp.arange(12), -1)
+    both, _ = run(cfg, params, tokens, positions, None, None, jnp.array([12, 7]))
+    one, _ = run(cfg, params, tokens[1:, :7], None, None, None, jnp.array([7]))
+    np.testing.assert_allclose(both[1, :7], one[0], atol=1e-5)
+    assert np.abs(both[0, 4:] - plain[0, 4:]).max() > 0.1

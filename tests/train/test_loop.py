@@ -81,7 +81,7 @@ def test_init_from_takes_parameters_and_starts_afresh(uninterrupted, corpus, tmp
     outcome = run(experiment(corpus, dropout=0.0, **change), corpus, tmp_path / "run")
     want = [r for r in numbers(uninterrupted) if "eval_loss" in r][-1]["eval_loss"]
     np.testing.assert_allclose(outcome.metrics["eval_loss"], want, rtol=1e-6)
-    with pytest.raises(ValueError, match="no checkpoint in"):
+    with pytest.raises(ValueError, match="no checkpoint"):
         run(experiment(corpus, init_from=str(tmp_path)), corpus, tmp_path / "other")
 
 
@@ -99,7 +99,7 @@ def test_init_from_takes_a_relative_path_and_names_a_damaged_checkpoint(uninterr
 
 def test_init_from_another_shape_or_tokenizer_is_refused(uninterrupted, corpus, tmp_path):
     wider = experiment(corpus, init_from=str(uninterrupted))
-    with pytest.raises(ValueError, match="of another model"):
+    with pytest.raises(ValueError, match=r"of another shape .* ffn=32 instead of 48"):
         run(replace(wider, model=replace(wider.model, ffn=48)), corpus, tmp_path / "a")
     data = replace(wider.data, tokenizer="train:400")
     with pytest.raises(ValueError, match="another tokenizer"):

@@ -1,0 +1,72 @@
+"""What ends a completion: ids and sequences of ids, matched in the decode loop, and texts, matched on the host."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Stop = int | Sequence[int] | str
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Stops by kind; `of` sorts them."""
+
+    sequences: tuple[tuple[int, ...], ...] = ()
+    texts: tuple[str, ...] = ()
+    decode: Callable[[list[int]], str] | None = None
+
+    @classmethod
+    def of(cls, stops: Sequence[Stop], decode: Callable[[list[int]], str] | None = None) -> "Stops":
+        """From ids, sequences of ids and texts in any order.
+
+        Raises:
+          ValueError: an empty stop, or a text without the function that turns ids into text.
+        """
+        texts = tuple(stop for stop in stops if isinstance(stop, str))
+        ids = [stop for stop in stops if not isinstance(stop, str)]
+        sequences = tuple(tuple(map(int, stop)) if isinstance(stop, Sequence) else (int(stop),) for stop in ids)
+        if not all(sequences) or not all(texts):
+            raise ValueError(f"an empty stop would end every text at once: {list(stops)}")
+        if texts and decode is None:
+            raise ValueError(f"stop texts {list(texts)} need `decode`, which turns ids into text")
+        return cls(sequences, texts, decode)
+
+    def matrix(self) -> np.ndarray:
+        """[stops, longest] int32, right-aligned; -1 before a shorter one."""
+        width = max(map(len, self.sequences), default=1)
+        out = np.full((len(self.sequences), width), -1, np.int32)
+        for row, sequence in zip(out, self.sequences):
+            row[width - len(sequence) :] = sequence
+        return out
+
+    def cut(self, ids: list[int], min_new: int) -> int | None:
+        """How many of the ids stay if a stop has come, else None. A sequence counts only at the very end."""
+        ends = [n for s in self.sequences if len(ids) > min_new and tuple(ids[(n := len(ids) - len(s)) :]) == s]
+        return min((n for n in ends if n >= 0), default=None)
+
+    def cut_text(self, ids: list[int], min_new: int) -> tuple[int, str] | None:
+        """(how many of the ids lie wholly before a stop text, the text before it), or None."""
+        if not self.texts or len(ids) <= min_new:
+            return None
+        text = self.decode(ids)
+        start = len(self.decode(ids[:min_new])) if min_new else 0
+        found = [at for stop in self.texts if (at := text.find(stop, start)) >= 0]
+        return (self._whole(ids, min(found)), text[: min(found)]) if found else None
+
+    def settled(self, ids: list[int]) -> int:
+        """How many of the ids no coming match can take back: all but what may be the beginning of a stop."""
+        held = max((n for s in self.sequences for n in range(1, len(s)) if tuple(ids[-n:]) == s[:n]), default=0)
+        settled = len(ids) - held
+        if self.texts:
+            text = self.decode(ids).rstrip("\ufffd")  # half a character may become part of a stop
+            begun = max((n for s in self.texts for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+            settled = min(settled, self._whole(ids, len(text) - begun))
+        return settled
+
+    def _whole(self, ids: list[int], end: int) -> int:
+        """How many ids make up at most the first `end` characters."""
+        n = len(ids)
+        while n and len(self.decode(ids[:n])) > end:
+            n -= 1
+        return n

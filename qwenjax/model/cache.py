@@ -1,0 +1,117 @@
+"""Keys and values of earlier positions, as they are or in 8 bits. Slot = position, heads before slots.
+
+With heads first a decode step reads every head's keys as they lie. Whoever writes may leave anything behind a row's
+last position: causality hides it until it is overwritten.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qwenjax.config import ModelConfig
+from qwenjax.sharding import constrain
+
+KINDS = ("plain", "int8", "int8_released")
+
+
+class Int8(NamedTuple):
+    """x ~ scale · (q - zero), one scale and zero per head and position."""
+
+    q: jax.Array  # [b k s h] uint8
+    scale: jax.Array  # [b k s 1] float32
+    zero: jax.Array  # [b k s 1] float32
+
+
+class ReleasedInt8(NamedTuple):
+    """The same, quantised as the released code does: all positions of one call share a scale, fractions are cut off.
+
+    For parity (spec §14.2). Its errors are larger, and depend on how a text was cut into calls.
+    """
+
+    q: jax.Array
+    scale: jax.Array
+    zero: jax.Array
+
+
+class Cache(NamedTuple):
+    """Of one layer; with a leading `layers` axis when it spans the model."""
+
+    k: jax.Array | Int8 | ReleasedInt8  # [b k s h], rotary applied
+    v: jax.Array | Int8 | ReleasedInt8
+
+
+def empty(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype, kind: str = "plain") -> Cache:
+    """One layer's cache with room for `length` positions of `batch` sequences.
+
+    Args:
+      dtype: of a plain cache. kind: one of KINDS.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"no kind of cache {kind!r}; known: {', '.join(KINDS)}")
+    shape = (batch, cfg.kv, length, cfg.head_dim)
+
+    def part():
+        if kind == "plain":
+            return _placed(jnp.zeros(shape, dtype))
+        one = jnp.zeros((*shape[:-1], 1), jnp.float32)
+        parts = (_placed(x) for x in (jnp.zeros(shape, jnp.uint8), one, one))
+        return (Int8 if kind == "int8" else ReleasedInt8)(*parts)
+
+    return Cache(part(), part())
+
+
+def write(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Cache:
+    """The cache with new entries [b t k h] at their positions [b t]; padding (-1) is dropped."""
+    rows = jnp.arange(k.shape[0])[:, None]
+
+    def put(old, new):
+        slots = jnp.where(positions < 0, old.shape[2], positions)  # out of range, so mode="drop" skips it
+        return _placed(old.at[rows, :, slots].set(new.astype(old.dtype), mode="drop"))
+
+    def quantised(old, new):
+        if isinstance(old, Int8):
+            return Int8(*_quantise(new, jnp.min(new, -1, keepdims=True), jnp.max(new, -1, keepdims=True), 0.5))
+        if isinstance(old, ReleasedInt8):
+            real = (positions >= 0)[..., None, None]
+            low = jnp.min(jnp.where(real, new, jnp.inf), axis=(1, 3), keepdims=True)
+            high = jnp.max(jnp.where(real, new, -jnp.inf), axis=(1, 3), keepdims=True)
+            return ReleasedInt8(*_quantise(new, low, high, 0.0))
+        return new
+
+    return jax.tree.map(put, cache, Cache(quantised(cache.k, k), quantised(cache.v, v)))
+
+
+def join(cache: tuple[Cache, ...], other: tuple[Cache, ...], rows: jax.Array) -> tuple[Cache, ...]:
+    """Caches by layer in which `rows` [r] are another's; it may have fewer slots; rows beyond the end are left."""
+
+    def put(old, new):
+        new = new[:, :, : old.shape[2]]  # slots behind the last position are padding
+        return _placed(old.at[rows, :, : new.shape[2]].set(new, mode="drop"))
+
+    return jax.tree.map(put, cache, other)
+
+
+def _placed(x):
+    return constrain(x, "batch", "kv_heads", None, None)
+
+
+def _quantise(x, low, high, rounding):
+    """[b t k h] and bounds that broadcast to it -> uint8 values, and per position [b t k 1] scale and zero."""
+    x, low, high = (a.astype(jnp.float32) for a in (x, low, high))
+    scale = jnp.maximum((high - low) / 255, 1e-12)  # a constant is its own zero point
+    zero = -low / scale
+    shape = (*x.shape[:-1], 1)
+    q = jnp.clip(x / scale + zero + rounding, 0, 255).astype(jnp.uint8)
+    return q, jnp.broadcast_to(scale, shape), jnp.broadcast_to(zero, shape)
+
+
+def read(cache: Cache, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """All keys and values [b s k h]."""
+
+    def values(part):
+        if not isinstance(part, jax.Array):
+            part = part.scale * (part.q.astype(jnp.float32) - part.zero)
+        return part.astype(dtype).swapaxes(1, 2)
+
+    return values(cache.k), values(cache.v)
