@@ -6,6 +6,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "experiment": "qwenjax.lookup",
+    "load": "qwenjax.api",
+    "save": "qwenjax.api",
     "load_tokenizer": "qwenjax.text",
     "fit": "qwenjax.train.loop",
 }

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
@@ -107,6 +108,18 @@ def experiment_arguments(add, **exp) -> None:
         metavar="FIELD=VALUE",
         help="override a field, e.g. --set optim.peak=1e-3; may be repeated",
     )
+
+
+def keep_programs() -> None:
+    """Has jax keep compiled programs in the user's cache directory, so that the next start does not compile again.
+
+    JAX_COMPILATION_CACHE_DIR in the environment says where else, as jax documents it.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "qwenjax" / "xla"))
 
 
 @contextmanager

@@ -15,17 +15,24 @@ LEVEL = {
     "sharding": 2, "text": 2, "lookup": 2,
     "cli": 3, "model": 3, "objectives": 3,
     "optim": 4, "generate": 4, "interop": 4, "data": 4, "checkpoint": 4, "telemetry": 4,
+    "api": 5,
+    "evals": 6,
     "train": 7,
-    "bench": 8, "tokenizer": 8, "plan": 8, "cluster": 8, "profile": 8, "__main__": 8,
+    "bench": 8, "tokenizer": 8, "plan": 8, "cluster": 8, "profile": 8, "chat": 8, "convert": 8, "eval": 8,
+    "__main__": 8,
 }  # fmt: skip
 PURE = ("fields", "config", "model", "objectives", "optim", "generate")
 EFFECTS = {"os", "pathlib", "time", "logging", "random", "subprocess"}
 COMMANDS = [
     "qwenjax.train",
+    "qwenjax.generate",
+    "qwenjax.chat",
+    "qwenjax.convert",
     *(f"qwenjax.data {name}" for name in ("tokenize", "publish", "stats", "show", "convert")),
     *(f"qwenjax.tokenizer {name}" for name in ("train", "extend", "compression")),
-    *(f"qwenjax.bench {name}" for name in ("train", "data")),
+    *(f"qwenjax.bench {name}" for name in ("train", "data", "decode")),
     "qwenjax.plan",
+    "qwenjax.eval",
     "qwenjax.profile",
     *(
         f"qwenjax.cluster {name}"

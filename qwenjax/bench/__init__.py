@@ -2,4 +2,6 @@
 
 workers.py   long-lived worker processes that take turns, and their two clocks
 train.py     the training step, against PyTorch
+decode.py    reading a prompt and writing after it, against transformers
+data.py      tokenising and the data stream
 """

@@ -12,9 +12,11 @@ from typing import Any
 
 from qwenjax.config import ModelConfig
 from qwenjax.interop.gguf_vocab import merges
-from qwenjax.text.base import CONTROL, Tokenizer
+from qwenjax.text import hub
+from qwenjax.text.base import Tokenizer
 from qwenjax.text.bpe import PATTERN, QwenBPE
 from qwenjax.text.chatml import SYSTEM
+from qwenjax.text.hub import HubTokenizer
 from qwenjax.text.merges import byte_order
 from qwenjax.text.spm import SentencePiece
 
@@ -98,7 +100,9 @@ def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: 
         import tokenizers
     except ImportError:
         raise ValueError("to write a tokenizer.json run `pip install 'qwenjax[tokenizers]'`") from None
-    if isinstance(tokenizer, QwenBPE):
+    if isinstance(tokenizer, HubTokenizer):
+        engine = hub.engine(tokenizer.save(folder).read_bytes(), tokenizer.name)
+    elif isinstance(tokenizer, QwenBPE):
         engine = _byte_level(tokenizer)
     elif isinstance(tokenizer, SentencePiece):
         engine = _pieces(tokenizer)
@@ -111,13 +115,15 @@ def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: 
         got, wanted = engine.encode(text, add_special_tokens=False).ids, tokenizer.encode(text)
         if got != wanted:
             raise ValueError(f"{tokenizer.name} cannot be written as tokenizer.json: {text!r} would become {got[:8]} …")
-    engine.save(str(folder / "tokenizer.json"))
-    end, _, im_end = CONTROL
+    if not isinstance(tokenizer, HubTokenizer):  # whose file is written as it was
+        engine.save(str(folder / "tokenizer.json"))
+    surface = {index: surface for surface, index in tokenizer.special.items()}
+    end, first = surface[tokenizer.eot], tokenizer.prefix
     values = {
         "add_prefix_space": False,
-        "bos_token": None,
+        "bos_token": surface[first[0]] if first else None,
         "clean_up_tokenization_spaces": False,
-        "eos_token": im_end if chat else end,
+        "eos_token": surface[tokenizer.im_end] if chat else end,
         "model_max_length": config.context,
         "pad_token": end,
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -10,7 +10,7 @@ from qwenjax.text.base import StreamDecoder, Tokenizer
 
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
 
-FILES = ("qwen.tiktoken", "tokenizer.model")  # what `Tokenizer.save` writes, by kind
+FILES = ("qwen.tiktoken", "tokenizer.model", "tokenizer.json")  # what `Tokenizer.save` writes, by kind
 EXTRA = "extra.tiktoken"  # what an extended vocabulary writes beside qwen.tiktoken
 
 
@@ -18,8 +18,9 @@ def load_tokenizer(name_or_path: str | Path, extra: str | Path | None = None) ->
     """The tokenizer of a name or path.
 
     Args:
-      name_or_path: 'qwen' (the published vocabulary, from the `vocab` extra), a .tiktoken file, a sentencepiece .model
-        file, or a directory holding qwen.tiktoken or tokenizer.model, itself or in its tokenizer/ (a run directory).
+      name_or_path: 'qwen' (the published vocabulary, from the `vocab` extra); a .tiktoken, sentencepiece .model,
+        tokenizer.json or .gguf file; or a directory with one of `FILES`, itself or in its tokenizer/ (a run
+        directory, or a checkpoint as the hubs keep it).
       extra: a file of `qwenjax.tokenizer extend`, whose tokens are added to a .tiktoken vocabulary; by default
         extra.tiktoken beside the qwen.tiktoken of a directory, if it is there.
     Raises:
@@ -37,9 +38,31 @@ def load_tokenizer(name_or_path: str | Path, extra: str | Path | None = None) ->
         return ExtendedBPE(path.read_bytes(), Path(extra).read_bytes(), str(path), str(extra))
     if path.suffix == ".tiktoken":
         from qwenjax.text.bpe import QwenBPE as Kind
+    elif path.suffix == ".json":
+        from qwenjax.text.hub import HubTokenizer as Kind
+    elif path.suffix == ".gguf":
+        from qwenjax.text.gguf import read_head
+        from qwenjax.text.gguf_vocab import tokenizer_of
+
+        return tokenizer_of(read_head(path), str(path))
     else:
-        from qwenjax.text.spm import SentencePiece as Kind
+        return _model(path, Path(name_or_path).is_dir())
     return Kind(path.read_bytes(), source=str(path))
+
+
+def _model(path: Path, search: bool) -> Tokenizer:
+    """Of a sentencepiece model: one of ours, or else of others, who may have a tokenizer.json beside it."""
+    from qwenjax.text.pieces import Pieces
+    from qwenjax.text.spm import SentencePiece
+
+    data = path.read_bytes()
+    try:
+        return SentencePiece(data, source=str(path))
+    except ValueError:
+        beside = path.with_name("tokenizer.json")
+        if search and beside.is_file():
+            return load_tokenizer(beside)
+        return Pieces(data, source=str(path))
 
 
 def _published() -> Path:
@@ -58,17 +81,20 @@ def _published() -> Path:
 def _find(path: Path) -> Path:
     """The vocabulary file that a path means."""
     if path.is_file():
-        if path.suffix not in (".tiktoken", ".model"):
-            raise ValueError(f"{path} is no tokenizer: wanted a .tiktoken or a sentencepiece .model file")
+        if path.suffix not in (".tiktoken", ".model", ".gguf") and path.name != "tokenizer.json":
+            raise ValueError(
+                f"{path} is no tokenizer: wanted a .tiktoken, a sentencepiece .model, a tokenizer.json or a .gguf file"
+            )
         return path
     if path.is_dir():
         for folder in (path, path / "tokenizer"):
             found = [folder / name for name in FILES if (folder / name).is_file()]
-            if len(found) > 1:
-                raise ValueError(f"{folder} holds both {' and '.join(FILES)}; give the path of one of them")
+            if len(found) > 1 and found[1].name == FILES[1]:
+                raise ValueError(f"{folder} holds both {FILES[0]} and {FILES[1]}; give the path of one of them")
             if found:
-                return found[0]
-        raise ValueError(f"{path} holds no tokenizer: wanted {' or '.join(FILES)}, in it or in its tokenizer/")
+                return found[0]  # a tokenizer.json beside it says the same to other programs
+        raise ValueError(f"{path} holds no tokenizer: wanted {', '.join(FILES)}, in it or in its tokenizer/")
     raise ValueError(
-        f"no tokenizer {str(path)!r}: wanted 'qwen', a .tiktoken or .model file that exists, or a directory with one"
+        f"no tokenizer {str(path)!r}: wanted 'qwen', a .tiktoken, .model, tokenizer.json or .gguf file that exists, "
+        "or a directory with one"
     )

@@ -1,7 +1,8 @@
 """What every tokenizer does: the interface, and the part of it that does not depend on the engine.
 
 A tokenizer is a table of byte strings (decoding is a join over it), an engine that encodes ordinary text, and control
-tokens, which no ordinary text can produce. Both kinds, `bpe` and `spm`, share the control tokens of ChatML.
+tokens, which no ordinary text can produce. Vocabularies of ours, `bpe` and `spm`, have the control tokens of ChatML;
+those of others, `hub` and `pieces`, may.
 """
 
 import codecs
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # every vocabulary of ours has these
+# What others call the end of a text
+ENDS = (CONTROL[0], "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>")
 
 
 class Tokenizer(ABC):
@@ -30,18 +33,31 @@ class Tokenizer(ABC):
       name: 'qwen' for the published vocabulary, else kind and size, as in 'spm-8192'.
       size: number of ids, control tokens included. Embedding rows at or above it are padding.
       special: surface -> id of the control tokens.
-      eot, im_start, im_end: ids of `CONTROL`.
+      eot: id of the one that ends a text, the first of `ENDS` that there is.
+      im_start, im_end: ids of the ones around a turn; None if the vocabulary has no ChatML.
+      prefix: ids that stand before every text which the model reads: a beginning-of-text token, or nothing.
       fingerprint: SHA-256 (hex) of the vocabulary; token shards carry it, so those of another tokenizer are refused.
     """
 
     file: ClassVar[str]  # name of the vocabulary file that `save` writes
 
-    def __init__(self, vocabulary: bytes, name: str, pieces: list[bytes], special: dict[str, int]):
-        """Subclasses take the bytes of a vocabulary file alone and work out the rest; `pieces[id]` is the id's text."""
+    def __init__(
+        self, vocabulary: bytes, name: str, pieces: list[bytes], special: dict[str, int], prefix: Sequence[int] = ()
+    ):
+        """Subclasses take the bytes of a vocabulary file alone and work out the rest; `pieces[id]` is the id's text.
+
+        Raises:
+          ValueError: none of the control tokens ends a text.
+        """
+        end = next((surface for surface in ENDS if surface in special), None)
+        if end is None:
+            raise ValueError(f"{name}: none of its {len(special)} control tokens ends a text, as {', '.join(ENDS)} do")
         self.name = name
         self.size = len(pieces)
         self.special = special
-        self.eot, self.im_start, self.im_end = (special[surface] for surface in CONTROL)
+        self.eot = special[end]
+        self.im_start, self.im_end = (special.get(surface) for surface in CONTROL[1:])
+        self.prefix = tuple(prefix)
         self.fingerprint = hashlib.sha256(vocabulary).hexdigest()
         self._vocabulary = vocabulary
         self._pieces = pieces
@@ -181,5 +197,14 @@ class StreamDecoder:
 
 @functools.lru_cache(maxsize=64)
 def _any_of(surfaces: frozenset[str]) -> re.Pattern:
-    """Matches any of the surfaces, as one group. No surface of a control token begins another."""
-    return re.compile("(" + "|".join(map(re.escape, sorted(surfaces))) + ")")
+    """Matches any of the surfaces, as one group: the longest where one begins another."""
+    return re.compile("(" + "|".join(map(re.escape, sorted(surfaces, key=lambda s: (-len(s), s)))) + ")")
+
+
+def whole_text(text: str) -> str:
+    """The text with lone surrogates, which UTF-8 cannot write, replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -168,10 +168,20 @@ def make_context(
 def stop_sequences(tokenizer: "Tokenizer", chat_format: str = "chatml") -> list[list[int]]:
     """Ids that end an answer (spec §6.3): the end or a forged start of a turn; for base models 'Human:' or the end."""
     if chat_format == "chatml":
+        check(tokenizer)
         return [[tokenizer.im_end], [tokenizer.im_start]]
     if chat_format == "raw":
         return [tokenizer.encode_ordinary("Human:"), [tokenizer.eot]]
     raise ValueError(f"chat_format={chat_format!r} is unknown; known: chatml, raw")
+
+
+def check(tokenizer: "Tokenizer") -> None:
+    """Raises ValueError if the vocabulary lacks the control tokens of ChatML."""
+    if tokenizer.im_start is None or tokenizer.im_end is None:
+        raise ValueError(
+            f"the vocabulary {tokenizer.name} has no <|im_start|> and <|im_end|>, so its model does not chat in "
+            "ChatML; continue texts with it instead (qwenjax.generate)"
+        )
 
 
 def with_system(messages: Sequence[Message]) -> list[Message]:
@@ -198,6 +208,7 @@ def with_system(messages: Sequence[Message]) -> list[Message]:
 
 def _turn(tokenizer: "Tokenizer", message: Message) -> list[tuple[str, list[int]]]:
     """The parts of a turn by name, each encoded on its own."""
+    check(tokenizer)
     newline = tokenizer.encode_ordinary("\n")
     return [
         ("start", [tokenizer.im_start]),

@@ -7,6 +7,7 @@ corpus is read once and then forgotten.
 """
 
 import base64
+import functools
 import heapq
 import unicodedata
 from array import array
@@ -24,6 +25,12 @@ def byte_order() -> list[bytes]:
     """The 256 bytes as Qwen's (and GPT-2's) vocabulary orders them: printable ones first (spec §2.1)."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [bytes([byte]) for byte in (*shown, *sorted(set(range(256)) - set(shown)))]
+
+
+@functools.cache
+def spelling() -> dict[int, str]:
+    """Byte -> the character by which GPT-2 shows it: printable ones are themselves, the others come from U+0100 on."""
+    return {byte[0]: chr(byte[0]) if i < 188 else chr(256 + i - 188) for i, byte in enumerate(byte_order())}
 
 
 def without_numbers(tokens: Iterable[bytes]) -> list[bytes]:

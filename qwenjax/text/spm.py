@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from qwenjax.text.base import CONTROL, Tokenizer
+from qwenjax.text.base import CONTROL, Tokenizer, whole_text
 
 BLANK = "▁"  # U+2581, by which sentencepiece writes a space; in text it has to go in as bytes
 CHUNK = 4000  # characters that training counts as one 'sentence'
@@ -62,7 +62,7 @@ class SentencePiece(Tokenizer):
         return name.replace(BLANK, " ").encode()
 
     def _normalize(self, text: str) -> str:
-        return _valid(text)
+        return whole_text(text)
 
     def _ordinary(self, text: str) -> list[int]:
         return self._join([text], 1)[0]
@@ -144,7 +144,7 @@ def _sample(texts: Iterable[str], limit: int) -> list[str]:
     total, stride, index = 0, 1, 0
     for text in texts:
         # sentencepiece drops a whole sentence for one U+2585, its mark for unknowns, and reads U+2581 as a space
-        text = _valid(text).replace("\u2585", "\n").replace(BLANK, "\n")
+        text = whole_text(text).replace("\u2585", "\n").replace(BLANK, "\n")
         for start in range(0, len(text), CHUNK):
             if index % stride == 0:
                 kept.append(text[start : start + CHUNK])
@@ -166,12 +166,3 @@ def _coverage(chunks: list[str], size: int) -> float:
         counts.update(chunk)
     most = [count for _, count in counts.most_common(max((size - 260) // 2, 1))]
     return max(0.98, min(0.9995, sum(most) / counts.total()))  # 0.98 is the least that sentencepiece accepts
-
-
-def _valid(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 cannot write, replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

@@ -11,7 +11,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenjax.text import foreign, merges
+from qwenjax.text import gguf_vocab, merges
 from qwenjax.text.bpe import PATTERN, write_ranks
 from qwenjax.text.foreign import open_vocabulary
 from qwenjax.text.gguf import read_head
@@ -262,5 +262,5 @@ def test_what_is_no_vocabulary_is_refused_by_name(tmp_path, monkeypatch):
 
 
 def test_known_patterns_are_named_as_in_the_files():
-    assert {"default", "gpt-2", "llama-bpe", "qwen2"} <= foreign.CUTS.keys()
-    assert set(foreign.WHOLE_WORDS) <= foreign.CUTS.keys()
+    assert {"default", "gpt-2", "llama-bpe", "qwen2"} <= gguf_vocab.CUTS.keys()
+    assert set(gguf_vocab.WHOLE_WORDS) <= gguf_vocab.CUTS.keys()

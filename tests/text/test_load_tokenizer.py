@@ -28,7 +28,7 @@ def test_missing_vocabulary_extra_says_what_to_install(monkeypatch):
 def test_what_is_no_tokenizer_is_refused(tmp_path, small):
     with pytest.raises(ValueError, match="no tokenizer 'qwem': wanted 'qwen'"):
         load_tokenizer("qwem")
-    with pytest.raises(ValueError, match=r"holds no tokenizer: wanted qwen\.tiktoken or tokenizer\.model"):
+    with pytest.raises(ValueError, match=r"holds no tokenizer: wanted qwen\.tiktoken, tokenizer\.model, tok"):
         load_tokenizer(tmp_path)
     other = tmp_path / "vocab.json"
     other.write_text("{}")

@@ -1,0 +1,1 @@
+"""`python -m qwenjax.eval`: what the room `evals` measures, from the command line."""

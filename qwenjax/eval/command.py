@@ -1,0 +1,78 @@
+"""What a model can do: a table of the report, or tasks by name, beside what was published.
+
+--table=3       perplexity of a long text by context length, with dynamic NTK, LogN and layer windows switched on one
+                after the other, where the text is longer than what the model was trained on
+--tasks=passkey a number hidden in a long text: found or not, by depth and length
+
+Prints a table; --out gets it as .txt, .json and .png. What is finished is kept there: interrupted or killed, the same
+command goes on.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from qwenjax import cli
+from qwenjax.api import options as shared
+
+EXAMPLES = f"""{shared.MODEL}
+examples:
+  python -m qwenjax.eval --model=Qwen-7B --table=3 --text=book.txt
+  python -m qwenjax.eval --model=SmolLM2.gguf --table=3 --text=book.txt --lengths=2048,8192,16384 --tokens=16384
+  python -m qwenjax.eval --model=Qwen-7B-Chat --tasks=passkey --lengths=4096,8192,16384 --depths=11 --trials=5
+  python -m qwenjax.eval --model=SmolLM2.gguf --tasks=passkey --lengths=8192,16384 --set ntk=true --set logn=true
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    shared.model_arguments(add)
+    add("--table", metavar="N", help="a table of the report: 3")
+    add("--tasks", default="", metavar="A,B", help="tasks by name: passkey")
+    add("--text", default="", metavar="FILE", help="plain text, for perplexities")
+    add("--lengths", type=_numbers, metavar="N,N,…", help="in tokens (default: 1024, 2048, … 32768)")
+    add("--tokens", type=cli.positive, metavar="N", help="of the text, read at each length (default: the longest one)")
+    add("--depths", type=cli.positive, metavar="N", help="places of the passkey (default: 5)")
+    add("--trials", type=cli.positive, metavar="N", help="passkey texts for each length and depth (default: 2)")
+    add("--seed", type=cli.natural, metavar="N", help="of what is drawn (default: 0)")
+    add("--out", metavar="DIR", help="where results go (default: runs/eval-MODEL)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures one thing after the other, and prints each."""
+    from qwenjax.evals import tasks
+
+    try:
+        asked = {name: getattr(options, name) for name in ("text", "lengths", "tokens", "depths", "trials", "seed")}
+        settings = tasks.Settings(**{name: value for name, value in asked.items() if value})
+        names = [f"table{options.table}"] if options.table else []
+        names += [name.strip() for name in options.tasks.split(",") if name.strip()]
+        modules = {name: tasks.task(name.removeprefix("table")) for name in names}
+    except ValueError as error:
+        raise cli.Usage(str(error)) from None
+    if not modules:
+        raise cli.Usage("nothing to measure: give --table=3 or --tasks=passkey")
+
+    from qwenjax import storage
+    from qwenjax.evals.parts import Parts, model_key
+
+    title = Path(options.model).resolve().name.removesuffix(".gguf")
+    out = storage.path(options.out or f"runs/eval-{title}")
+    model = shared.load_model(options)
+    of = {"model": model_key(options.model), "set": sorted(options.set), "dtype": model.compute.dtype}
+    parts = Parts(out, of)
+    for name, module in modules.items():
+        result = {"model": title, "set": options.set, **module.measure(model, settings, parts)}
+        text = module.table(result)
+        storage.write(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+        storage.write(out / f"{name}.txt", text + "\n")
+        module.draw(result, out / f"{name}.png")
+        print(text, flush=True)
+        print(f"also in {out / name}.txt, .json and .png", file=sys.stderr)
+    return cli.DONE
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Type of an option that is a list of whole numbers."""
+    return tuple(cli.positive(part.strip()) for part in text.split(","))

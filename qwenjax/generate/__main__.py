@@ -1,0 +1,76 @@
+"""What a model writes after a prompt, on the screen; or after every row of a JSONL file, into another.
+
+In the file every row has "prompt", a text, or "messages", a conversation [{"role": "user", "content": …}]; it may have
+its own "seed". The output repeats the row and adds completion, reason (stop or length), tokens and logprob. Interrupted
+or killed, the same command goes on behind the last whole row.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from qwenjax import cli
+from qwenjax.api import options as shared
+
+EXAMPLES = f"""{shared.MODEL}
+examples:
+  python -m qwenjax.generate --model=runs/quickstart 'def main(' --max-new-tokens=64
+  python -m qwenjax.generate --model=Qwen-1_8B 'The capital of France is' --temperature=0
+  python -m qwenjax.generate --model=SmolLM2.gguf --jsonl=questions.jsonl --out=answers.jsonl --batch=16 --stop='\\n\\n'
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    add("prompt", nargs="*", metavar="PROMPT", help="texts to go on from; - reads one from stdin")
+    shared.model_arguments(add)
+    add("--jsonl", metavar="FILE", help="rows to complete instead of prompts")
+    add("--out", metavar="FILE", help="where their completions go")
+    add("--batch", type=cli.positive, default=8, metavar="N", help="rows completed at a time (default: 8)")
+    shared.sampling_arguments(add)
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends a completion; \\n is a line end; repeatable")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Completes; results are on stdout or in --out."""
+    if bool(options.prompt) == bool(options.jsonl) or bool(options.jsonl) != bool(options.out):
+        raise cli.Usage("wanted PROMPT…, or --jsonl=FILE with --out=FILE")
+    stop = tuple(text.replace("\\n", "\n") for text in options.stop)
+    return _file(options, stop) if options.jsonl else _screen(options, stop)
+
+
+def _screen(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
+    prompts = [sys.stdin.read() if text == "-" else text for text in options.prompt]
+    model = shared.load_model(options)
+    policy, most = shared.sampling(options, model)
+    for i, prompt in enumerate(prompts):
+        print(prompt, end="", flush=True)
+        begin, seeds = time.perf_counter(), [options.seed + i]
+        made = model.complete([prompt], policy, most, stop, seeds, lambda row, text: print(text, end="", flush=True))
+        print(flush=True)
+        rate = len(made[0].ids) / (time.perf_counter() - begin)
+        print(f"{len(made[0].ids)} tokens, {rate:.1f} a second, ended by {made[0].reason}", file=sys.stderr)
+    return cli.DONE
+
+
+def _file(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
+    from qwenjax.api import jobs
+
+    rows, out = jobs.read_requests(options.jsonl), Path(options.out)
+    model = shared.load_model(options)
+    job = jobs.Job(*shared.sampling(options, model), stop, options.seed, options.batch)
+    digest = job.digest(f"{options.model} {options.set} {options.dtype}")
+    done = jobs.resume(out, rows, digest)
+    if done:
+        print(f"{done} of {len(rows)} rows are done", file=sys.stderr)
+    with cli.meter("completing", len(rows) - done, "row") as step:
+        tokens = jobs.run(model, rows, done, job, digest, out, step)
+    print(f"{out} is complete: {len(rows)} rows, {tokens} new tokens")
+    return cli.DONE
+
+
+if __name__ == "__main__":
+    from qwenjax.generate import __main__ as command  # beside the pure files of this room, the command is this file
+
+    sys.exit(cli.main_of("qwenjax.generate", command))

@@ -1,0 +1,103 @@
+"""`python -m qwenjax.bench decode`: what it reports, and how it fails."""
+
+import json
+import sys
+
+import jax
+import pytest
+from flax import linen as nn
+
+from qwenjax.bench import decode
+from qwenjax.bench.__main__ import main
+from qwenjax.bench.decode import Case
+from qwenjax.bench.workers import Turn
+from qwenjax.config import ModelConfig
+from qwenjax.interop.save import save_params
+from qwenjax.model import transformer
+
+SHORT = ["--prefill=16", "--prompt=4", "--new=4", "--rounds=1", "--threads=1"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    config = ModelConfig(vocab=96, layers=1, embed=16, heads=2, kv_heads=1, ffn=24, context=64)
+    params = jax.jit(lambda key: nn.unbox(transformer.init_params(config, key)))(jax.random.key(0))
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_params(config, params, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Short turns, and workers with the one device they have in life."""
+    monkeypatch.setattr(decode, "TURN_SECONDS", 0.01)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
+def test_a_case_counts_the_tokens_written_or_if_one_is_written_those_read():
+    prefill, one, eight = decode.cases(prefill=512, prompt=32, new=64)
+    assert (prefill.tokens, one.tokens, eight.tokens) == (512, 64, 8 * 64)
+    turn = Turn(steps=3, wall=2.0, cpu=4.0)
+    assert decode.rate(eight, turn) == 3 * 512 / 2
+    assert decode.rate(eight, turn, "cpu") == 3 * 512 / 4
+
+
+def test_ratios_are_taken_round_by_round():
+    # the machine halves in the second round, for both; ours does twice as many calls in the same time
+    ours, theirs = [Turn(4, 2.0, 2.0), Turn(2, 2.0, 2.0)], [Turn(2, 2.0, 4.0), Turn(1, 2.0, 4.0)]
+    assert decode.ratio(ours, theirs, "wall") == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert decode.ratio(ours, theirs, "cpu") == {"median": 4.0, "low": 4.0, "high": 4.0}
+
+
+def test_agreement_is_the_share_before_the_first_difference():
+    assert decode._agreement([[1, 2, 3, 4], [1, 2, 3, 4]], [[1, 2, 3, 4], [1, 9, 3, 4]]) == (1 + 1 / 4) / 2
+
+
+def test_turns_take_the_cases_in_order_each_in_its_quickest_way(monkeypatch):
+    asked = []
+    monkeypatch.setattr(decode, "_timed", lambda write, case: (write(case), [[0]]))
+
+    def way(seconds):
+        return lambda case: asked.append((case.name, seconds)) or seconds
+
+    cases = [Case("a", 1, 1, 2), Case("b", 1, 1, 2)]
+    facts, run = decode._ready({"cases": cases}, lambda case: [way(3.0), way(1.0 if case.name == "a" else 5.0)])
+    assert facts["seconds"] == [1.0, 3.0]
+    asked.clear()
+    for calls in (1, 2, 1):
+        run(calls)
+    assert asked == [("a", 1.0), ("b", 3.0), ("b", 3.0), ("a", 1.0)]
+
+
+def test_our_side_is_measured_alone(checkpoint, capfd):
+    assert main(["decode", f"--model={checkpoint}", *SHORT, "--json"]) == 0
+    out, progress = capfd.readouterr()
+    result = json.loads(out)
+    assert [case["batch"] for case in result["cases"]] == [1, 1, 8]
+    for title in ("tokens_per_second", "tokens_per_cpu_second"):
+        assert all(0 < rate["low"] <= rate["median"] <= rate["high"] for rate in result["ours"][title])
+    assert not {"transformers", "ratio"} & set(result)
+    assert "round 1/1, tokens/s: ours" in progress
+    assert [line.split()[0] for line in decode.table(result).splitlines()[-3:]] == ["prefill,", "decode,", "decode,"]
+
+
+def test_transformers_writes_the_same_in_turns(checkpoint, capfd):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    assert main(["decode", f"--model={checkpoint}", *SHORT, "--against=transformers", "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result["same_tokens"] == 1
+    assert result["ours"]["params"] == result["transformers"]["params"]
+    assert sum(line.split()[0] == "ratio" for line in decode.table(result).splitlines() if line) == 3
+
+
+def test_without_torch_the_command_says_what_to_install(checkpoint, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    assert main(["decode", f"--model={checkpoint}", "--against=transformers"]) == 1
+    assert "pip install 'qwenjax[parity]'" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_is_said(tmp_path, capfd):
+    assert main(["decode", f"--model={tmp_path / 'gone'}", *SHORT]) == 1
+    assert "error: ours: no checkpoint at" in capfd.readouterr().err
+    assert main(["decode", f"--model={tmp_path / 'gone'}", "--new=1"]) == 2

@@ -1,0 +1,113 @@
+"""A conversation's commands, history and interruptions, with a scripted model; and the command from a pipe."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+import tiny_model
+
+from qwenjax import cli
+from qwenjax.api.habits import Habits
+from qwenjax.api.model import Completion, Model
+from qwenjax.chat import command
+from qwenjax.chat.session import HELP, Left, Session
+
+
+class Scripted:
+    """A model that says the same thing in three pieces, and remembers what it was asked."""
+
+    def __init__(self, window=4096, interrupt=False):
+        self.vocabulary, self.habits, self.window = tiny_model.tokenizer(), Habits(chat=True), window
+        self.asked, self.interrupt = [], interrupt
+
+    def policy(self, **changes):
+        return Model.policy(SimpleNamespace(habits=self.habits), **changes)
+
+    def complete(self, prompts, sampling, max_new_tokens, stop, seeds, on_text):
+        self.asked.append((self.vocabulary.decode(prompts[0]), sampling, max_new_tokens, list(seeds)))
+        for piece in ("I ", "do ", "not"):
+            on_text(0, piece)
+            if self.interrupt:
+                raise KeyboardInterrupt
+        return [Completion("I do not", [1, 2, 3], -1.0, "stop")]
+
+
+def test_what_was_said_is_in_the_next_prompt():
+    model, said = Scripted(), []
+    session = Session(model, system="Be brief.")
+    told = session.answer("Do you?", said.append)
+    assert "".join(said) == "I do not"
+    assert told.startswith("3 tokens")
+    session.answer("Why?", said.append)
+    assert model.asked[1][0] == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nDo you?<|im_end|>\n"
+        "<|im_start|>assistant\nI do not<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert session.command(":history") == "user: Do you?\nassistant: I do not\nuser: Why?\nassistant: I do not"
+    assert session.command(":clear") == "forgotten"
+    assert session.command(":history") == "nothing yet"
+
+
+def test_old_turns_leave_the_prompt_and_not_the_history():
+    model = Scripted(window=150)
+    session = Session(model, settings={"max_new_tokens": 10})
+    for i in range(8):
+        told = session.answer(f"question {i}", lambda text: None)
+    assert "old turns no longer fit" in told
+    assert "question 7" in model.asked[-1][0]
+    assert "question 0" not in model.asked[-1][0]
+    assert len(session.history) == 8
+
+
+def test_an_interruption_stops_the_answer_and_keeps_what_came():
+    session = Session(Scripted(interrupt=True))
+    assert session.answer("go", lambda text: None).endswith("stopped")
+    assert session.history == [("go", "I ")]
+
+
+def test_settings():
+    model = Scripted()
+    session = Session(model, settings={"max_new_tokens": 20})
+    assert session.command(":conf") == "Greedy(repetition_penalty=1.0, min_new=0), max_new_tokens=20"
+    assert "temperature=0.5" in session.command(":conf temperature=0.5 top_p=0.9")
+    assert session.command(":seed 7") == "seed=7"
+    session.answer("x", lambda text: None)
+    assert model.asked[0][1].top_p == 0.9
+    assert model.asked[0][2:] == (20, [7])
+    assert session.command(":conf reset").startswith("Greedy")
+    assert session.command(":help") == HELP
+    assert session.command(":) nice") is None
+    for line, message in (
+        (":conf tempera=1", "Did you mean 'temperature'"),
+        (":conf top_p=2", "top_p <= 1"),
+        (":conf top_k=x", "top_k='x': wanted a whole number"),
+        (":conf max_new_tokens=0", "at least 1"),
+        (":seed x", "wanted a whole number"),
+        (":quit", "no command :quit; known: :help"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            session.command(line)
+    assert session.settings == {"max_new_tokens": 20}
+    with pytest.raises(Left):
+        session.command(":exit")
+
+
+def test_from_a_pipe(tmp_path, monkeypatch, capsys):
+    """The whole command on a tiny model: answers on stdout, the rest on stderr, errors do not end it."""
+    folder = tiny_model.write(tmp_path / "tiny")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n:nonsense\n:history\n:exit\nnever asked\n"))
+    words = [f"--model={folder}", "--max-new-tokens=3", "--temperature=0"]
+    assert cli.main_of("qwenjax.chat", command, words) == cli.DONE
+    out, err = capsys.readouterr()
+    assert "user: hello" in out
+    assert "never asked" not in out
+    assert "tokens" in err
+    assert "error: no command :nonsense" in err
+
+
+def test_a_model_without_chatml_is_refused(tmp_path, monkeypatch, capsys):
+    model = Scripted()
+    model.vocabulary = SimpleNamespace(name="other", im_start=None, im_end=None)
+    with pytest.raises(ValueError, match="does not chat in ChatML"):
+        Session(model)

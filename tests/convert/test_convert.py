@@ -1,0 +1,130 @@
+"""Any readable checkpoint to each format, and the check that finds what is not the same."""
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_model
+
+import qwenjax
+from qwenjax import cli
+from qwenjax.config import ModelConfig
+from qwenjax.convert import check, command, layers
+from qwenjax.interop.save import save_params
+
+
+def convert(*words) -> tuple[int, str, str]:
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = cli.main_of("qwenjax.convert", command, list(map(str, words)))
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model.write(tmp_path_factory.mktemp("convert") / "tiny")
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    """The check's last part has a test of its own."""
+    monkeypatch.setattr("qwenjax.convert.check.importlib.util.find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_there_and_back_through_gguf(folder, tmp_path):
+    code, out, err = convert(f"--model={folder}", "--to=gguf", f"--out={tmp_path / 'a.gguf'}", "--check")
+    assert (code, err) == (cli.DONE, "")
+    assert "read back bit by bit" in out
+    code, out, _ = convert(f"--model={tmp_path / 'a.gguf'}", "--to=qwen2", f"--out={tmp_path / 'back'}", "--check")
+    assert code == cli.DONE
+    there, back = qwenjax.load(folder), qwenjax.load(tmp_path / "back")
+    assert back.habits.chat
+    ids = there.encode("import argparse")
+    assert back.encode("import argparse") == ids
+    np.testing.assert_allclose(back.logits([ids]), there.logits([ids]), atol=0.02)  # float16 between
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_eight_bits_and_a_directory_for_the_file(folder, tmp_path):
+    code, out, _ = convert(f"--model={folder}", "--to=gguf", "--quant=q8_0", f"--out={tmp_path}", "--check")
+    assert code == cli.DONE
+    assert "q8_0 is off by" in out
+    assert (tmp_path / "tiny-q8_0.gguf").is_file()
+
+
+def test_the_first_releases_layout_and_back(tmp_path, qwen_vocab):
+    config = ModelConfig(vocab=151_936, layers=1, embed=8, heads=2, ffn=8, context=32, ntk=True, logn=True)
+    params = tiny_model.params(config)
+    save_params(config, params, tmp_path / "a", "qwen2", tokenizer=qwen_vocab, dtype="bfloat16")
+    words = ["--set", "ntk=true", "--set", "logn=true"]
+    code, out, err = convert(f"--model={tmp_path / 'a'}", *words, "--to=qwen", f"--out={tmp_path / 'b'}", "--check")
+    assert code == cli.DONE, err
+    assert "qwen.tiktoken" in {path.name for path in (tmp_path / "b").iterdir()}
+    assert "bfloat16" in out  # as it was stored
+    values = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert (values["use_dynamic_ntk"], values["use_logn_attn"]) == (True, True)
+    code, out, _ = convert(f"--model={tmp_path / 'a'}", "--to=qwen", f"--out={tmp_path / 'c'}", "--set", "layers")
+    assert code == cli.USAGE
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_a_flipped_bit_is_found(folder, tmp_path, monkeypatch):
+    written = check.open_source
+
+    def damaged(path):
+        source = written(path)
+        tensor = source.foreign.tensors["model.norm.weight"]
+
+        def read():
+            value = np.array(tensor.read())
+            value.view(np.uint8)[0] ^= 1
+            return value
+
+        source.foreign.tensors._tensors["model.norm.weight"] = tensor._replace(read=read)
+        return source
+
+    monkeypatch.setattr(check, "open_source", damaged)
+    code, _, err = convert(f"--model={folder}", "--to=qwen2", f"--out={tmp_path / 'x'}", "--check")
+    assert code == cli.FAILED
+    assert "tensor 'model.norm.weight'" in err
+
+
+def test_layer_by_layer_is_the_whole_model(folder):
+    """Hidden states fed from layer to layer end in the model's own logits, windows and biases included."""
+    for config in (
+        tiny_model.CONFIG,
+        replace(tiny_model.CONFIG, qkv_bias=True, tie_embeddings=False, windows=(0, 6), kv_heads=0),
+    ):
+        params = tiny_model.params(config)
+        ids = np.arange(3, 35).reshape(2, 16)
+        found = dict(layers.states(config, params, ids))
+        assert list(found) == ["embedding", "layer 0", "layer 1", "logits"]
+        model = qwenjax.api.model.Model(config, params, None, layers.PLAIN)
+        np.testing.assert_allclose(found["logits"], model.logits(ids), atol=1e-4)
+
+
+def test_the_layer_that_parts_is_named(folder, monkeypatch):
+    config, params = tiny_model.CONFIG, tiny_model.params()
+    other = tiny_model.params()
+    other["blocks"]["mlp"]["down"][1, 3] += 0.01  # of layer 1
+    ids = np.random.default_rng(0).integers(0, config.vocab, (2, 48))
+    theirs = [state for _, state in layers.states(config, other, ids)]
+    monkeypatch.setattr(layers, "_theirs", lambda reference, ids: ("Other", theirs))
+    with pytest.raises(ValueError, match="part after layer 1: Other computes something else"):
+        list(layers.compare(config, params, folder))
+    monkeypatch.setattr(
+        layers, "_theirs", lambda reference, ids: ("Same", [s for _, s in layers.states(config, params, ids)])
+    )
+    assert "they agree" in list(layers.compare(config, params, folder))[-1]
+
+
+def test_transformers_computes_the_same(folder, tmp_path):
+    pytest.importorskip("torch", reason="needs the extra parity")
+    pytest.importorskip("transformers", reason="needs the extra parity")
+    code, out, err = convert(f"--model={folder}", "--to=qwen2", f"--out={tmp_path / 'x'}", "--check")
+    assert code == cli.DONE, err
+    assert "LlamaForCausalLM of transformers reads" in out
+    assert "they agree" in out
