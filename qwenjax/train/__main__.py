@@ -110,11 +110,8 @@ def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[in
     from qwenjax.train.memory import keep_freed_memory
 
     keep_freed_memory()  # before jax makes its threads
-    import jax
-
-    # a program that comes from the cache leaves no names in a trace
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and profile is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "qwenjax" / "xla"))
+    if profile is None:  # a program that comes from the cache leaves no names in a trace
+        cli.keep_programs()
     from qwenjax.train import distributed, restarts
 
     try:
