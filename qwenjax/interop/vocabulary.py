@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from qwenjax.config import ModelConfig
-from qwenjax.interop.gguf_vocab import merges
+from qwenjax.interop.gguf_tokens import merges, spell
 from qwenjax.text import hub
 from qwenjax.text.base import Tokenizer
 from qwenjax.text.bpe import PATTERN, QwenBPE
 from qwenjax.text.chatml import SYSTEM
 from qwenjax.text.hub import HubTokenizer
-from qwenjax.text.merges import byte_order
 from qwenjax.text.spm import SentencePiece
 
 # ChatML as `text.chatml.render` writes it (spec §6.1), for programs that take a Jinja template.
@@ -138,17 +137,11 @@ def _byte_level(tokenizer: QwenBPE) -> Any:
     import tokenizers
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    order = byte_order()  # the printable bytes stand for themselves, the others follow from U+0100
-    shown = {b[0]: b.decode("latin-1") if i < 188 else chr(256 + i - 188) for i, b in enumerate(order)}
-
-    def spelt(token: bytes) -> str:
-        return "".join(map(shown.__getitem__, token))
-
     ranks = {tokenizer.decode_bytes([i]): i for i in range(tokenizer.eot)} | getattr(tokenizer, "extra", {})
-    vocab = {spelt(token): i for token, i in ranks.items()}
+    vocab = {spell(token): i for token, i in ranks.items()}
     # control tokens between the ranks and extra tokens keep their ids by being in the table, too
     vocab |= {surface: i for surface, i in tokenizer.special.items() if surface not in vocab}
-    pairs = [(spelt(left), spelt(right)) for left, right in merges(ranks)]
+    pairs = [(spell(left), spell(right)) for left, right in merges(ranks)]
     engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, pairs))
     engine.normalizer = normalizers.NFC()
     engine.pre_tokenizer = pre_tokenizers.Sequence(

@@ -12,7 +12,7 @@ from models import descriptors
 
 from qwenjax.config import Compute, ModelConfig, RopeScaling
 from qwenjax.interop.gguf import open_gguf
-from qwenjax.interop.gguf_vocab import merges, vocabulary
+from qwenjax.interop.gguf_tokens import merges, vocabulary
 from qwenjax.interop.gguf_write import KINDS, write_gguf
 from qwenjax.interop.layout import Table
 from qwenjax.interop.load import load_params

@@ -133,7 +133,7 @@ def test_gguf_and_back(hub, tmp_path):
 
 
 def test_gguf_of_our_own_vocabularies(small, qwen_vocab):
-    from qwenjax.interop.gguf_vocab import vocabulary
+    from qwenjax.interop.gguf_tokens import vocabulary
 
     again = gguf_vocab.tokenizer_of(vocabulary(small, small.size + 3), "x.gguf")
     assert type(again) is type(small)

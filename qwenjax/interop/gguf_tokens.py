@@ -1,12 +1,11 @@
 """Our tokenizers as the metadata `tokenizer.…` of a GGUF file."""
 
-import functools
 import itertools
 import tempfile
 from typing import Any, AnyStr
 
 from qwenjax.text.base import Tokenizer
-from qwenjax.text.merges import byte_order
+from qwenjax.text.merges import spelling
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # of tokenizer.ggml.token_type
 
@@ -64,13 +63,7 @@ def _ranks(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def spell(token: bytes) -> str:
     """A token as GPT-2's files show it: printable bytes as themselves, the others as characters from U+0100 on."""
-    return "".join(map(_spelling().__getitem__, token))
-
-
-@functools.cache
-def _spelling() -> dict[int, str]:
-    """The character of each byte; the 188 printable ones come first in `byte_order`."""
-    return {byte[0]: chr(byte[0]) if i < 188 else chr(256 + i - 188) for i, byte in enumerate(byte_order())}
+    return "".join(map(spelling().__getitem__, token))
 
 
 def merges(ranks: dict[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
