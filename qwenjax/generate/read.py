@@ -1,4 +1,4 @@
-"""Reading text into a model, a chunk at a time: for decoding, and to score texts of any length.
+"""Reading prompts of any length into a model, a chunk at a time, before decoding.
 
 Texts are padded on the right with position -1, to few widths, so that few shapes compile. Each goes by its own length
 (`lengths`), so that it is read alike alone and in a batch. Memory grows with the chunk, not with the text's square.
@@ -15,7 +15,6 @@ from qwenjax.model import cache as caches
 from qwenjax.model import transformer
 
 CHUNK = 512  # positions read at a time
-SCORED = 32  # positions of each row whose logits exist at one time
 
 
 def bucket(n: int, least: int) -> int:
@@ -49,27 +48,6 @@ def read(
     return last, cache
 
 
-def log_probs(model: transformer.Transformer, params: dict, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Log-probability of every token but the first of each text, given those before it, with all context options.
-
-    As training has it: over all rows of the vocabulary. Every position counts as in one whole forward pass.
-
-    Args:
-      model, params: as for `read`.
-    """
-    ids, positions, lengths = _padded(texts)
-    targets = np.zeros_like(ids)
-    targets[:, :-1] = ids[:, 1:]
-    cache = _empty(model, len(ids), bucket(ids.shape[1], 16), "plain")
-    out = []
-    for part in _parts(ids.shape[1]):
-        args = ids[:, part], positions[:, part], targets[:, part], lengths
-        scored, cache = _score(params, cache, *args, model=model)
-        out.append(scored)
-    out = np.concatenate([np.asarray(scored) for scored in out], axis=1)
-    return [row[: len(text) - 1] for row, text in zip(out, texts)]
-
-
 def _padded(texts):
     """ids, positions [r w] and lengths [r]; w is a bucket, or a multiple of CHUNK."""
     longest = max(map(len, texts))
@@ -99,22 +77,3 @@ def _read(params, cache, last, ids, positions, lengths, *, model):
     ends = (positions == lengths[:, None] - 1) & (positions >= 0)
     here = jnp.take_along_axis(hidden, jnp.argmax(ends, axis=1)[:, None, None], axis=1)[:, 0]
     return jnp.where(ends.any(axis=1)[:, None], here, last), cache
-
-
-@functools.partial(jax.jit, static_argnames="model", donate_argnums=1)
-def _score(params, cache, ids, positions, targets, lengths, *, model):
-    """One chunk: [r t] log-probabilities of the targets."""
-    hidden, cache = model.apply({"params": params}, ids, positions, None, cache, lengths)
-
-    def some(block):
-        scores = transformer.logits(params, block[0])
-        chosen = jnp.take_along_axis(scores, block[1][..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(scores, axis=-1)
-
-    rows, width = ids.shape
-    blocks = -(-width // SCORED)
-    fill = blocks * SCORED - width
-    hidden = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0))).reshape(rows, blocks, SCORED, -1).swapaxes(0, 1)
-    targets = jnp.pad(targets, ((0, 0), (0, fill))).reshape(rows, blocks, SCORED).swapaxes(0, 1)
-    out = jax.lax.map(some, (hidden, targets)).swapaxes(0, 1).reshape(rows, -1)[:, :width]
-    return out, cache
