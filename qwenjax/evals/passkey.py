@@ -104,7 +104,7 @@ def draw(result: dict, path: Path) -> None:
     lengths, depths, trials = result["lengths"], result["depths"], result["trials"]
     figure, (axes,) = figures.canvas(max(4.5, 1.0 + 0.9 * len(lengths)), 1.6 + 0.45 * len(depths))
     rates = [[row[i] / trials for row in result["found"]] for i in range(len(depths))]
-    axes.imshow(rates, cmap="BuGn", vmin=0, vmax=1.2, aspect="auto")  # its darkest would hide the numbers
+    axes.imshow(rates, cmap="BuGn", vmin=0, vmax=2, aspect="auto")  # its darker half would hide the numbers
     for i, row in enumerate(rates):
         for j, rate in enumerate(row):
             axes.text(j, i, f"{rate:.0%}", ha="center", va="center", color="black", fontsize=9)
@@ -113,6 +113,8 @@ def draw(result: dict, path: Path) -> None:
     axes.set_xlabel(f"tokens in the text (trained on {figures.tokens(result['context'])})")
     axes.set_ylabel("depth of the key")
     axes.set_title(f"{result['model']}: pass keys found", fontsize=10)
+    axes.vlines([j - 0.5 for j in range(1, len(lengths))], -0.5, len(depths) - 0.5, color=figures.CARD)
+    axes.hlines([i - 0.5 for i in range(1, len(depths))], -0.5, len(lengths) - 0.5, color=figures.CARD)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figures.save(figure, path)
