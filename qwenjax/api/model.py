@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qwenjax.api import scoring
+from qwenjax.api import likelihood, scoring
 from qwenjax.api.habits import Habits
 from qwenjax.api.options import SAMPLING
 from qwenjax.api.streaming import Stream
@@ -98,6 +98,13 @@ class Model:
         pairs = [self._pair(p, c) for p, c in zip(prompts, continuations)]
         with self._placed():
             return scoring.score(self.network, self.params, pairs)
+
+    def likelihoods(
+        self, texts: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda tokens: None
+    ) -> list[likelihood.Likelihood]:
+        """Log-probability of every token of texts of ids, however long; see `likelihood.likelihoods`."""
+        with self._placed():
+            return likelihood.likelihoods(self.network, self.params, texts, self._size, progress)
 
     def _pair(self, prompt: Prompt, continuation: Prompt) -> tuple[list[int], list[int]]:
         if isinstance(prompt, str) != isinstance(continuation, str):
@@ -231,7 +238,7 @@ class Model:
             done = decode.generate(
                 *self._prepared,
                 requests,
-                size=self.config.vocab if self.tokenizer is None else self.tokenizer.size,
+                size=self._size,
                 stops=stops,
                 decode=None if self.tokenizer is None else self.tokenizer.decode,
                 on_token=(lambda row, ids: streams[row].push(ids)) if streams else None,
@@ -258,6 +265,11 @@ class Model:
         if self.tokenizer is None:
             raise ValueError("no tokenizer lies with these weights: give ids, or put its file beside them")
         return self.tokenizer
+
+    @property
+    def _size(self) -> int:
+        """Ids that may be written: the embedding has padding rows behind those of the tokenizer."""
+        return self.config.vocab if self.tokenizer is None else self.tokenizer.size
 
     @property
     def _prefix(self) -> Sequence[int]:

@@ -3,7 +3,6 @@
 A task or table is a module with three functions, named in `tasks.py`: `measure(model, settings, parts)` gives a result
 of plain JSON values, `table(result)` its text, `draw(result, path)` its picture.
 
-likelihood.py  log-probabilities of given texts, however long
 parts.py       results that survive an interruption
 perplexity.py  Table 3: perplexity by context length, with and without context extension
 passkey.py     a number hidden in a long text: depth x length

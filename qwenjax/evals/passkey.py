@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from qwenjax.cli import meter
 from qwenjax.evals import figures
-from qwenjax.evals.likelihood import likelihoods
 from qwenjax.evals.parts import Parts
 from qwenjax.evals.tasks import Settings
 
@@ -80,7 +79,7 @@ def _found(model, of: dict, step) -> int:
         draw = random.Random(f"{of['seed']} {of['length']} {of['depth']} {trial}")
         key = "".join(draw.choice("123456789") for _ in range(DIGITS))
         samples.append(sample(model.vocabulary, of["length"], of["depth"], key))
-    read = likelihoods(model, [ids for ids, _ in samples], step)
+    read = model.likelihoods([ids for ids, _ in samples], step)
     return sum(bool(one.greedy[-answer:].all()) for one, (_, answer) in zip(read, samples))
 
 

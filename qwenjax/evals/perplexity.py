@@ -17,7 +17,6 @@ import numpy as np
 from qwenjax.cli import meter
 from qwenjax.config import ModelConfig, doubling_windows
 from qwenjax.evals import figures
-from qwenjax.evals.likelihood import likelihoods
 from qwenjax.evals.parts import Parts, hash_of
 from qwenjax.evals.tasks import Settings
 
@@ -117,7 +116,7 @@ def _score(model, row: str, ids: list[int], length: int, step) -> dict:
     windows = [ids[start : start + body] for start in range(0, len(ids) - body + 1, body)]
     texts = [prefix + window for window in windows]
     skip = max(len(prefix), 1)
-    scored = likelihoods(replace(model, config=variant(model.config, row)), texts, step)
+    scored = replace(model, config=variant(model.config, row)).likelihoods(texts, step)
     nats = -sum(float(one.logprobs[skip - 1 :].sum(dtype=np.float64)) for one in scored)
     count = sum(len(text) - skip for text in texts)
     size = sum(len(model.vocabulary.decode_bytes(text[skip:])) for text in texts)

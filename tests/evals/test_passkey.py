@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.evals import passkey
-from qwenjax.evals.likelihood import Likelihood
+from qwenjax.api.likelihood import Likelihood
+from qwenjax.api.model import Model
 from qwenjax.evals.parts import Parts
 from qwenjax.evals.passkey import FILLER, QUESTION, draw, measure, sample, table
 from qwenjax.evals.tasks import Settings
@@ -45,7 +45,7 @@ def test_found_is_what_greedy_decoding_would_write(tmp_path, monkeypatch):
             progress(len(ids))
         return found
 
-    monkeypatch.setattr(passkey, "likelihoods", near)
+    monkeypatch.setattr(Model, "likelihoods", near)
     parts = Parts(tmp_path, {})
     settings = Settings(lengths=(400, 1200), depths=3, trials=2)
     result = {"model": "double", "set": [], **measure(doubles.model(), settings, parts)}
@@ -62,7 +62,7 @@ def test_found_is_what_greedy_decoding_would_write(tmp_path, monkeypatch):
     def none(*_):
         raise AssertionError("read again")
 
-    monkeypatch.setattr(passkey, "likelihoods", none)
+    monkeypatch.setattr(Model, "likelihoods", none)
     again = measure(doubles.model(), settings, Parts(tmp_path, {}))
     assert again["found"] == result["found"]
 

@@ -5,10 +5,9 @@ over the whole text, because rotary angles, NTK and LogN go by positions and by 
 attention scores take [heads x piece x length] and logits [piece x vocabulary], not the squares.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,6 @@ import numpy as np
 
 from qwenjax.generate.read import bucket
 from qwenjax.model import transformer
-
-if TYPE_CHECKING:
-    from qwenjax.api.model import Model
 
 PIECE = 512  # tokens of a call, as many as make products quick; short texts share them
 SCORES = 1 << 30  # bytes of attention scores of a call, at most
@@ -32,30 +28,30 @@ class Likelihood(NamedTuple):
 
 
 def likelihoods(
-    model: "Model", texts: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda tokens: None
+    network: transformer.Transformer,
+    params: dict,
+    texts: Sequence[Sequence[int]],
+    size: int,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> list[Likelihood]:
     """Reads texts of ids, the short ones side by side; each counts as if it were alone, all context options on.
 
-    Ids that the tokenizer does not have, padding rows of the embedding, have no probability.
-
     Args:
+      size: ids from it on, padding rows of the embedding, have no probability.
       progress: told how many tokens were read.
     Raises:
       ValueError: a text without tokens, or with ids that the tokenizer does not have.
     """
-    size = model.config.vocab if model.tokenizer is None else model.tokenizer.size
     for text in texts:
         if not len(text) or min(text) < 0 or max(text) >= size:
             raise ValueError(f"wanted texts of at least one token, with ids 0 to {size - 1}; got {list(text[:8])}")
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     found: dict[int, Likelihood] = {}
-    with contextlib.nullcontext() if model.mesh is None else jax.set_mesh(model.mesh):
-        while order:
-            piece = _piece(model.config.heads, len(texts[order[0]]))
-            rows = PIECE // piece if len(texts[order[0]]) <= piece else 1
-            group, order = order[:rows], order[rows:]
-            read = _read(model.network, model.params, [texts[i] for i in group], rows, piece, size, progress)
-            found.update(zip(group, read))
+    while order:
+        piece = _piece(network.cfg.heads, len(texts[order[0]]))
+        rows = PIECE // piece if len(texts[order[0]]) <= piece else 1
+        group, order = order[:rows], order[rows:]
+        found.update(zip(group, _read(network, params, [texts[i] for i in group], rows, piece, size, progress)))
     return [found[i] for i in range(len(texts))]
 
 
