@@ -87,7 +87,8 @@ def test_what_is_there_is_found_again_and_never_replaced(shards, tmp_path, token
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also when CI itself runs in the background
 sys.path.insert(0, sys.argv[1])
 from data_doubles import ByteTokenizer
 from qwenjax.data.publish import publish
