@@ -5,7 +5,7 @@ from typing import Any
 
 from qwenjax import cli
 from qwenjax.api.source import Source
-from qwenjax.interop import gguf_vocab
+from qwenjax.interop import gguf_tokens
 from qwenjax.interop.gguf_write import write_gguf
 from qwenjax.interop.save import as_tensors, save_params, saved_bytes
 from qwenjax.interop.vocabulary import CHAT_TEMPLATE
@@ -58,4 +58,4 @@ def _vocabulary(source: Source) -> dict[str, Any]:
     template = CHAT_TEMPLATE if source.habits().chat else ""
     if isinstance(tokenizer, HubTokenizer):
         return metadata(tokenizer, source.config.vocab, template)
-    return gguf_vocab.vocabulary(tokenizer, source.config.vocab, template)
+    return gguf_tokens.vocabulary(tokenizer, source.config.vocab, template)
