@@ -35,7 +35,7 @@ def write_gguf(
     Args:
       config: decides the architecture: qwen2 (biases of q, k and v), qwen3 (norms of q and k), else llama.
       tensors: those of the layout "qwen2"; `save.as_tensors` makes them of parameters.
-      vocabulary: metadata `tokenizer.…`, from `gguf_vocab.vocabulary` or of a file that was read, a token for each row
+      vocabulary: metadata `tokenizer.…`, from `gguf_tokens.vocabulary` or of a file that was read, a token for each row
         of the embedding.
       kind: how matrices are stored, of `KINDS`.
       name: what people call the model.

@@ -11,6 +11,7 @@ import tiny_model
 
 import qwenjax
 from qwenjax import cli
+from qwenjax.api.model import Model
 from qwenjax.config import ModelConfig
 from qwenjax.convert import check, command, layers
 from qwenjax.interop.save import save_params
@@ -102,7 +103,7 @@ def test_layer_by_layer_is_the_whole_model(folder):
         ids = np.arange(3, 35).reshape(2, 16)
         found = dict(layers.states(config, params, ids))
         assert list(found) == ["embedding", "layer 0", "layer 1", "logits"]
-        model = qwenjax.api.model.Model(config, params, None, layers.PLAIN)
+        model = Model(config, params, None, layers.PLAIN)
         np.testing.assert_allclose(found["logits"], model.logits(ids), atol=1e-4)
 
 
