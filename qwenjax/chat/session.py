@@ -97,9 +97,9 @@ class Session:
             tokens = len(tokenizer.encode_ordinary("".join(pieces)))
         self.history.append((query, "".join(pieces)))
         taken = time.perf_counter() - begin
-        told = f"{tokens} tokens, {tokens / taken:.1f} a second"
-        if first:
-            told += f", the first after {first[0]:.1f} s"
+        told = f"{tokens} tokens in {taken:.1f} s"
+        if first and tokens > 1:
+            told += f", the first after {first[0]:.1f} s, then {(tokens - 1) / (taken - first[0]):.1f} a second"
         kept = (ids.count(tokenizer.im_start) - 3) // 2  # all turns but the system's, the query and the answer
         dropped = len(self.history) - 1 - kept
         if dropped > 0:
