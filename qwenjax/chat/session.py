@@ -98,7 +98,7 @@ class Session:
         self.history.append((query, "".join(pieces)))
         taken = time.perf_counter() - begin
         told = f"{tokens} tokens in {taken:.1f} s"
-        if first and tokens > 1:
+        if first and taken > first[0]:
             told += f", the first after {first[0]:.1f} s, then {(tokens - 1) / (taken - first[0]):.1f} a second"
         kept = (ids.count(tokenizer.im_start) - 3) // 2  # all turns but the system's, the query and the answer
         dropped = len(self.history) - 1 - kept

@@ -1,0 +1,69 @@
+"""Sums and moments of the entries that count: what every alignment objective reduces with.
+
+A mask is bool and has the shape of what it masks; what lies outside may be anything, NaN included, and neither shows
+in a result nor in a gradient. Everything is sums, so under `jit` an array split over a mesh, by sequences or by
+positions, gives what it gives whole.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Weighted = tuple[jax.Array, jax.Array]  # (sum, weight): divided once, over the whole batch
+
+
+def kept(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """x in float32, 0 outside the mask. To be applied before any arithmetic whose derivative may be infinite there."""
+    return jnp.where(mask, jnp.asarray(x, jnp.float32), 0)
+
+
+def masked_sum(x: jax.Array, mask: jax.Array) -> Weighted:
+    """(sum of x, number of entries) inside the mask, float32 scalars: the form of every loss and metric here."""
+    return jnp.sum(kept(x, mask)), jnp.sum(mask, dtype=jnp.float32)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean inside the mask; 0 of nothing."""
+    total, count = masked_sum(x, mask)
+    return total / jnp.maximum(count, 1)
+
+
+def masked_variance(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Unbiased variance (over n - 1) inside the mask; 0 where fewer than two entries count.
+
+    In two passes: the square of a large mean would swallow a small spread in float32.
+    """
+    squares, count = masked_sum(kept(x - masked_mean(x, mask), mask) ** 2, mask)
+    return squares / jnp.maximum(count - 1, 1)
+
+
+def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True) -> jax.Array:
+    """(x - mean) / std over all unmasked entries of the whole batch; 0 outside the mask.
+
+    Args:
+      x, mask: any shape, usually [b t]: per trajectory it would hide which trajectory was the better one.
+      shift_mean: False keeps the mean, for rewards, where 0 has a meaning.
+    Variance over n - 1 plus 1e-8, as in the code of Ziegler et al. 2019 (arXiv 1909.08593).
+    """
+    mean = masked_mean(x, mask)
+    white = (x - mean) * jax.lax.rsqrt(masked_variance(x, mask) + 1e-8)
+    return kept(white if shift_mean else white + mean, mask)
+
+
+def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
+    """1 - Var(R - V) / Var(R) inside the mask: 1 is a perfect value model, 0 a constant one, below 0 a harmful one.
+
+    0 where the returns do not vary.
+    """
+    spread = masked_variance(returns, mask)
+    ratio = masked_variance(returns - values, mask) / jnp.where(spread > 0, spread, 1)
+    return jnp.where(spread > 0, 1 - ratio, 0)
+
+
+def last(mask: jax.Array) -> jax.Array:
+    """[t] -> [t] bool: True at the last unmasked position only, wherever the padding is; nowhere if there is none."""
+    return mask & (jnp.cumsum(mask[::-1])[::-1] == 1)
+
+
+def at_last(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """x [t] read at the last unmasked position; 0 if there is none. Pools a reward model at its end token."""
+    return jnp.sum(kept(x, last(mask)))

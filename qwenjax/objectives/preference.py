@@ -1,0 +1,86 @@
+"""Learning from comparisons: the reward model's pairwise loss, ranked lists, DPO (report §3.2.1).
+
+The report trains preference-model pretraining (PMP) and the reward model on pairs and does not print a loss; this is
+the standard one, InstructGPT's (arXiv 2203.02155, eq. 1). Scores and sequence log-probabilities are [p], one entry
+per pair; `real` [p] is False on rows that only fill up a batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qwenjax.objectives.masked import Weighted, kept, masked_mean, masked_sum, masked_variance
+
+
+def pairwise_loss(chosen: jax.Array, rejected: jax.Array, real: jax.Array, margin: jax.Array | float = 0.0) -> Weighted:
+    """-log σ(r_chosen - r_rejected - m): (sum, pairs), Bradley-Terry's likelihood.
+
+    Args:
+      chosen, rejected: [p] scores, read at the end token (`masked.at_last`).
+      margin: m, a number or [p]: how much better the chosen one must be before the loss lets go (Llama 2, arXiv
+        2307.09288, eq. 2). The report mentions none.
+    """
+    return masked_sum(jax.nn.softplus(-kept(chosen - rejected - margin, real)), real)
+
+
+def ranked_loss(scores: jax.Array, ratings: jax.Array, real: jax.Array, margin: float = 0.0) -> Weighted:
+    """All pairs of one prompt's k rated responses: (mean of their losses, 1).
+
+    Args:
+      scores, ratings, real: [k]; a higher rating is better, only the order counts; equal ratings make no pair.
+      margin: per unit of rating difference.
+    Every list weighs 1, as InstructGPT's 1 / C(k, 2) has it: a response takes part in k - 1 pairs, and loose pairs
+    would overfit. (The report forms pairs from scores and does not say how it weighs them.) A list without any pair
+    weighs 0.
+    """
+    gap = kept(ratings, real)[:, None] - kept(ratings, real)[None, :]
+    pairs = (gap > 0) & real[:, None] & real[None, :]
+    total, count = pairwise_loss(kept(scores, real)[:, None], kept(scores, real)[None, :], pairs, margin * gap)
+    return total / jnp.maximum(count, 1), jnp.minimum(count, 1)
+
+
+def pair_accuracy(chosen: jax.Array, rejected: jax.Array, real: jax.Array) -> Weighted:
+    """(pairs in the right order, pairs); a tie is half right, or a constant model would look bad or perfect."""
+    return masked_sum(0.5 * (1 + jnp.sign(chosen - rejected)), real)
+
+
+def calibration(scores: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(gain, bias) such that gain * score + bias has mean 0 and std 1 over the given responses (Ziegler et al. 2019).
+
+    A pairwise loss leaves a reward model's zero and, under a margin or early stopping, its scale to chance. Scores
+    without any spread keep gain 1.
+    """
+    deviation = jnp.sqrt(masked_variance(scores, real))
+    gain = 1 / jnp.where(deviation > 0, deviation, 1)
+    return gain, -gain * masked_mean(scores, real)
+
+
+def dpo_loss(
+    chosen: jax.Array,
+    rejected: jax.Array,
+    ref_chosen: jax.Array,
+    ref_rejected: jax.Array,
+    real: jax.Array,
+    beta: float = 0.1,
+    smoothing: float = 0.0,
+) -> Weighted:
+    """-(1-ε) log σ(β h) - ε log σ(-β h): (sum, pairs) (Rafailov et al., arXiv 2305.18290, eq. 7).
+
+        h = (log π(y_w) - log π_ref(y_w)) - (log π(y_l) - log π_ref(y_l))
+
+    Args:
+      chosen, rejected: [p] log-probabilities of whole responses, summed over their tokens (end token included), not
+        averaged. ref_chosen, ref_rejected: the same of the reference; they get no gradient.
+      smoothing: ε, the share of labels taken to be flipped (conservative DPO, Mitchell 2023).
+    """
+    better = dpo_reward(chosen, ref_chosen, beta)
+    worse = dpo_reward(rejected, ref_rejected, beta)
+    logits = kept(better - worse, real)
+    return masked_sum((1 - smoothing) * jax.nn.softplus(-logits) + smoothing * jax.nn.softplus(logits), real)
+
+
+def dpo_reward(logp: jax.Array, ref_logp: jax.Array, beta: float = 0.1) -> jax.Array:
+    """β (log π(y) - log π_ref(y)), the reward DPO's policy is optimal for, up to a constant per prompt.
+
+    `pair_accuracy` of these is DPO's accuracy.
+    """
+    return beta * (logp - jax.lax.stop_gradient(ref_logp))
