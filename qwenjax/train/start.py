@@ -9,6 +9,7 @@ import jax
 from qwenjax import checkpoint, config, storage
 from qwenjax.api.source import start_from
 from qwenjax.config import Experiment
+from qwenjax.jsonl import read_rows
 from qwenjax.train.step import State
 
 # What may change between the two halves of a resumed run without changing what is learned.
@@ -63,13 +64,13 @@ def _same_tokenizer(fingerprint: str, tokenizer, path) -> None:
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:
-    """Writes config.json, or checks that the one there is of the same run.
+    """Writes config.json, or checks that the one there is of the same run. One that never began is no run yet.
 
     Raises:
       ValueError: the workdir belongs to another experiment; the differing fields are named.
     """
     path = workdir / "config.json"
-    if path.exists():
+    if path.exists() and _began(workdir):
         old = config.to_dict(config.from_dict(json.loads(path.read_text())))
         new = config.to_dict(experiment)
         differing = [k for k in new if k not in FREE and old[k] != new[k]]
@@ -84,6 +85,11 @@ def claim(workdir: Path, experiment: Experiment) -> None:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         storage.write(path, json.dumps(config.to_dict(experiment), indent=2) + "\n")
+
+
+def _began(workdir: Path) -> bool:
+    """Whether a run came as far as its first step; before that, nothing is lost by other settings."""
+    return bool(storage.files(workdir / "checkpoints")) or bool(read_rows(workdir / "events.jsonl"))
 
 
 def _differences(old, new) -> Iterator[tuple]:

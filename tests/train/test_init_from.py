@@ -1,5 +1,8 @@
 """`init_from`: training goes on from any checkpoint, and the first loss is what scoring says of the same rows."""
 
+from dataclasses import replace
+
+import pytest
 import runs
 
 import qwenjax
@@ -21,6 +24,15 @@ def test_a_folder_of_the_hubs_goes_on_training_where_scoring_says(uninterrupted,
     scores = qwenjax.load(tmp_path / "hub").score([row[:1] for row in rows], [row[1:] for row in rows])
     want = -sum(scores) / sum(len(row) - 1 for row in rows)
     assert abs(loss - want) < 1e-5 * want
+
+
+def test_a_start_that_failed_leaves_the_workdir_to_other_settings(uninterrupted, corpus, tmp_path):
+    wrong = runs.experiment(corpus, init_from=str(uninterrupted), steps=1, optim=FROZEN, seed=3)
+    with pytest.raises(ValueError, match="of another shape"):
+        runs.run(replace(wrong, model=replace(wrong.model, ffn=48)), corpus, tmp_path / "run")
+    assert runs.run(wrong, corpus, tmp_path / "run").finished
+    with pytest.raises(ValueError, match="holds another experiment"):
+        runs.run(replace(wrong, seed=4), corpus, tmp_path / "run")
 
 
 def _rows(experiment, corpus) -> list[list[int]]:
