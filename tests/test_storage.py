@@ -1,25 +1,16 @@
 """Paths in buckets: what is written, logged, saved and resumed there is what it would be on a disk."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from paths import ROOT
 from test_checkpoint import abstract, tree
 
 from qwenjax import checkpoint, jsonl, storage
 from qwenjax.checkpoint import Checkpoints
-from qwenjax.config import AdamW, Compute, Data, Experiment, ModelConfig, Source, to_dict
 from qwenjax.jsonl import Log, read_rows
-
-CLOCK = {"tokens_per_second", "seconds_left", "mfu"}
 
 pytest_plugins = ["bucket_fixtures"]
 
@@ -215,58 +206,3 @@ def test_forgetting_and_keeping_in_a_bucket(saved, tmp_path):
         checkpoints.save(step, *tree(step), {"next_row": step}, tmp_path / "tokenizer")
     checkpoints.close()
     assert {path.name for path in storage.files(saved / "checkpoints")} == {"5", "6"}
-
-
-# ---- whole runs ----
-
-
-def command(tmp_path, experiment, workdir):
-    """A training process with one device."""
-    argv = [sys.executable, "-m", "qwenjax.train", f"--exp={experiment}", f"--workdir={workdir}"]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
-    argv += [f"--data-root={tmp_path}/data"]
-    return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
-
-
-def test_a_run_in_a_bucket_killed_and_resumed_ends_as_one_on_a_disk(bucket, tmp_path):
-    text = (ROOT / "tests" / "train" / "test_loop.py").read_text()
-    pieces = [text[i : i + 300] for i in range(0, len(text), 300)]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
-    source = Source(text=str(tmp_path / "text.jsonl"))
-    experiment = Experiment(
-        name="tiny",
-        model=ModelConfig(vocab=400, layers=1, embed=16, heads=2, ffn=32, context=256),
-        data=Data((source,), tokenizer="train:400", length=32, batch=8, eval_tokens=99),
-        optim=AdamW(peak=1e-2, warmup=2),
-        compute=Compute(dtype="float32", remat="none"),
-        steps=24,
-        log_every=1,
-        eval_every=0,
-        save_every=3,
-        dropout=0.1,
-    )
-    (tmp_path / "tiny.json").write_text(json.dumps(to_dict(experiment)))
-    disk, killed = tmp_path / "run", bucket / "run"
-    whole = command(tmp_path, tmp_path / "tiny.json", disk)
-    assert whole.wait() == 0, whole.communicate()[1]
-
-    process = command(tmp_path, tmp_path / "tiny.json", killed)
-    while not (killed / "checkpoints" / "6" / "commit_success.txt").exists():
-        assert process.poll() is None, process.communicate()[1]
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-
-    again = command(tmp_path, killed, killed)  # a run in a bucket is an experiment, too
-    _, said = again.communicate()
-    assert again.returncode == 0, said
-    assert "resuming    from step" in said
-    left = {"config.json", "checkpoints", "tokenizer", "metrics.jsonl", "events.jsonl", "report.md", "loss.png"}
-    assert left <= {path.name for path in storage.files(killed)}
-    runs = []
-    for workdir in (disk, killed):
-        meta = json.loads((workdir / "checkpoints" / "24" / "meta" / "metadata").read_bytes())
-        rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
-        runs.append((meta["hashes"], meta["next_row"], meta["tokenizer"], rows))
-    assert runs[0] == runs[1]
-    assert len([row for row in read_rows(killed / "events.jsonl") if row["event"] == "started"]) == 2

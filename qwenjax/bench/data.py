@@ -186,7 +186,8 @@ def _stream(shards: Shards, isolate: bool, rounds: int) -> dict[str, float]:
     """Tokens per CPU second of a mixture of the shards with themselves, 7 to 3."""
     mixture = Mixture([shards, shards], [0.7, 0.3], _length(shards), seed=0)
     steps = max(1, SAMPLE // (BATCH * mixture.length))
-    with Batches(mixture, BATCH, range(BATCH), shards.tokenizer["eot"], isolate) as batches:
+    read_rows = functools.partial(mixture.batch, eot=shards.tokenizer["eot"], isolate=isolate)
+    with Batches(read_rows, BATCH, range(BATCH)) as batches:
         next(batches)  # opens the files and fills the queue
 
         def read() -> None:

@@ -5,7 +5,7 @@ and hosts that read different parts of the same batches never talk about it. gra
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from qwenjax.data.order import Order, Place
 from qwenjax.data.shards import Shards, Span
 
 THREADS = 4  # batches read at a time, and held ready
+Read = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of rows, int [n], to these rows as a batch [n …]
 
 
 class Mixture:
@@ -41,6 +42,10 @@ class Mixture:
         """Tokens of a row, int32 [L + 1]."""
         place = self.locate(row)
         return self.shards[place.source].read("train", place.offset, self.length + 1)
+
+    def batch(self, rows: np.ndarray, eot: int, isolate: bool) -> dict[str, np.ndarray]:
+        """These rows as `pack` makes them."""
+        return pack(np.stack([self.row(int(row)) for row in rows]), eot, isolate)
 
     def documents(self, row: int) -> list[Span]:
         """The documents that a row has tokens of, in order."""
@@ -78,32 +83,28 @@ def pack(tokens: np.ndarray, eot: int, isolate: bool) -> dict[str, np.ndarray]:
 class _Steps:
     """Batch i of a stream by its number, the form in which grain reads: rows first + i*batch + rows."""
 
-    def __init__(self, mixture: Mixture, batch: int, rows: np.ndarray, eot: int, isolate: bool, first: int):
-        self.mixture, self.batch, self.rows, self.first = mixture, batch, rows, first
-        self.eot, self.isolate = eot, isolate
+    def __init__(self, read: Read, batch: int, rows: np.ndarray, first: int):
+        self.read, self.batch, self.rows, self.first = read, batch, rows, first
 
     def __len__(self) -> int:
         return sys.maxsize  # a mixture does not end
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        at = self.first + i * self.batch
-        return pack(np.stack([self.mixture.row(at + int(r)) for r in self.rows]), self.eot, self.isolate)
+        return self.read(self.first + i * self.batch + self.rows)
 
 
 class Batches:
     """Iterates over (next_row, batch): this process's rows of each global batch, and what to save to go on after it.
 
     Args:
-      mixture: the rows.                       batch: rows per global batch.
+      read: the `batch` of a mixture.
+      batch: rows per global batch.            next_row: first row of the first batch; any.
       rows: int [n], which rows of a global batch this process wants, in the order it wants them.
-      eot, isolate: as in `pack`.              next_row: first row of the first batch; any.
 
     Close it, or use `with`: threads read ahead. An error in reading is raised by `next`, and closes the stream.
     """
 
-    def __init__(
-        self, mixture: Mixture, batch: int, rows: Sequence[int] | np.ndarray, eot: int, isolate: bool, next_row: int = 0
-    ):
+    def __init__(self, read: Read, batch: int, rows: Sequence[int] | np.ndarray, next_row: int = 0):
         import grain  # not at the top: it loads jax, which no other part of the data room needs
 
         rows = np.asarray(rows, np.int64)
@@ -114,7 +115,7 @@ class Batches:
         if next_row < 0:
             raise ValueError(f"next_row={next_row} is negative; a run starts at row 0")
         self.next_row, self._batch = next_row, batch
-        steps = grain.MapDataset.source(_Steps(mixture, batch, rows, eot, isolate, next_row))
+        steps = grain.MapDataset.source(_Steps(read, batch, rows, next_row))
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)  # the default of 500 is of rows
         self._iterator = iter(steps.to_iter_dataset(options))
 

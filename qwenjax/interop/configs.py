@@ -222,12 +222,7 @@ def _write_qwen2(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[
         values["attention_bias"] = config.qkv_bias
     if kind != "qwen2" or config.head_width:
         values["head_dim"] = config.head_dim
-    dropped = []
-    if extensions := [name for name in ("ntk", "logn") if getattr(config, name)]:
-        dropped.append(
-            f"{' and '.join(extensions)} left out: the qwen2 layout has no such context extension; the model is the "
-            f"same up to {config.context} tokens and not beyond"
-        )
+    dropped = extensions_left_out(config, "the qwen2 layout")
     if any(config.windows):
         windows = _write_windows(config) if kind != "llama" else {}
         values |= windows
@@ -235,6 +230,16 @@ def _write_qwen2(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[
             why = "Llama has none" if kind == "llama" else "the qwen2 layout has one width for all layers"
             dropped.append(f"windows left out: {why}; every layer of the written model sees all positions")
     return values, dropped
+
+
+def extensions_left_out(config: ModelConfig, where: str) -> list[str]:
+    """A sentence, if the model has context extensions that a format cannot say."""
+    if names := [name for name in ("ntk", "logn") if getattr(config, name)]:
+        return [
+            f"{' and '.join(names)} left out: {where} has no such context extension; the model is the same up to "
+            f"{config.context} tokens and not beyond"
+        ]
+    return []
 
 
 def _read_scaling(rope: _Fields, context: int) -> RopeScaling:

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from qwenjax.config import ModelConfig
+from qwenjax.interop.configs import extensions_left_out
 from qwenjax.interop.gguf import PAIRED, QWEN2, pairs, rename
 from qwenjax.interop.gguf_file import library
 from qwenjax.interop.layout import Table
@@ -109,12 +110,7 @@ def _architecture(config: ModelConfig) -> str:
 
 
 def _left_out(config: ModelConfig) -> list[str]:
-    left_out = []
-    if extensions := [name for name in ("ntk", "logn") if getattr(config, name)]:
-        left_out.append(
-            f"{' and '.join(extensions)} left out: GGUF has no such context extension; the model is the same up to "
-            f"{config.context} tokens and not beyond"
-        )
+    left_out = extensions_left_out(config, "GGUF")
     if any(config.windows):
         left_out.append("windows left out: every layer of the written model sees all positions")
     return left_out

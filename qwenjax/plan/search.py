@@ -45,7 +45,7 @@ def predict(experiment: Experiment, topology: Topology) -> Candidate:
     weights = {"q": d * q, "k": d * kv, "v": d * kv, "x_mid": d * q, "gate": d * f, "up": d * f}  # that make them
     saved = SAVED.get(compute.remat, tuple(width))
     split = mesh["tensor"] * mesh["fsdp"]
-    tokens = experiment.tokens_per_step / topology.device_count  # of a step, on a device
+    tokens = experiment.tokens_per_step * mesh["tensor"] / topology.device_count  # of a step, on a device
     now = tokens / experiment.accumulate
 
     layer = (model.params - model.embedding_params) / model.layers
@@ -55,7 +55,7 @@ def predict(experiment: Experiment, topology: Topology) -> Candidate:
     inside = now * (8 * d + 4 * f) * 2 / mesh["tensor"] + 4 * layer / mesh["tensor"]
     vocabulary = (6 * d * model.vocab + 4 * compute.loss_tokens * model.vocab) / mesh["tensor"] + 4 * now * d
 
-    useful = model.flops_per_token(experiment.data.length) * tokens
+    useful = model.flops_per_token(experiment.data.length) * tokens / mesh["tensor"]
     again = 2 * tokens * model.layers * sum(n for name, n in weights.items() if name not in saved) / mesh["tensor"]
     moved = 3 * 2 * model.params / mesh["tensor"] * experiment.accumulate  # two gathers, gradients: bf16
     seconds = (useful + again) / chip.flops / MATMUL + EXPOSED * moved / (chip.link * topology.axes)
@@ -74,23 +74,18 @@ def likely(found: list[Candidate], topology: Topology) -> list[Candidate]:
 
 
 def _variations(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
-    devices, shape = topology.device_count, experiment.mesh
-    for fsdp in _fsdp(shape, experiment.model.embed, topology):
-        mesh = replace(shape, fsdp=fsdp, data=devices // (fsdp * shape.tensor * shape.context))
+    sizes = experiment.mesh.sizes(topology.device_count, experiment.model.embed, topology.slices)
+    free = experiment.mesh.data == experiment.mesh.fsdp == -1
+    for fewer in (1, 2, 4) if free else (1,):
+        if sizes["fsdp"] % fewer:
+            continue
+        mesh = MeshShape(**sizes | {"fsdp": sizes["fsdp"] // fewer, "data": sizes["data"] * fewer})
         for accumulate in (1, 2, 4, 8, 16, 32):
             over = accumulate * mesh.data * mesh.fsdp
             if experiment.data.batch % over == 0:
                 for remat in SAVED:
                     compute = replace(experiment.compute, remat=remat)
                     yield replace(experiment, mesh=mesh, accumulate=accumulate, compute=compute)
-
-
-def _fsdp(shape: MeshShape, embed: int, topology: Topology) -> list[int]:
-    """The largest sensible number of devices that share parameters, its half and its quarter."""
-    sizes = shape.sizes(topology.device_count, embed, topology.slices)
-    if not shape.data == shape.fsdp == -1 or min(shape.tensor, shape.context) < 1:
-        return [sizes["fsdp"]]
-    return [n for n in (sizes["fsdp"], sizes["fsdp"] // 2, sizes["fsdp"] // 4) if n]
 
 
 def search(

@@ -92,7 +92,8 @@ class Pretrain:
         """(row after this batch, global batch on the mesh), from row `next_row` on, for ever."""
         data = self.experiment.data
         mine = self._rows(data.batch)
-        with stream.Batches(self.mixture, data.batch, mine, self.tokenizer.eot, data.isolate, next_row) as batches:
+        read = partial(self.mixture.batch, eot=self.tokenizer.eot, isolate=data.isolate)
+        with stream.Batches(read, data.batch, mine, next_row) as batches:
             for after, local in batches:
                 yield after, self._place(local, data.batch, mine)
 

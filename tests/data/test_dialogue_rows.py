@@ -10,8 +10,9 @@ from dialogue_doubles import chats, expected, made
 
 from qwenjax.data.chat.convert import convert
 from qwenjax.data.chat.schema import Conversation, validate
-from qwenjax.data.dialogues import Batches, DialogueMixture, Dialogues, Encoding, prepare, validation_rows
+from qwenjax.data.dialogues import DialogueMixture, Dialogues, Encoding, prepare, validation_rows
 from qwenjax.data.dialogues.rows import pack
+from qwenjax.data.stream import Batches
 from qwenjax.text import chatml
 from qwenjax.text.react import react_messages
 
@@ -99,7 +100,7 @@ def test_rows_do_not_depend_on_batch_size_or_hosts(two):
     for batch, hosts in [(8, 1), (24, 2), (120, 4)]:
         for host in range(hosts):
             mine = np.arange(host * batch // hosts, (host + 1) * batch // hosts)
-            with Batches(mixture, batch, mine) as batches:
+            with Batches(mixture.batch, batch, mine) as batches:
                 for step in range(120 // batch):
                     after, local = next(batches)
                     assert after == (step + 1) * batch
@@ -108,10 +109,10 @@ def test_rows_do_not_depend_on_batch_size_or_hosts(two):
 
 def test_resuming_anywhere_equals_reading_on(two):
     files, _ = two
-    with Batches(DialogueMixture(files, [3, 1], seed=7), 8, range(8)) as batches:
+    with Batches(DialogueMixture(files, [3, 1], seed=7).batch, 8, range(8)) as batches:
         straight = [next(batches) for _ in range(12)]
     again = [Dialogues(file.directory) for file in files]  # as a new process would
-    with Batches(DialogueMixture(again, [3, 1], seed=7), 8, range(8), next_row=straight[4][0]) as batches:
+    with Batches(DialogueMixture(again, [3, 1], seed=7).batch, 8, range(8), next_row=straight[4][0]) as batches:
         for after, expected_batch in straight[5:]:
             found_after, found = next(batches)
             assert found_after == after
@@ -156,9 +157,9 @@ def test_mixtures_that_cannot_be_are_refused(two, tmp_path):
     with pytest.raises(ValueError, match=r"all 20 dialogues of small\.jsonl are held out; lower validation=0\.99"):
         DialogueMixture(files[1:], [1], 0, validation=0.9999999)
     with pytest.raises(ValueError, match=r"wants rows \[8\] of a batch of 8"):
-        Batches(DialogueMixture(files, [1, 1], 0), 8, [8])
+        Batches(DialogueMixture(files, [1, 1], 0).batch, 8, [8])
     with pytest.raises(ValueError, match="next_row=-1"):
-        Batches(DialogueMixture(files, [1, 1], 0), 8, [0], next_row=-1)
+        Batches(DialogueMixture(files, [1, 1], 0).batch, 8, [0], next_row=-1)
 
 
 # ---- held-out dialogues ----

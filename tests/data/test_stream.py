@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,8 +25,13 @@ def mixture(shards, tmp_path, tokenizer):
     return Mixture([shards, small], [3, 1], 64, seed=7)
 
 
+def plain(mixture):
+    """What reads its rows, documents not isolated."""
+    return partial(mixture.batch, eot=256, isolate=False)
+
+
 def take(mixture, batch, rows, count, next_row=0):
-    with Batches(mixture, batch, rows, 256, False, next_row) as batches:
+    with Batches(plain(mixture), batch, rows, next_row) as batches:
         return [next(batches) for _ in range(count)]
 
 
@@ -122,7 +128,7 @@ def test_read_error_reaches_the_consumer_and_closes(mixture):
     data[at + 20] ^= 1
     file.write_bytes(data)
     damaged = Mixture([mixture.shards[0], Shards(mixture.shards[1].directory)], [3, 1], 64, 7)
-    batches = Batches(damaged, 8, range(8), 256, False)
+    batches = Batches(plain(damaged), 8, range(8))
     with pytest.raises(ValueError, match=rf"{file.name}: page 0 cannot be read"):
         list(itertools.islice(batches, 200))
     with pytest.raises(ValueError, match="closed"):
@@ -130,7 +136,7 @@ def test_read_error_reaches_the_consumer_and_closes(mixture):
 
 
 def test_close_stops_the_threads(mixture):
-    batches = Batches(mixture, 8, range(8), 256, False)
+    batches = Batches(plain(mixture), 8, range(8))
     next(batches)
     readers = lambda: [t for t in threading.enumerate() if "grain-prefetch" in t.name]  # noqa: E731
     assert 1 <= len(readers()) <= stream.THREADS
@@ -146,9 +152,9 @@ def test_close_stops_the_threads(mixture):
 def test_wrong_rows_are_refused(mixture):
     for rows in ([], [8], [-1]):
         with pytest.raises(ValueError, match=r"of a batch of 8; wanted some of 0 to 7"):
-            Batches(mixture, 8, rows, 256, False)
+            Batches(plain(mixture), 8, rows)
     with pytest.raises(ValueError, match="next_row=-1"):
-        Batches(mixture, 8, [0], 256, False, -1)
+        Batches(plain(mixture), 8, [0], -1)
 
 
 @pytest.mark.parametrize("length", [7, 64, 5000])

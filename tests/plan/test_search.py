@@ -55,6 +55,15 @@ def test_candidates_divide_evenly_and_keep_a_mesh_that_was_asked_for():
     assert all(one.experiment.data == experiment.data and one.experiment.optim == experiment.optim for one in found)
 
 
+def test_an_axis_that_takes_what_is_left_is_one_of_the_sizes():
+    experiment, topology = lookup.experiment("qwen1b8"), parse("v5e-16")
+    asked, filled = (
+        replace(experiment, mesh=mesh) for mesh in (MeshShape(fsdp=4, tensor=4), MeshShape(data=1, fsdp=4, tensor=-1))
+    )
+    assert search.predict(filled, topology)[1:] == search.predict(asked, topology)[1:]
+    assert {one.experiment.mesh.tensor for one in search.candidates(filled, topology)} == {4}
+
+
 class Made:
     """A plan, as far as a search looks at it."""
 

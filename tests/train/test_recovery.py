@@ -143,11 +143,16 @@ def test_a_run_leaves_out_a_leap_goes_back_from_two_and_replays_alike_when_kille
         with pytest.raises(KeyboardInterrupt):
             run(small(corpus), corpus, cut)
         poison(*bad)
-        assert run(small(corpus), corpus, cut).finished
-        assert state(cut, 11) == state(whole, 11)
-        assert numbers(cut) == numbers(whole)
-        assert events(cut) == events(whole)
+        same_after_all(corpus, cut, whole)
         shutil.rmtree(cut)
+
+
+def same_after_all(corpus, cut, whole):
+    """A run that was cut off ends, started again, as the one that was not."""
+    assert run(small(corpus), corpus, cut).finished
+    assert state(cut, 11) == state(whole, 11)
+    assert numbers(cut) == numbers(whole)
+    assert events(cut) == events(whole)
 
 
 def test_a_run_goes_further_back_each_time_and_replays_alike_when_killed(corpus, poison, tmp_path):
@@ -164,10 +169,7 @@ def test_a_run_goes_further_back_each_time_and_replays_alike_when_killed(corpus,
     with pytest.raises(KeyboardInterrupt):
         run(small(corpus), corpus, cut)
     poison(*bad)
-    assert run(small(corpus), corpus, cut).finished
-    assert state(cut, 11) == state(whole, 11)
-    assert numbers(cut) == numbers(whole)
-    assert events(cut) == events(whole)
+    same_after_all(corpus, cut, whole)
 
 
 def test_a_run_that_only_leaps_gives_up_and_says_so(corpus, poison, tmp_path):

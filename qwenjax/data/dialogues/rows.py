@@ -4,7 +4,6 @@ Bins of dialogues are planned once, from the lengths; row r of a run is then a p
 `data.order`, with bins in the place of windows. Every dialogue is read once per epoch of its file.
 """
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -124,46 +123,6 @@ def pack(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int, e
             at += len(ids) - 1
         assert at <= length, f"{at} tokens in a row of {length}"
     return batch
-
-
-class _Steps:
-    """Batch i of a stream by its number, the form in which grain reads: rows first + i*batch + rows."""
-
-    def __init__(self, mixture: DialogueMixture, batch: int, rows: np.ndarray, first: int):
-        self.mixture, self.batch, self.rows, self.first = mixture, batch, rows, first
-
-    def __len__(self) -> int:
-        return sys.maxsize  # a mixture does not end
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return self.mixture.batch(self.first + i * self.batch + self.rows)
-
-
-class Batches(stream.Batches):
-    """Iterates over (next_row, batch): this process's rows of each global batch, and what to save to go on after it.
-
-    Args:
-      mixture: the rows.                       batch: rows per global batch.
-      rows: int [n], which rows of a global batch this process wants, in the order it wants them.
-      next_row: first row of the first batch; any.
-
-    Close it, or use `with`, as the batches of pretraining.
-    """
-
-    def __init__(self, mixture: DialogueMixture, batch: int, rows: Sequence[int] | np.ndarray, next_row: int = 0):
-        import grain
-
-        rows = np.asarray(rows, np.int64)
-        if not rows.size or rows.min() < 0 or rows.max() >= batch:
-            raise ValueError(
-                f"this process wants rows {rows.tolist()} of a batch of {batch}; wanted some of 0 to {batch - 1}"
-            )
-        if next_row < 0:
-            raise ValueError(f"next_row={next_row} is negative; a run starts at row 0")
-        self.next_row, self._batch = next_row, batch
-        steps = grain.MapDataset.source(_Steps(mixture, batch, rows, next_row))
-        options = grain.ReadOptions(num_threads=stream.THREADS, prefetch_buffer_size=stream.THREADS)
-        self._iterator = iter(steps.to_iter_dataset(options))
 
 
 def validation_rows(
