@@ -1,0 +1,48 @@
+"""Everything an experiment fills in: frozen dataclasses, checked at construction, sizes as data.
+
+No jax, no files: these load in milliseconds, so `--help` and `--print-config` are instant. Recipe defaults are the
+pretraining recipe of report §2.4.
+"""
+
+from qwenjax.config.align import PROJECTIONS, RL, Lora, Preference
+from qwenjax.config.data import Chat, ChatFile, Data, Source
+from qwenjax.config.experiment import RL_TASKS, TASKS, Experiment, from_dict, to_dict
+from qwenjax.config.model import (
+    QWEN_1B8,
+    QWEN_7B,
+    QWEN_14B,
+    QWEN_72B,
+    ModelConfig,
+    RopeScaling,
+    doubling_windows,
+)
+from qwenjax.config.run import REMAT_POLICIES, SCHEDULES, AdamW, Compute, MeshShape, Recovery
+
+__all__ = [
+    "PROJECTIONS",
+    "QWEN_1B8",
+    "QWEN_7B",
+    "QWEN_14B",
+    "QWEN_72B",
+    "REMAT_POLICIES",
+    "RL",
+    "RL_TASKS",
+    "SCHEDULES",
+    "TASKS",
+    "AdamW",
+    "Chat",
+    "ChatFile",
+    "Compute",
+    "Data",
+    "Experiment",
+    "Lora",
+    "MeshShape",
+    "ModelConfig",
+    "Preference",
+    "Recovery",
+    "RopeScaling",
+    "Source",
+    "doubling_windows",
+    "from_dict",
+    "to_dict",
+]

@@ -1,0 +1,112 @@
+"""One run, all of it; the same value trains on a laptop, is compiled for a pod, and runs there."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qwenjax import fields
+from qwenjax.config.align import RL, Lora, Preference
+from qwenjax.config.checks import check, one_of
+from qwenjax.config.data import Chat, Data
+from qwenjax.config.model import ModelConfig
+from qwenjax.config.run import AdamW, Compute, MeshShape, Recovery
+
+TASKS = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "reinforce")
+RL_TASKS = TASKS[4:]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: the same value trains on a laptop, is compiled for a pod by `plan`, and runs there."""
+
+    name: str
+    model: ModelConfig
+    data: Data
+    steps: int
+    task: str = "pretrain"
+    optim: AdamW = field(default_factory=AdamW)
+    chat: Chat = field(default_factory=Chat)
+    lora: Lora = field(default_factory=Lora)
+    preference: Preference = field(default_factory=Preference)
+    rl: RL = field(default_factory=RL)
+    recovery: Recovery = field(default_factory=Recovery)
+    compute: Compute = field(default_factory=Compute)
+    mesh: MeshShape = field(default_factory=MeshShape)
+    accumulate: int = 1  # micro-steps per optimizer step; the batch is split, the result is the same
+    dropout: float = 0.0  # on the embeddings and the attention probabilities
+    seed: int = 0
+    init_from: str = ""  # a run or checkpoint whose parameters this one starts from, with fresh optimizer and schedule
+    log_every: int = 10
+    eval_every: int = 1000  # 0: only at the end
+    sample_every: int = 0  # 0: only at the end; texts continue `prompts`
+    save_every: int = 1000
+    keep: int = 3  # newest checkpoints kept
+    keep_every: int = 0  # checkpoints at multiples of this many steps are kept for good; 0: none
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        one_of("task", self.task, TASKS)
+        check(self.steps > 0, f"steps={self.steps} must be positive")
+        check(
+            self.accumulate > 0 and self.data.batch % self.accumulate == 0,
+            f"data.batch={self.data.batch} does not divide into accumulate={self.accumulate} micro-steps",
+        )
+        check(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        for name in ("log_every", "save_every", "keep"):
+            check(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        for name in ("eval_every", "sample_every", "keep_every"):
+            check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
+        check(
+            self.data.length <= self.model.context,
+            f"data.length={self.data.length} exceeds model.context={self.model.context}: "
+            "context extension is for inference; raise model.context to train longer",
+        )
+        if self.task in RL_TASKS:
+            self._check_rl()
+
+    def _check_rl(self) -> None:
+        rl, batch = self.rl, self.data.batch
+        check(
+            rl.new_tokens < self.data.length,
+            f"rl.new_tokens={rl.new_tokens} leaves no room for a prompt in data.length={self.data.length}",
+        )
+        check(
+            batch % rl.responses == 0 and batch % (rl.minibatches * self.accumulate) == 0,
+            f"data.batch={batch} responses do not divide into rl.responses={rl.responses} per query and "
+            f"rl.minibatches={rl.minibatches} of accumulate={self.accumulate} micro-steps",
+        )
+        check(
+            self.task == "ppo" or rl.responses > 1,
+            f"{self.task} compares the responses to one prompt; rl.responses={rl.responses} is too few",
+        )
+        check(rl.ptx_rows % self.accumulate == 0, f"rl.ptx_rows={rl.ptx_rows} does not divide by accumulate")
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.data.batch * self.data.length
+
+    def compute_on(self, platform: str, mesh: Mapping[str, int]) -> Compute:
+        """`compute` with every 'auto' decided for a platform ('cpu', 'gpu', 'tpu') and sizes of mesh axes."""
+        width, length, context = self.model.head_dim, self.data.length, mesh["context"]
+        chunks = 1 if context == 1 else 2 * context  # model/zigzag.py
+        whole = not self.dropout and self.model.kv % mesh["tensor"] == 0  # no kernel drops, or splits a KV head
+        whole = whole and len(set(self.model.windows)) < 2  # and all layers run the same one
+        splash = whole and width % 128 == 0 and length % (128 * chunks) == 0
+        cudnn = whole and width % 8 == 0 and width <= 128 and length % 2 == 0 and context == 1
+        able = {"tpu": splash, "gpu": cudnn and self.compute.dtype == "bfloat16"}
+        kernel = {"tpu": "splash", "gpu": "cudnn"}[platform] if able.get(platform) else "xla"
+        return self.compute.resolved(platform, mesh["tensor"], kernel)
+
+
+def to_dict(experiment: Experiment) -> dict:
+    """Plain JSON values: what a run's config.json holds."""
+    return dataclasses.asdict(experiment)
+
+
+def from_dict(values: dict) -> Experiment:
+    """The inverse of `to_dict`, typed and checked.
+
+    Raises:
+      ValueError: naming the field that is unknown, missing or of the wrong type.
+    """
+    return fields.from_dict(values, Experiment)
