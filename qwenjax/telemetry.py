@@ -4,8 +4,10 @@ import io
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from types import MappingProxyType
+from typing import IO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -138,27 +140,42 @@ def _tensorboard(directory: Path, step: int):
     return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
 
 
-def plot(rows: list[dict], path: Path, baselines: dict[str, float]) -> None:
-    """The loss curve as a PNG: training loss, and held-out bits per byte with `baselines` as dashed lines."""
+class Panel(NamedTuple):
+    """One picture of a report: some numbers of metrics.jsonl over the steps, and constants to compare with."""
+
+    title: str
+    unit: str
+    names: tuple[str, ...]
+    baselines: Mapping[str, float] = MappingProxyType({})
+
+
+LOSS = Panel("training loss", "loss (nats per token)", ("loss",))
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+
+
+def plot(rows: list[dict], path: Path, panels: Sequence[Panel]) -> None:
+    """Curves as a PNG, two panels in a row; baselines are dashed lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    train = [(r["step"], r["loss"]) for r in rows if "loss" in r]
-    held = [(r["step"], r["eval_bits_per_byte"]) for r in rows if "eval_bits_per_byte" in r]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    left.plot(*zip(*train), color="tab:blue", lw=1)
-    left.set(xlabel="step", ylabel="loss (nats per token)", title="training loss")
-    if held:
-        right.plot(*zip(*held), color="tab:orange", marker="o", ms=3, label="this model")
-    for (name, value), color in zip(baselines.items(), ("tab:gray", "tab:green", "tab:red")):
-        right.axhline(value, ls="--", lw=1, color=color, label=f"{name} {value:.2f}")
-    right.set(xlabel="step", ylabel="bits per byte", title="held-out text")
-    if held or baselines:
-        right.legend()
-    for axis in (left, right):
+    height = -(-len(panels) // 2)
+    fig, axes = plt.subplots(height, 2, figsize=(10, 3.6 * height), layout="constrained", squeeze=False)
+    for axis, panel in zip(axes.flat, panels):
+        for name, color in zip(panel.names, COLORS):
+            points = [(r["step"], r[name]) for r in rows if name in r]
+            if points:
+                few = {"marker": "o", "ms": 3} if len(points) < 40 else {}
+                axis.plot(*zip(*points), color=color, lw=1, label=name, **few)
+        for (name, value), color in zip(panel.baselines.items(), ("tab:gray", "tab:green", "tab:red")):
+            axis.axhline(value, ls="--", lw=1, color=color, label=f"{name} {value:.2f}")
+        axis.set(xlabel="step", ylabel=panel.unit, title=panel.title)
         axis.grid(alpha=0.3)
+        if len(panel.names) > 1 or panel.baselines:
+            axis.legend()
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_axis_off()
     image = io.BytesIO()
     fig.savefig(image, dpi=110)
     plt.close(fig)

@@ -99,7 +99,11 @@ def test_human_numbers():
 
 def test_plot_is_a_png(tmp_path):
     rows = [{"step": i, "loss": 5 - i / 10} for i in range(1, 10)] + [{"step": 9, "eval_bits_per_byte": 2.0}]
-    telemetry.plot(rows, tmp_path / "loss.png", {"gzip -9": 2.3})
+    telemetry.plot(
+        rows,
+        tmp_path / "loss.png",
+        [telemetry.LOSS, telemetry.Panel("t", "u", ("eval_bits_per_byte",), {"gzip -9": 2.3})],
+    )
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

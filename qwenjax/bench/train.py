@@ -160,7 +160,8 @@ def ours(specification: dict):
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
     platform = mesh.devices.flat[0].platform
     compute = experiment.compute_on(platform, mesh.shape)
-    program = step.build(experiment, pretrain.make_loss(experiment, compute), mesh)
+    loss_fn = pretrain.make_loss(experiment, compute)
+    program = step.build(experiment, loss_fn, mesh, pretrain.batch_shapes(experiment))
     tokens = random_tokens(experiment).astype(np.int32)
     rows = {
         "inputs": tokens[:, :-1],
@@ -169,8 +170,7 @@ def ours(specification: dict):
         "weights": np.ones(tokens[:, 1:].shape, np.float32),
         "segments": np.zeros(tokens[:, 1:].shape, np.int32),
     }
-    wanted = pretrain.abstract_batch(experiment, program.batch_sharding)
-    batch = {name: jax.device_put(rows[name], place.sharding) for name, place in wanted.items()}
+    batch = {name: jax.device_put(rows[name], place.sharding) for name, place in program.batch.items()}
     state = program.init()
     start = time.perf_counter()
     compiled = program.step.lower(state, batch, step.UNLIMITED).compile()

@@ -29,8 +29,10 @@ SAMPLE = 16 << 20  # bytes of text from which a vocabulary is trained: more take
 VALIDATION = 0.03  # of the documents held out: text named in an experiment is small, and 1 % of it measures little
 
 
-def prepare(data: Data, seed: int, root: str | Path = "data", progress: bool = True) -> tuple:
+def prepare(data: Data, seed: int, root: str | Path = "data", progress: bool = True, tokenizer=None) -> tuple:
     """(tokenizer, one `Shards` per source, lines that say what was done).
+
+    A tokenizer that is given is used in the place of `data.tokenizer`.
 
     Processes of one machine may call this at the same time: one works, the others wait and then find it done.
 
@@ -45,8 +47,9 @@ def prepare(data: Data, seed: int, root: str | Path = "data", progress: bool = T
         if not (source.text or source.shards):
             raise ValueError(f"data.sources.{s} names neither text nor shards")
     here = _Room(data.tokenizer, seed, Path(root), progress)
-    trains = data.tokenizer.startswith("train:")
-    tokenizer = load_tokenizer(here.vocabulary(data.sources) if trains else data.tokenizer)
+    if tokenizer is None:
+        trains = data.tokenizer.startswith("train:")
+        tokenizer = load_tokenizer(here.vocabulary(data.sources) if trains else data.tokenizer)
     shards = [here.shards(source, tokenizer) for source in data.sources]
     for opened in shards:
         opened.check_tokenizer(tokenizer)

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from qwenjax.config import Compute, ModelConfig
+from qwenjax.config import Compute, Lora, ModelConfig
 from qwenjax.model import cache as caches
 from qwenjax.model import rope
 from qwenjax.model.attention import attend
 from qwenjax.model.cache import Cache
+from qwenjax.model.quantise import dequantise
 from qwenjax.sharding import constrain
 
 INIT_STD = 0.02  # initializer_range of every release
@@ -88,13 +89,33 @@ def drop(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
 
 
 def weight(module: nn.Module, name: str, axes: tuple[str, ...], shape: tuple[int, ...], std: float = INIT_STD):
-    """A float32 matrix parameter ~ N(0, std)."""
+    """A float32 matrix parameter ~ N(0, std), or the frozen one that is held in fewer bits (model/quantise.py)."""
+    if module.has_variable("quantised", name):
+        return dequantise(module.get_variable("quantised", name))
     return module.param(name, nn.with_logical_partitioning(nn.initializers.normal(std), axes), shape, jnp.float32)
 
 
 def vector(module: nn.Module, name: str, axes: tuple[str, ...], shape: tuple[int, ...], fill: float):
     """A float32 bias (fill 0) or norm scale (fill 1)."""
     return module.param(name, nn.with_logical_partitioning(nn.initializers.constant(fill), axes), shape, jnp.float32)
+
+
+def adapt(module: nn.Module, lora: Lora | None, x: jax.Array, **outputs: jax.Array) -> tuple[jax.Array, ...]:
+    """Each projection of x [b t …], by name, plus alpha/rank · drop(x) A B where the module has an adapter for it.
+
+    A frozen weight gets no product for its gradient this way, as it would if W + A B were formed. Projections of one
+    input share the dropped input and one product with their A, side by side.
+    """
+    pairs = {name: module.get_variable("lora", name) for name in outputs if module.has_variable("lora", name)}
+    if not pairs:
+        return tuple(outputs.values())
+    a = jnp.concatenate([pair["a"] for pair in pairs.values()], axis=-1).astype(x.dtype)
+    if a.shape[-1] != len(pairs) * lora.rank:
+        raise ValueError(f"the adapters of {', '.join(pairs)} are not of rank {lora.rank}, as lora.rank says")
+    low = jnp.tensordot(drop(module, x, lora.dropout), a, a.ndim - 1) * (lora.alpha / lora.rank)
+    low = jnp.split(checkpoint_name(low, "low"), len(pairs), axis=-1)
+    added = {name: outputs[name] + project(part, pair["b"])[0] for (name, pair), part in zip(pairs.items(), low)}
+    return tuple((outputs | added).values())
 
 
 class RMSNorm(nn.Module):
@@ -115,6 +136,7 @@ class Attention(nn.Module):
     dropout: float = 0.0
     window: int | None = None
     fused: bool = False  # the parameters are those of `transformer.prepare`
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(
@@ -138,6 +160,7 @@ class Attention(nn.Module):
                 weight(self, "v", ("embed", "kv_heads", "head_dim"), (d, k, h)),
                 fuse=self.compute.fuse == "yes",
             )
+            q_, k_, v_ = adapt(self, self.lora, x, q=q_, k=k_, v=v_)
             if cfg.qkv_bias:
                 q_ += vector(self, "q_bias", ("heads", "head_dim"), (n, h), 0.0).astype(x.dtype)
                 k_ += vector(self, "k_bias", ("kv_heads", "head_dim"), (k, h), 0.0).astype(x.dtype)
@@ -173,7 +196,8 @@ class Attention(nn.Module):
         out = constrain(out, "batch", "length", "heads", None)  # backends name what they need of it again: attn_out
         # 2 L sums go into the residual stream: each starts smaller, so that their total does not grow with depth
         o = weight(self, "o", ("heads", "head_dim", "embed"), (n, h, d), INIT_STD / (2 * cfg.layers) ** 0.5)
-        return jnp.einsum("btnh,nhd->btd", out, o.astype(x.dtype)), cache
+        (y,) = adapt(self, self.lora, out, o=jnp.einsum("btnh,nhd->btd", out, o.astype(x.dtype)))
+        return y, cache
 
 
 class SwiGLU(nn.Module):
@@ -182,6 +206,7 @@ class SwiGLU(nn.Module):
     cfg: ModelConfig
     compute: Compute
     fused: bool = False  # the parameters are those of `transformer.prepare`
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -196,10 +221,14 @@ class SwiGLU(nn.Module):
             weight(self, "up", ("embed", "ffn"), (d, f)),
             fuse=self.compute.fuse == "yes",
         )
+        gate, up = adapt(self, self.lora, x, gate=gate, up=up)
         gate = checkpoint_name(constrain(gate, "batch", "length", "ffn"), "gate")
         up = checkpoint_name(constrain(up, "batch", "length", "ffn"), "up")
         down = weight(self, "down", ("embed", "ffn"), (d, f), INIT_STD / (2 * self.cfg.layers) ** 0.5)
-        return gated(gate, up, down.astype(x.dtype))
+        y = gated(gate, up, down.astype(x.dtype))
+        if self.has_variable("lora", "down"):
+            (y,) = adapt(self, self.lora, up * nn.silu(gate), down=y)
+        return y
 
 
 class Block(nn.Module):
@@ -210,14 +239,15 @@ class Block(nn.Module):
     dropout: float = 0.0
     window: int | None = None
     fused: bool = False
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None, window: jax.Array | None = None
     ) -> tuple[jax.Array, Cache | None]:
         eps = self.cfg.norm_eps
-        attn = Attention(self.cfg, self.compute, self.dropout, self.window, self.fused, name="attn")
+        attn = Attention(self.cfg, self.compute, self.dropout, self.window, self.fused, self.lora, name="attn")
         y, cache = attn(RMSNorm(eps, name="norm1")(x), context, cache, window)
         x = checkpoint_name(constrain(x + y, "batch", "length", None), "x_mid")
-        y = SwiGLU(self.cfg, self.compute, self.fused, name="mlp")(RMSNorm(eps, name="norm2")(x))
+        y = SwiGLU(self.cfg, self.compute, self.fused, self.lora, name="mlp")(RMSNorm(eps, name="norm2")(x))
         return constrain(x + y, "batch", "length", None), cache

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from qwenjax.config import Compute, ModelConfig
+from qwenjax.config import Compute, Lora, ModelConfig
 from qwenjax.model import cache as caches
 from qwenjax.model import rope
 from qwenjax.model.cache import Cache
@@ -22,7 +22,7 @@ from qwenjax.sharding import constrain, per_device
 
 # What the backward pass may keep of a layer, by the names given in layers.py; all else is recomputed.
 SAVED = {
-    "matmuls": ("q", "k", "v", "attn_out", "x_mid", "gate", "up"),  # nothing but element-wise work is redone
+    "matmuls": ("q", "k", "v", "attn_out", "x_mid", "gate", "up", "low"),  # nothing but element-wise work is redone
     "attention": ("q", "k", "v", "attn_out"),
     "attn_out": ("attn_out",),  # the attention kernel runs once
     "full": (),  # only each layer's input
@@ -32,12 +32,16 @@ ALL = 1 << 30  # a window that hides nothing
 
 
 class Transformer(nn.Module):
-    """The whole decoder. Parameters: embed [v d], blocks/… (each with a leading layers axis), norm, head [d v]."""
+    """The whole decoder. Parameters: embed [v d], blocks/… (each with a leading layers axis), norm, head [d v].
+
+    Beside them `apply` takes the collections of model/lora.py: adapters, and projections that are held in fewer bits.
+    """
 
     cfg: ModelConfig
     compute: Compute
     dropout: float = 0.0
     prepared: bool = False  # the parameters are those of `prepare`: for reading and decoding, not for training
+    lora: Lora | None = None  # how to read adapters, where some are given; without them the model is the frozen one
 
     @nn.compact
     def __call__(
@@ -62,6 +66,8 @@ class Transformer(nn.Module):
         cfg, compute = self.cfg, self.compute
         if segments is not None and cache is not None:
             raise ValueError("segments are for packed training rows; a cached sequence is one document")
+        if "lora" in self.variables and (self.lora is None or self.prepared):
+            raise ValueError("adapters came to a model that does not read them: give it `lora`, or merge them first")
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         embed = weight(self, "embed", ("vocab", "embed"), (cfg.vocab, cfg.embed))
@@ -91,21 +97,24 @@ class Transformer(nn.Module):
                     f"{sorted(set(cfg.windows))}; use compute.attention=xla"
                 )
             windows = jnp.array([w or ALL for w in cfg.windows], jnp.int32)
-        block = Block
-        if compute.remat != "none":
-            keep = jax.checkpoint_policies.save_only_these_names(*SAVED[compute.remat])
+        block, remat = Block, compute.remat
+        if remat == "none" and "quantised" in self.variables:
+            remat = "matmuls"  # or the backward pass would keep the weights of all layers at full width
+        if remat != "none":
+            keep = jax.checkpoint_policies.save_only_these_names(*SAVED[remat])
             # inside a scan the loop itself keeps the recomputation apart from the forward pass
             block = nn.remat(Block, policy=keep, prevent_cse=not compute.scan)
         layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0, "quantised": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0, 0),
             length=cfg.layers,
             unroll=1 if compute.scan else cfg.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, cache = layers(cfg, compute, self.dropout, window, name="blocks")(x, context, cache, windows)
+        blocks = layers(cfg, compute, self.dropout, window, lora=self.lora, name="blocks")
+        x, cache = blocks(x, context, cache, windows)
         return RMSNorm(cfg.norm_eps, name="norm")(x), cache
 
 

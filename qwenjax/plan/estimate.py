@@ -86,7 +86,7 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), program.shapes, program.shardings
     )
-    lowered = program.step.lower(state, task.abstract_batch, UNLIMITED)
+    lowered = program.step.lower(state, program.batch, UNLIMITED)
     started = time.monotonic()
     try:
         compiled = lowered.compile()

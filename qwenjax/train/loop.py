@@ -22,7 +22,6 @@ from qwenjax.train import goodput, recorder, recovery, report, start
 from qwenjax.train.events import Events
 from qwenjax.train.pretrain import Pretrain
 from qwenjax.train.recovery import Diverged
-from qwenjax.train.step import UNLIMITED
 from qwenjax.train.watchdog import Watchdog
 from qwenjax.train.workdir import locate
 
@@ -77,12 +76,12 @@ def fit(
         multihost_utils.sync_global_devices("the workdir is set up")
     guarded = experiment.recovery.deviations > 0
     with clock("compile"):
-        program = task.program
-        step_fn = program.step.lower(program.shapes, task.abstract_batch, UNLIMITED).compile()
-    say(report.compiled(step_fn, clock.seconds["compile"]))
+        step_fn, memory = task.compile()
+    if memory is not None:
+        say(report.compiled(memory, clock.seconds["compile"]))
 
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", experiment.keep, experiment.keep_every)
-    state, meta = start.state(experiment, task, checkpoints, say)
+    state, meta = start.state(task, checkpoints, say)
     next_row, step = meta.get("next_row", 0), int(state.step)
     first = step
     guard = recovery.Guard(experiment.recovery, meta.get("usual"))
@@ -94,9 +93,9 @@ def fit(
     metrics: dict[str, float] = {}
 
     def judge() -> None:
-        metrics.update(task.evaluate(state.params))
+        metrics.update(task.evaluate(state))
         sink.write(step, metrics)
-        say(report.judged(step, metrics, task.baselines))
+        say(f"step {step}: " + (task.judged(metrics) if metrics else "nothing is held out to judge on"))
 
     def save() -> None:
         sink.flush()  # what a run that resumes from here takes for granted
@@ -104,6 +103,7 @@ def fit(
             "next_row": next_row,
             "experiment": config.to_dict(experiment),
             "tokenizer_fingerprint": task.tokenizer.fingerprint,
+            **task.saved(state),
         }
         rest = {"step": state.step, "opt_state": state.opt_state}
         checkpoints.save(
@@ -126,7 +126,7 @@ def fit(
             back = recovery.target(checkpoints.steps(), before, guard.state["rewinds"], experiment.save_every)
             checkpoints.forget(back)
             state = None  # makes room for the one that comes
-            state, meta = start.state(experiment, task, checkpoints, say)
+            state, meta = start.state(task, checkpoints, say)
             guard = guard.rewound(meta.get("usual"), step)
             clock.undo(step - int(state.step))
             sink.close()
@@ -161,7 +161,10 @@ def fit(
             guard.usual(step, numbers)
             numbers |= meter.tick(step) | {"next_row": next_row}
             if lead:
-                progress.show(report.line(step, experiment, numbers), force=step in (first + 1, experiment.steps))
+                progress.show(
+                    report.line(step, experiment, numbers, task.line(numbers)),
+                    force=step in (first + 1, experiment.steps),
+                )
             if step % experiment.log_every == 0 or step in (1, experiment.steps):
                 sink.write(step, numbers)
             last = step == experiment.steps
@@ -170,7 +173,7 @@ def fit(
                     if last or (experiment.eval_every and step % experiment.eval_every == 0):
                         judge()
                     if last or (experiment.sample_every and step % experiment.sample_every == 0):
-                        texts.add(step, task.samples(state.params), say)
+                        texts.add(step, task.samples(state), say)
                 if last or stop or step % experiment.save_every == 0:
                     with clock("checkpoint"):
                         save()

@@ -3,7 +3,6 @@
 import gzip
 import lzma
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
+from qwenjax import telemetry
 from qwenjax.config import Compute, Experiment
 from qwenjax.data import prepare as preparation
 from qwenjax.data import stream
@@ -20,16 +20,19 @@ from qwenjax.generate.decode import Request, generate
 from qwenjax.generate.sampling import Sample
 from qwenjax.model import transformer
 from qwenjax.objectives.losses import next_token_loss
+from qwenjax.telemetry import LOSS, Panel
+from qwenjax.text import Tokenizer
 from qwenjax.train import step as steps
+from qwenjax.train.task import INIT_FROM, Task
 
 SAMPLE_TOKENS = 96
 
 
 def make_loss(experiment: Experiment, compute: Compute) -> steps.LossFn:
-    """(params, batch, rng) -> (summed nll in nats, number of predicted tokens)."""
+    """-> (summed nll in nats, number of predicted tokens)."""
     model = transformer.Transformer(experiment.model, compute, experiment.dropout)
 
-    def loss_fn(params, batch, rng):
+    def loss_fn(params, _, batch, rng):
         rngs = {"dropout": rng} if experiment.dropout else {}
         hidden, _ = model.apply(
             {"params": params}, batch["inputs"], batch["positions"], batch.get("segments"), rngs=rngs
@@ -41,42 +44,34 @@ def make_loss(experiment: Experiment, compute: Compute) -> steps.LossFn:
     return loss_fn
 
 
-def abstract_batch(experiment: Experiment, sharding: NamedSharding) -> dict:
-    """ShapeDtypeStructs of one step's batch."""
+def batch_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of one step's batch."""
     shape = (experiment.data.batch, experiment.data.length)
     names = {"inputs": np.int32, "targets": np.int32, "positions": np.int32, "weights": np.float32}
     if experiment.data.isolate:
         names["segments"] = np.int32
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in names.items()}
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in names.items()}
 
 
-class Pretrain:
-    """The task: what is read, what is minimised, how it is judged."""
+class Pretrain(Task):
+    """Next-token prediction."""
+
+    headline = "eval_bits_per_byte"
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
-        platform = mesh.devices.flat[0].platform
-        self.experiment, self.mesh = experiment, mesh
-        self.compute = experiment.compute_on(platform, mesh.shape)
-        self.program = steps.build(experiment, make_loss(experiment, self.compute), mesh)
-        self.abstract_batch = abstract_batch(experiment, self.program.batch_sharding)
+        super().__init__(experiment, mesh)
+        self.program = steps.build(experiment, make_loss(experiment, self.compute), mesh, batch_shapes(experiment))
         plain = make_loss(replace(experiment, dropout=0.0), self.compute)
-        self._eval_step = jax.jit(lambda params, batch: plain(params, batch, None)[0])
+        self._eval_step = jax.jit(lambda params, batch: plain(params, (), batch, None)[0])
 
     def prepare(self, root: Path) -> list[str]:
-        """Opens the data, making shards and tokenizer if the experiment starts from text. Returns lines to print.
-
-        Raises:
-          ValueError: data missing or broken, or a tokenizer with more ids than the model has rows.
-        """
-        data, model = self.experiment.data, self.experiment.model
-        self.tokenizer, self.shards, lines = preparation.prepare(data, self.experiment.seed, root)
-        if self.tokenizer.size > model.vocab:
-            raise ValueError(
-                f"tokenizer {self.tokenizer.name} has {self.tokenizer.size} ids but model.vocab={model.vocab}; "
-                f"use --set model.vocab={-(-self.tokenizer.size // 128) * 128}"
-            )
+        data = self.experiment.data
+        given = self.load_tokenizer() if data.tokenizer == INIT_FROM else None
+        self.tokenizer, self.shards, lines = preparation.prepare(data, self.experiment.seed, root, tokenizer=given)
+        self.check_tokenizer(self.tokenizer)
         weights = [source.weight for source in data.sources]
         self.mixture = stream.Mixture(self.shards, weights, data.length, self.experiment.seed)
+        self.read = partial(self.mixture.batch, eot=self.tokenizer.eot, isolate=data.isolate)
         size = data.batch // self.experiment.accumulate
         self.held_out = stream.validation_rows(self.shards, data.length, data.eval_tokens, size, data.isolate)
         eot = self.tokenizer.eot  # separates documents and is no text of theirs
@@ -88,41 +83,11 @@ class Pretrain:
         lines.append(f"this run reads {read} epochs; it is judged on {len(text):,} bytes of held-out text")
         return [f"data        {line}" for line in lines]
 
-    def batches(self, next_row: int) -> Iterator[tuple[int, dict]]:
-        """(row after this batch, global batch on the mesh), from row `next_row` on, for ever."""
-        data = self.experiment.data
-        mine = self._rows(data.batch)
-        read = partial(self.mixture.batch, eot=self.tokenizer.eot, isolate=data.isolate)
-        with stream.Batches(read, data.batch, mine, next_row) as batches:
-            for after, local in batches:
-                yield after, self._place(local, data.batch, mine)
-
-    def _rows(self, size: int) -> np.ndarray:
-        """Rows of a global batch of `size` that this process's devices hold, in order."""
-        shape = (size, self.experiment.data.length)
-        places = self.program.batch_sharding.addressable_devices_indices_map(shape).values()
-        return np.unique(np.concatenate([np.arange(size)[rows] for rows, _ in places]))
-
-    def _place(self, local: dict, size: int = 0, rows: np.ndarray | None = None) -> dict:
-        """Global arrays of `size` rows on the mesh; `local` has this process's `rows` of them, or all."""
-
-        def block(array, index):
-            asked = np.arange(shape[0])[index[0]]
-            return array[asked if rows is None else np.searchsorted(rows, asked)][:, index[1]]
-
-        sharding = self.program.batch_sharding
-        shape = (size or len(local["inputs"]), self.experiment.data.length)
-        return {
-            name: jax.make_array_from_callback(shape, sharding, partial(block, local[name]))
-            for name in self.abstract_batch
-        }
-
     def describe(self, row: int) -> str:
-        """Where rows of a step came from, for an error message."""
         source, epoch, window, _ = self.mixture.locate(row)
         return f"row {row}: source {source}, epoch {epoch}, window {window}"
 
-    def evaluate(self, params: dict) -> dict[str, float]:
+    def evaluate(self, state: steps.State) -> dict[str, float]:
         """Loss in nats per token and bits per byte over the held-out text, every token predicted once.
 
         End-of-text tokens are predicted too, but they are no bytes of text: the figure errs against the model.
@@ -133,22 +98,79 @@ class Pretrain:
         weight = 0.0
         with jax.set_mesh(self.mesh):
             for batch in self.held_out.batches:
-                total += self._eval_step(params, self._place(batch))
+                total += self._eval_step(state.params, self._place(batch, self.program.batch))
                 weight += float(batch["weights"].sum())
         nats = float(total)
         return {"eval_loss": nats / weight, "eval_bits_per_byte": nats / math.log(2) / self.held_out_bytes}
 
-    def samples(self, params: dict) -> list[tuple[str, str]]:
-        """(prompt, continuation) for every prompt of the experiment."""
-        if not self.experiment.prompts:
-            return []
-        model = transformer.Transformer(self.experiment.model, self.compute)
+    def samples(self, state: steps.State) -> list[tuple[str, str]]:
         prompts = [[self.tokenizer.eot, *self.tokenizer.encode_ordinary(p)] for p in self.experiment.prompts]
-        longest = min(SAMPLE_TOKENS, self.experiment.model.context - 64)
-        requests = [Request(ids, longest, Sample(top_p=0.9), self.experiment.seed + i) for i, ids in enumerate(prompts)]
-        with jax.set_mesh(self.mesh):
-            out = generate(model, params, requests, size=self.tokenizer.size, stops=[self.tokenizer.eot])
-        return [(p, self.tokenizer.decode(made.ids)) for p, made in zip(self.experiment.prompts, out)]
+        model = transformer.Transformer(self.experiment.model, self.compute)
+        made = write(
+            model, state.params, prompts, self.tokenizer, [self.tokenizer.eot], self.experiment.seed, self.mesh
+        )
+        return list(zip(self.experiment.prompts, made))
+
+    def judged(self, metrics: dict[str, float]) -> str:
+        others = ", ".join(f"{name} {value:.3f}" for name, value in self.baselines.items())
+        ours = metrics["eval_bits_per_byte"]
+        return f"held-out loss {metrics['eval_loss']:.4f}, {ours:.3f} bits per byte ({others})"
+
+    def report(self, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
+        held = Panel("held-out text", "bits per byte", ("eval_bits_per_byte",), self.baselines)
+        telemetry.plot(rows, workdir / "loss.png", [LOSS, held])
+        table = [("this model", metrics.get("eval_bits_per_byte", math.nan)), *self.baselines.items()]
+        return [
+            "![loss](loss.png)",
+            "",
+            f"| held-out text, {self.held_out_bytes:,} bytes | bits per byte |",
+            "| --- | --- |",
+            *(f"| {name} | {value:.3f} |" for name, value in table),
+        ]
+
+    def closing(self, metrics: dict[str, float]) -> str:
+        ours = metrics["eval_bits_per_byte"]
+        better = [name for name, value in self.baselines.items() if ours < value]
+        return f"{ours:.3f} bits per byte on held-out text" + (
+            f", less than {' and '.join(better)} need" if better else ""
+        )
+
+    def next_steps(self, workdir: Path) -> list[tuple[str, str]]:
+        steps_ = self.experiment.steps
+        return [
+            (
+                "longer, from here, with a fresh schedule",
+                f"python -m qwenjax.train --exp={workdir} --set init_from={workdir} "
+                f"--set steps={2 * steps_} --workdir={workdir}-longer",
+            ),
+            (
+                "what a step read, and from which documents",
+                f"python -m qwenjax.data show --exp={workdir} --step={steps_ // 2}",
+            ),
+            (
+                "your own text, in a larger model",
+                "python -m qwenjax.train --exp=mid --set data.sources.0.text=PATH --workdir=runs/mine",
+            ),
+        ]
+
+
+def write(
+    model: transformer.Transformer,
+    params: dict,
+    prompts: list[list[int]],
+    tokenizer: Tokenizer,
+    stops: list[int],
+    seed: int,
+    mesh: Mesh,
+) -> list[str]:
+    """What a model writes after prompts of ids, sampled with top-p 0.9: for people to look at."""
+    longest = min(SAMPLE_TOKENS, model.cfg.context - max((len(ids) for ids in prompts), default=0))
+    if not prompts or longest < 1:
+        return [""] * len(prompts)
+    requests = [Request(ids, longest, Sample(top_p=0.9), seed + i) for i, ids in enumerate(prompts)]
+    with jax.set_mesh(mesh):
+        out = generate(model, params, requests, size=tokenizer.size, stops=stops)
+    return [tokenizer.decode(made.ids) for made in out]
 
 
 def compressors(text: bytes) -> dict[str, float]:

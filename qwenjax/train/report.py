@@ -73,36 +73,22 @@ def check_memory(experiment: Experiment, program) -> None:
         )
 
 
-def compiled(step_fn, seconds: float) -> str:
+def compiled(memory, seconds: float) -> str:
     """Compile time and what one step takes of a device's memory."""
-    memory = step_fn.memory_analysis()
     peak = getattr(memory, "peak_memory_in_bytes", 0) or memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return f"compiled    in {seconds:.1f} s; a step takes {human(peak, 'B')} per device"
 
 
-def line(step: int, experiment: Experiment, numbers: dict) -> str:
-    """The progress line."""
+def line(step: int, experiment: Experiment, numbers: dict, said: list[str]) -> str:
+    """The progress line; `said`: what the task has to say."""
     parts = [
         f"step {step:>{len(str(experiment.steps))}}/{experiment.steps}",
-        f"loss {numbers['loss']:.4f}",
-        f"lr {numbers['lr']:.2e}",
-        f"|g| {numbers['grad_norm']:.2f}",
+        *said,
         f"{human(numbers['tokens_per_second'])} tok/s",
     ]
     if "mfu" in numbers:
         parts.append(f"MFU {100 * numbers['mfu']:.0f}%")
     return "  ".join((*parts, f"ETA {clock(numbers['seconds_left'])}"))
-
-
-def judged(step: int, metrics: dict, baselines: dict) -> str:
-    """One line on an evaluation, beside what general compressors reach on the same text."""
-    if not metrics:
-        return f"step {step}: no held-out text to judge on"
-    others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
-    return (
-        f"step {step}: held-out loss {metrics['eval_loss']:.4f}, "
-        f"{metrics['eval_bits_per_byte']:.3f} bits per byte ({others})"
-    )
 
 
 def left_out(step: int, row: int, next_row: int, seen: dict, limits: dict) -> str:
@@ -172,12 +158,9 @@ class Samples:
 
 
 def write(workdir: Path, experiment: Experiment, task, metrics: dict, spent: dict[str, float]) -> str:
-    """Draws loss.png, writes report.md and returns the closing words. `spent`: seconds, of goodput.total."""
+    """Writes report.md with its pictures and returns the closing words. `spent`: seconds, of goodput.total."""
     seconds = spent["wall"]
     rows = read_rows(workdir / "metrics.jsonl")
-    telemetry.plot(rows, workdir / "loss.png", task.baselines)
-    ours = metrics.get("eval_bits_per_byte", float("nan"))
-    table = [("this model", ours), *task.baselines.items()]
     device = task.mesh.devices.flat[0]
     speed = sorted(r["tokens_per_second"] for r in rows if "tokens_per_second" in r)
     samples = read_rows(workdir / "samples.jsonl")
@@ -192,11 +175,7 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, spent: dic
         + (f", {human(speed[len(speed) // 2])} tokens/s" if speed else "")
         + f"; jax {jax.__version__}. Settings: [config.json](config.json).",
         "",
-        "![loss](loss.png)",
-        "",
-        f"| held-out text, {task.held_out_bytes:,} bytes | bits per byte |",
-        "| --- | --- |",
-        *(f"| {name} | {value:.3f} |" for name, value in table),
+        *task.report(workdir, rows, metrics),
         "",
         f"| where the time went{starts} | share |",
         "| --- | --- |",
@@ -205,19 +184,11 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, spent: dic
         *(f"## {r['prompt']!r}\n\n```\n{r['prompt']}{r['text']}\n```\n" for r in texts),
     ]
     storage.write(workdir / "report.md", "\n".join(lines))
-    better = [name for name, value in task.baselines.items() if ours < value]
-    return "\n".join(
-        (
-            f"done in {clock(seconds)}"
-            + (f": {ours:.3f} bits per byte on held-out text" if metrics else "")
-            + (f", less than {' and '.join(better)} need" if better else ""),
-            f"read        {workdir}/report.md, {workdir}/loss.png; numbers in {workdir}/metrics.jsonl",
-            "try next    1. longer, from here, with a fresh schedule:",
-            f"               python -m qwenjax.train --exp={workdir} --set init_from={workdir} "
-            f"--set steps={2 * experiment.steps} --workdir={workdir}-longer",
-            "            2. what a step read, and from which documents:",
-            f"               python -m qwenjax.data show --exp={workdir} --step={experiment.steps // 2}",
-            "            3. your own text, in a larger model:",
-            "               python -m qwenjax.train --exp=mid --set data.sources.0.text=PATH --workdir=runs/mine",
-        )
-    )
+    pictures = "".join(f", {workdir}/{name}" for name in task.pictures)
+    closing = [
+        f"done in {clock(seconds)}" + (f": {task.closing(metrics)}" if metrics else ""),
+        f"read        {workdir}/report.md{pictures}; numbers in {workdir}/metrics.jsonl",
+    ]
+    for i, (wish, command) in enumerate(task.next_steps(workdir), 1):
+        closing += [f"{'try next' if i == 1 else '':<12}{i}. {wish}:", f"               {command}"]
+    return "\n".join(closing)

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 
 from qwenjax import checkpoint, config, storage
-from qwenjax.api.source import start_from
 from qwenjax.config import Experiment
 from qwenjax.jsonl import read_rows
 from qwenjax.train.step import State
+from qwenjax.train.task import Task
 
 # What may change between the two halves of a resumed run without changing what is learned.
 FREE = (
@@ -27,9 +27,7 @@ FREE = (
 )
 
 
-def state(
-    experiment: Experiment, task, checkpoints: checkpoint.Checkpoints, say: Callable[[str], None]
-) -> tuple[State, dict]:
+def state(task: Task, checkpoints: checkpoint.Checkpoints, say: Callable[[str], None]) -> tuple[State, dict]:
     """The run's own newest whole checkpoint, else `init_from`, else random parameters; and the meta saved with it."""
     program = task.program
     placed = jax.tree.map(
@@ -39,28 +37,12 @@ def state(
     restored = checkpoints.restore(placed.params, rest)
     for trouble in checkpoints.damaged:
         say(f"checkpoint  {trouble}")
-    if restored:
-        _same_tokenizer(restored.meta["tokenizer_fingerprint"], task.tokenizer, checkpoints.directory)
-        say(f"resuming    from step {restored.step}, row {restored.meta['next_row']:,}")
-        return State(restored.rest["step"], restored.params, restored.rest["opt_state"]), restored.meta
-    if experiment.init_from:
-        params, tokenizer, differing = start_from(experiment.init_from, experiment.model, program.shardings.params)
-        if tokenizer is not None:
-            _same_tokenizer(tokenizer.fingerprint, task.tokenizer, experiment.init_from)
-        say(f"starting    from the parameters of {experiment.init_from}")
-        for difference in differing:
-            say(f"            {difference}")
-        return program.start(params), {}
-    return program.init(), {}
-
-
-def _same_tokenizer(fingerprint: str, tokenizer, path) -> None:
-    if fingerprint != tokenizer.fingerprint:
-        raise ValueError(
-            f"{path} was trained with another tokenizer than {tokenizer.name} "
-            f"({fingerprint[:12]}… there, {tokenizer.fingerprint[:12]}… here): "
-            "its ids mean other text"
-        )
+    if not restored:
+        return task.begin(say), {}
+    task.same_tokenizer(restored.meta["tokenizer_fingerprint"], checkpoints.directory)
+    say(f"resuming    from step {restored.step}, row {restored.meta['next_row']:,}")
+    rest, frozen = restored.rest, task.frozen(say, restored.meta)
+    return State(rest["step"], restored.params, rest["opt_state"], frozen), restored.meta
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:

@@ -45,5 +45,28 @@ def chats(path, number, seed=0):
     return rows
 
 
-def made(path, root, policy="assistant", length=600, truncate="turns", **more):
-    return prepare(path, TOKENIZER, Encoding(policy, length, truncate), root, progress=False, **more)
+def made(path, root, policy="assistant", length=600, truncate="turns", kind="conversation", **more):
+    return prepare(path, TOKENIZER, Encoding(policy, length, truncate, kind), root, progress=False, **more)
+
+
+def lists(path, number, seed=0):
+    """Writes preferences of 2 to 4 responses, a third of them with scores, all of fewer than 300 tokens; the rows."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(number):
+        responses = [says(f"{seed}.{i}.{j}" + "é" * rng.randrange(40)) for j in range(rng.randrange(2, 5))]
+        rows.append({"prompt": [user(f"{seed}.{i}?" + "u" * rng.randrange(40))], "responses": responses})
+        if i % 3 == 0:
+            rows[-1]["scores"] = [2.5 - j for j in range(len(responses))]
+    write(path, *rows)
+    return rows
+
+
+def prompt_ids(row):
+    """Ids of what a row's assistant is to answer, by the public functions of the text room. No calls."""
+    return chatml.encode_chat(TOKENIZER, react_messages(row["prompt"], row.get("tools", ()), "first"))
+
+
+def response_ids(text):
+    """Ids of a response: its text and the end of its turn."""
+    return [*TOKENIZER.encode_ordinary(text), TOKENIZER.im_end]

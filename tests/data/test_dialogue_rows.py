@@ -154,7 +154,7 @@ def test_mixtures_that_cannot_be_are_refused(two, tmp_path):
         DialogueMixture(files, [1], 0)
     with pytest.raises(ValueError, match="validation=1 is the share"):
         DialogueMixture(files, [1, 1], 0, validation=1)
-    with pytest.raises(ValueError, match=r"all 20 dialogues of small\.jsonl are held out; lower validation=0\.99"):
+    with pytest.raises(ValueError, match=r"all 20 rows of small\.jsonl are held out; lower validation=0\.99"):
         DialogueMixture(files[1:], [1], 0, validation=0.9999999)
     with pytest.raises(ValueError, match=r"wants rows \[8\] of a batch of 8"):
         Batches(DialogueMixture(files, [1, 1], 0).batch, 8, [8])

@@ -9,15 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenjax.data.chat.schema import RowError, validate
-from qwenjax.data.dialogues import Dialogues, Encoding, prepare, store
+from qwenjax.data.dialogues import Dialogues, Encoding, folder, prepare, store
 from qwenjax.data.dialogues.encode import encode
 from qwenjax.text import chatml
 
 SYSTEM = {"role": "system", "content": "S"}
+PAIR = {"prompt": [user("a")], "responses": [says("b"), says("c")]}
+DROPPED = "oldest turns dropped to fit 91 tokens"
 
 
 def conversation(*messages, **more):
     return validate({"messages": list(messages), **more})
+
+
+def encoded(row, policy, length, truncate):
+    """Ids, mask and change of a conversation."""
+    [(ids, mask, rating)], change, text = encode(row, TOKENIZER, Encoding(policy, length, truncate))
+    assert (rating, text) == (0, None)
+    return ids, mask, change
 
 
 # ---- encoding ----
@@ -48,10 +57,10 @@ def test_the_newest_exchanges_that_fit_are_kept(sizes, length):
     row = conversation(SYSTEM, *chain(*exchanges))
     if not fitting:
         with pytest.raises(RowError, match="tokens") as error:
-            encode(row, TOKENIZER, Encoding("assistant", length, "turns"))
-        assert error.value.reason == f"last exchange longer than {length + 1} tokens"
+            encoded(row, "assistant", length, "turns")
+        assert error.value.reason == f"conversation longer than {length + 1} tokens, even its last exchange"
         return
-    ids, mask, shortened = encode(row, TOKENIZER, Encoding("assistant", length, "turns"))
+    ids, mask, shortened = encoded(row, "assistant", length, "turns")
     assert (ids, mask) == whole(fitting[0])
     assert shortened == (f"oldest turns dropped to fit {length + 1} tokens" if fitting[0] else "")
 
@@ -60,33 +69,32 @@ def test_tools_are_still_described_when_the_first_turn_goes():
     tail = {"messages": CALLING, "tools": [ADD]}
     ids, mask = expected(tail)
     row = conversation(user("old"), says("old"), *CALLING, tools=[ADD])
-    assert encode(row, TOKENIZER, Encoding("assistant", len(ids) - 1, "turns"))[:2] == (ids, mask)
+    assert encoded(row, "assistant", len(ids) - 1, "turns")[:2] == (ids, mask)
     with pytest.raises(RowError, match="tokens"):  # a call is never torn from its result
-        encode(row, TOKENIZER, Encoding("assistant", len(ids) - 2, "turns"))
+        encoded(row, "assistant", len(ids) - 2, "turns")
 
 
 def test_cut_at_the_end_keeps_the_beginning():
     row = conversation(user("a"), says("b" * 100))
     ids, mask = expected({"messages": row.messages})
     for length, change in ((len(ids) - 1, ""), (len(ids) - 2, f"cut at {len(ids) - 1} tokens")):
-        found = encode(row, TOKENIZER, Encoding("assistant", length, "end"))
-        assert found == (ids[: length + 1], mask[: length + 1], change)
+        assert encoded(row, "assistant", length, "end") == (ids[: length + 1], mask[: length + 1], change)
 
 
 def test_a_first_token_with_loss_is_nothing_to_train_on():
     """The mask of the released code begins with 1; cut behind the header of the system turn no other is left."""
     row = conversation(user("a"), says("b"))
-    assert encode(row, TOKENIZER, Encoding("finetune_py", 60, "end"))[1][0] == 1
+    assert encoded(row, "finetune_py", 60, "end")[1][0] == 1
     with pytest.raises(RowError, match="no trained token in the first 5"):
-        encode(row, TOKENIZER, Encoding("finetune_py", 4, "end"))
+        encoded(row, "finetune_py", 4, "end")
 
 
 @pytest.mark.parametrize(
     ("truncate", "length", "left_out", "shortened"),
     [
-        ("turns", 90, {"last exchange longer than 91 tokens": 1}, {"oldest turns dropped to fit 91 tokens": 1}),
+        ("turns", 90, {"conversation longer than 91 tokens, even its last exchange": 1}, {DROPPED: 1}),
         ("end", 90, {"no trained token in the first 91 (policy assistant)": 1}, {"cut at 91 tokens": 1}),
-        ("leave_out", 90, {"longer than 91 tokens": 2}, {}),
+        ("leave_out", 90, {"conversation longer than 91 tokens": 2}, {}),
         ("leave_out", 900, {}, {}),
     ],
 )
@@ -144,15 +152,15 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, monkeypat
     monkeypatch.setattr(store, "CHUNK", 7)
     path = write(tmp_path / "x.jsonl", *chats(tmp_path / "x.jsonl", 60), {"x": 1})
     one, two = (made(path, tmp_path / str(n), workers=n).directory for n in (1, 2))
-    for name in (*store.FILES, "index.json"):
+    for name in (*folder.FILES[:-1], "index.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", store.FILES)
+@pytest.mark.parametrize("name", folder.FILES)
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete"])
 def test_a_damaged_folder_is_noticed(tmp_path, name, harm):
     chats(tmp_path / "x.jsonl", 5)
-    file = made(tmp_path / "x.jsonl", tmp_path / "data").directory / name
+    file = made(tmp_path / "x.jsonl", tmp_path / "data", kind="prompt").directory / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     if harm == "delete":
@@ -160,13 +168,13 @@ def test_a_damaged_folder_is_noticed(tmp_path, name, harm):
     else:
         file.write_bytes(data if harm == "flip" else data[:-1])
     with pytest.raises(ValueError, match=rf"{name} is not what was written.*delete .* and run again"):
-        made(tmp_path / "x.jsonl", tmp_path / "data")
+        made(tmp_path / "x.jsonl", tmp_path / "data", kind="prompt")
 
 
 def test_an_unreadable_index_is_an_error_that_says_what_to_do(tmp_path):
     chats(tmp_path / "x.jsonl", 5)
     index = made(tmp_path / "x.jsonl", tmp_path / "data").directory / "index.json"
-    for text, message in (("{", "not valid JSON"), ('{"version": 99}', "has version 99, this program reads 1")):
+    for text, message in (("{", "not valid JSON"), ('{"version": 99}', "has version 99, this program reads 2")):
         index.write_text(text)
         with pytest.raises(ValueError, match=f"{message}.*delete .* and run again"):
             made(tmp_path / "x.jsonl", tmp_path / "data")
@@ -177,17 +185,24 @@ def test_an_unreadable_index_is_an_error_that_says_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("kind", "rows", "message"),
     [
-        ([], "no dialogue to train on in .*x.jsonl: it is empty"),
-        ([{"messages": [user("a")]}], "left out 1 x ends with a user turn"),
-        ([{"prompt": [user("a")], "responses": [says("b"), says("c")]}], "left out 1 x a preference, not a conversa"),
-        ([{"messages": [user("a"), says("b" * 999)]}] * 2, "left out 2 x last exchange longer than 601 tokens"),
+        ("conversation", [], "no conversation to train on in .*x.jsonl: it is empty"),
+        ("conversation", [{"messages": [user("a")]}], "left out 1 x ends with a user turn"),
+        ("conversation", [PAIR], "left out 1 x a preference, not a conversation"),
+        ("conversation", [{"messages": [user("a"), says("b" * 999)]}] * 2, "left out 2 x conversation longer than 601"),
+        ("preference", [{"prompt": [user("a")]}], "no preference to .* left out 1 x a prompt, not a preference"),
+        ("preference", [{"messages": [user("a"), says("b")]}], "left out 1 x a conversation, not a preference"),
+        ("preference", [PAIR | {"responses": [says("b"), says(" b ")]}], "left out 1 x equal responses"),
+        ("preference", [PAIR | {"responses": [says("b"), says(" ")]}], "left out 1 x empty assistant turn"),
+        ("preference", [PAIR | {"responses": [says("b"), says("c" * 600)]}], "left out 1 x preference longer than 600"),
+        ("prompt", [{"prompt": [user("a" * 600)]}], "no prompt to .* left out 1 x prompt longer than 600 tokens, even"),
+        ("prompt", [{"prompt": [user("a"), says("b")]}], "left out 1 x prompt ends with an assistant turn"),
     ],
 )
-def test_a_file_without_a_dialogue_is_an_error(tmp_path, rows, message):
+def test_a_file_without_a_usable_row_is_an_error(tmp_path, kind, rows, message):
     with pytest.raises(ValueError, match=message):
-        made(write(tmp_path / "x.jsonl", *rows), tmp_path / "data")
+        made(write(tmp_path / "x.jsonl", *rows), tmp_path / "data", kind=kind)
     assert not list((tmp_path / "data").glob("*/index.json"))
 
 
@@ -199,6 +214,14 @@ def test_what_cannot_work_is_refused(tmp_path):
         Encoding("asistant")
     with pytest.raises(ValueError, match="truncate='cut' is unknown; known: turns, end, leave_out"):
         Encoding(truncate="cut")
+    with pytest.raises(ValueError, match="kind='pairs' is unknown; known: conversation, preference, prompt"):
+        Encoding(kind="pairs")
+    with pytest.raises(ValueError, match="truncate='end' would cut a preference's end, the token where its score"):
+        Encoding(truncate="end", kind="preference")
+    with pytest.raises(ValueError, match="truncate='end' would cut a prompt's end, .*; wanted 'turns' or 'leave_out'"):
+        Encoding(truncate="end", kind="prompt")
+    with pytest.raises(ValueError, match="policy='finetune_py' is for conversations; a preference takes 'assistant'"):
+        Encoding("finetune_py", kind="preference")
     with pytest.raises(ValueError, match="length=1 must be at least 2"):
         Encoding(length=1)
     plain = ChatBytes()

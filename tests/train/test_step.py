@@ -10,7 +10,7 @@ import pytest
 from qwenjax.config import AdamW, Compute, Data, Experiment, MeshShape, ModelConfig
 from qwenjax.sharding import make_mesh
 from qwenjax.train import step as steps
-from qwenjax.train.pretrain import abstract_batch, make_loss
+from qwenjax.train.pretrain import batch_shapes, make_loss
 from qwenjax.train.step import UNLIMITED
 
 MODEL = ModelConfig(vocab=96, layers=2, embed=32, heads=4, ffn=64, context=32)
@@ -43,7 +43,11 @@ def program(experiment, devices=None):
     devices = jax.devices()[:devices] if devices else jax.devices()
     mesh = make_mesh(experiment.mesh, experiment.model.embed, devices)
     compute = experiment.compute.resolved("cpu", mesh.shape["tensor"])
-    return steps.build(experiment, make_loss(experiment, compute), mesh)
+    return steps.build(experiment, make_loss(experiment, compute), mesh, batch_shapes(experiment))
+
+
+def placed(built, rows):
+    return {name: jax.device_put(rows[name], like.sharding) for name, like in built.batch.items()}
 
 
 def train(experiment, n=3, devices=None):
@@ -51,7 +55,7 @@ def train(experiment, n=3, devices=None):
     built = program(experiment, devices)
     state, seen = built.init(), []
     for i in range(n):
-        state, metrics = built.step(state, jax.device_put(batch(experiment, i), built.batch_sharding), UNLIMITED)
+        state, metrics = built.step(state, placed(built, batch(experiment, i)), UNLIMITED)
         seen.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     assert int(state.step) == n
     return np.array(seen), jax.device_get(state.params)
@@ -123,14 +127,14 @@ def test_tiny_model_memorises_one_batch():
     state, rows = built.init(), batch(experiment)
     rows["weights"][:] = 1
     for _ in range(100):
-        state, metrics = built.step(state, jax.device_put(rows, built.batch_sharding), UNLIMITED)
+        state, metrics = built.step(state, placed(built, rows), UNLIMITED)
     assert metrics["loss"] < 0.1  # from ln 96 = 4.6
 
 
 def test_dropout_is_replayed_by_step_and_differs_between_steps_and_micro_steps():
     experiment = replace(BASE, dropout=0.2, accumulate=2, mesh=MeshShape(fsdp=1))
     built = program(experiment, devices=1)
-    rows = jax.device_put(batch(experiment), built.batch_sharding)
+    rows = placed(built, batch(experiment))
 
     def loss(step):
         state = built.init()._replace(step=jnp.int32(step))
@@ -143,7 +147,7 @@ def test_dropout_is_replayed_by_step_and_differs_between_steps_and_micro_steps()
 def one_more(built, state, rows, limits):
     """(state before, state after, metrics) of a step, on the host."""
     before = jax.device_get(state)
-    state, metrics = built.step(state, jax.device_put(rows, built.batch_sharding), np.array(limits, np.float32))
+    state, metrics = built.step(state, placed(built, rows), np.array(limits, np.float32))
     return before, jax.device_get(state), jax.device_get(metrics)
 
 
@@ -157,7 +161,7 @@ def begun():
     built = program(replace(BASE, mesh=MeshShape(fsdp=1)), devices=1)
 
     def state():
-        return built.step(built.init(), jax.device_put(batch(BASE), built.batch_sharding), UNLIMITED)[0]
+        return built.step(built.init(), placed(built, batch(BASE)), UNLIMITED)[0]
 
     rows = batch(BASE, 1)
     _, after, metrics = one_more(built, state(), rows, UNLIMITED)
@@ -208,7 +212,7 @@ def test_the_14b_step_traces_with_its_exact_shapes():
     experiment = lookup.experiment("qwen14b", {"data.batch": 8})
     built = program(experiment)
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(built.shapes.params)) == experiment.model.params
-    lowered = built.step.lower(built.shapes, abstract_batch(experiment, built.batch_sharding), UNLIMITED)
+    lowered = built.step.lower(built.shapes, built.batch, UNLIMITED)
     assert "152064" in lowered.as_text()
 
 

@@ -1,0 +1,85 @@
+"""Lists of rated responses: what reward models and DPO read. b lists, k responses each, L tokens per response.
+
+A list is a row of a file of preferences. `objectives.preference` says what becomes of it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qwenjax.data.dialogues.folder import Dialogues
+from qwenjax.data.dialogues.mixture import VALIDATION, Mixture, agreed, one_each, sample_held_out
+from qwenjax.data.packing import Bins
+
+
+class ListMixture(Mixture):
+    """Training rows of preferences: see `Mixture`."""
+
+    kind, unit = "preference", "list"
+
+    def __init__(self, files: Sequence[Dialogues], weights: Sequence[float], seed: int, validation: float = VALIDATION):
+        self.k = longest_list(files)
+        super().__init__(
+            files, weights, seed, validation, lambda s, rows: one_each(files[s], rows, self.k * self.length)
+        )
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """These rows as `pack_lists` makes them."""
+        found = (self.dialogues(int(row)) for row in rows)
+        return pack_lists([(self.files[s], numbers) for s, numbers in found], self.k, self.length, self.eot)
+
+    def _trained(self, bins: Bins) -> str:
+        return f"{len(bins):,} lists of up to {self.k} responses to train on"
+
+
+def longest_list(files: Sequence[Dialogues]) -> int:
+    """The most responses of a row, held-out ones included: batches of training and of validation have one shape."""
+    return max((int(np.bincount(file.table["group"]).max()) for file in files), default=0)
+
+
+def pack_lists(lists: Sequence[tuple[Dialogues, np.ndarray]], k: int, length: int, eot: int) -> dict[str, np.ndarray]:
+    """Lists, each a file and the numbers of its dialogues there, as a batch.
+
+    Returns:
+      `tokens`: int32 [b k L], `eot` behind a response. `positions`: int32 [b k L], from 0; -1 on padding. `mask`:
+      float32 [b k L], 1 on the response's tokens and its <|im_end|>. `end`: int32 [b k], where that one stands.
+      `ratings`: float32 [b k], higher is better. `real`: bool [b k], False where a list has fewer than k responses:
+      there the tokens and positions of its last one stand again (an attention kernel may answer an empty row with
+      NaN), and mask, end and rating are 0.
+    """
+    shape = (len(lists), k)
+    batch = {"tokens": np.full((*shape, length), eot, np.int32), "positions": np.full((*shape, length), -1, np.int32)}
+    batch |= {"mask": np.zeros((*shape, length), np.float32), "end": np.zeros(shape, np.int32)}
+    batch |= {"ratings": np.zeros(shape, np.float32), "real": np.zeros(shape, bool)}
+    for r, (file, numbers) in enumerate(lists):
+        for j in range(k):
+            i = int(numbers[min(j, len(numbers) - 1)])
+            ids, mask = file.read(i)
+            n = len(ids)
+            batch["tokens"][r, j, :n], batch["positions"][r, j, :n] = ids, np.arange(n)
+            if j < len(numbers):
+                batch["mask"][r, j, :n], batch["end"][r, j] = mask, n - 1
+                batch["ratings"][r, j], batch["real"][r, j] = file.table["rating"][i], True
+    return batch
+
+
+def validation_lists(
+    files: Sequence[Dialogues], limit: int, batch: int, validation: float = VALIDATION
+) -> list[dict[str, np.ndarray]]:
+    """The held-out lists as batches of `batch`, each once, with `file`: int32 [batch], the number of its file.
+
+    When they have more than `limit` tokens, a sample of them (`sample_held_out`). The last batch is filled with lists
+    of which no response is real.
+    """
+    (length, eot), k = agreed(files, ListMixture.kind), longest_list(files)
+    taken = sample_held_out(files, limit, validation)
+    lists = [(s, file.of_row(int(row))) for s, (file, rows) in enumerate(zip(files, taken)) for row in rows]
+    batches = []
+    for at in range(0, len(lists), batch):
+        some = lists[at : at + batch]
+        filled = some + [some[-1]] * (batch - len(some))
+        packed = pack_lists([(files[s], numbers) for s, numbers in filled], k, length, eot)
+        for name in ("mask", "end", "ratings", "real"):
+            packed[name][len(some) :] = 0
+        batches.append(packed | {"file": np.array([s for s, _ in filled], np.int32)})
+    return batches

@@ -1,0 +1,140 @@
+"""Low-rank adapters beside frozen weights: W stays, x W + alpha/rank · drop(x) A B is learned (arXiv 2106.09685).
+
+Adapters are a second collection of variables, in the shape of the first: where parameters have `blocks/attn/q`,
+adapters have {"a": [layers, *in, r], "b": [layers, r, *out]}. What is held in 8 or 4 bits is a third, `quantised`:
+
+    trained, frozen = split(params, lora)
+    trained["lora"] = nn.unbox(init(cfg, lora, rng))
+    Transformer(cfg, compute, lora=lora).apply(variables(trained, frozen), tokens)
+
+Adapters that nothing is to change any more are merged (`merge`) before a model is prepared for decoding or written.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import meta
+
+from qwenjax.config import Lora, ModelConfig
+from qwenjax.model import transformer
+from qwenjax.model.quantise import KINDS, dequantise, quantise
+
+
+class Target(NamedTuple):
+    """Where a projection lies, and which axes of its weight (without `layers`) are input and output."""
+
+    module: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+TARGETS = {
+    "q": Target("attn", (0,), (1, 2)),  # [d n h]
+    "k": Target("attn", (0,), (1, 2)),
+    "v": Target("attn", (0,), (1, 2)),
+    "o": Target("attn", (0, 1), (2,)),  # [n h d]
+    "gate": Target("mlp", (0,), (1,)),  # [d f]
+    "up": Target("mlp", (0,), (1,)),
+    "down": Target("mlp", (1,), (0,)),  # [d f], read from f to d
+}
+
+
+def init(cfg: ModelConfig, lora: Lora, rng: jax.Array) -> dict:
+    """Fresh float32 adapters, boxed with their logical axes: A uniform within ±1/sqrt(inputs), as PEFT's; B zero.
+
+    The axes are those of the weight, so that adapters are split over devices as it is; the rank stays whole.
+    """
+    boxed = jax.eval_shape(lambda: transformer.init_params(cfg, rng))["blocks"]
+    out: dict = {}
+    for name, target in _targets(lora):
+        names, shape = boxed[target.module][name].names, boxed[target.module][name].value.shape
+        (layers, *axes), (count, *sizes) = names, shape
+        a_axes, a_shape = ([x[i] for i in target.inputs] for x in (axes, sizes))
+        b_axes, b_shape = ([x[i] for i in target.outputs] for x in (axes, sizes))
+        rng, key = jax.random.split(rng)
+        bound = 1 / math.sqrt(math.prod(a_shape))
+        a = jax.random.uniform(key, (count, *a_shape, lora.rank), jnp.float32, -bound, bound)
+        b = jnp.zeros((count, lora.rank, *b_shape), jnp.float32)
+        out.setdefault(target.module, {})[name] = {
+            "a": nn.LogicallyPartitioned(a, (layers, *a_axes, None)),
+            "b": nn.LogicallyPartitioned(b, (layers, None, *b_axes)),
+        }
+    return {"blocks": out}
+
+
+def split(params: dict, lora: Lora) -> tuple[dict, dict]:
+    """What is trained of a model's parameters, and what is frozen, in the width of `lora.base`.
+
+    Returns: trained = {"params": those of `lora.whole`}, to which adapters come as "lora"; and
+      frozen = {"params": the rest, "quantised": the projections with their codes and scales}. Only projections are
+      quantised; of an int8 or nf4 base the rest is bfloat16. Boxed parameters give boxed results.
+    Raises:
+      ValueError: `lora.whole` names a head that is the input embedding, which is named embed.
+    """
+    if missing := [name for name in lora.whole if name not in params]:
+        raise ValueError(f"lora.whole={lora.whole}: the model has no {missing[0]}; its head is tied, train 'embed'")
+    rest = {name: x for name, x in params.items() if name not in lora.whole}
+    frozen: dict = {"params": rest, "quantised": {}}
+    if lora.base in KINDS:
+        blocks = {module: dict(x) for module, x in rest["blocks"].items()}
+        codes: dict = {}
+        for name, target in TARGETS.items():
+            weight = blocks[target.module].pop(name)
+            codes.setdefault(target.module, {})[name] = _unboxed(lambda w: quantise(w, lora.base), weight)
+        frozen = {"params": {**rest, "blocks": blocks}, "quantised": {"blocks": codes}}
+    dtype = jnp.dtype("float32" if lora.base == "float32" else "bfloat16")
+    frozen["params"] = jax.tree.map(lambda w: w.astype(dtype), frozen["params"])
+    return {"params": {name: params[name] for name in lora.whole}}, frozen
+
+
+def _unboxed(f: Callable[[jax.Array], dict], weight: Any) -> dict:
+    """f(weight), boxed as the weight is; an axis that becomes shorter by blocks need not divide over devices."""
+    if not isinstance(weight, meta.AxisMetadata):
+        return f(weight)
+    out = {name: weight.replace_boxed(x) for name, x in f(weight.value).items()}
+    out["scale"] = out["scale"].replace(names=(*weight.names[:-1], None))
+    return out
+
+
+def variables(trained: dict, frozen: dict) -> dict:
+    """Collections for `Transformer.apply` from the two parts of `split`."""
+    out = {name: frozen[name] for name in ("quantised",) if frozen.get(name)}
+    out |= {name: trained[name] for name in ("lora",) if trained.get(name)}
+    return {"params": {**frozen["params"], **trained.get("params", {})}, **out}
+
+
+def merge(collections: dict, lora: Lora) -> dict:
+    """One tree of float32 parameters that computes the same: W + alpha/rank · A B, a quantised W as it was read.
+
+    Args:
+      collections: of `variables`; without adapters or quantised weights those that are there.
+    """
+    params = jax.tree.map(lambda w: w.astype(jnp.float32), dict(collections["params"]))
+    blocks = {module: dict(x) for module, x in params["blocks"].items()}
+    for module, codes in collections.get("quantised", {}).get("blocks", {}).items():
+        blocks[module] |= {name: dequantise(q) for name, q in codes.items()}
+    for module, adapters in collections.get("lora", {}).get("blocks", {}).items():
+        blocks[module] |= {name: blocks[module][name] + _product(name, ab, lora) for name, ab in adapters.items()}
+    return {**params, "blocks": blocks}
+
+
+def _product(name: str, ab: dict, lora: Lora) -> jax.Array:
+    """alpha/rank · A B of all layers, in the order of the weight's axes."""
+    target = TARGETS[name]
+
+    def layer(a, b):
+        axes = target.inputs + target.outputs
+        product = jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
+        return product.transpose([axes.index(i) for i in range(len(axes))])
+
+    a, b = (ab[x].astype(jnp.float32) for x in "ab")
+    return jax.vmap(layer)(a, b) * (lora.alpha / lora.rank)
+
+
+def _targets(lora: Lora) -> Iterator[tuple[str, Target]]:
+    """In the order of TARGETS, whatever that of `lora.targets`."""
+    return ((name, target) for name, target in TARGETS.items() if name in lora.targets)

@@ -1,0 +1,76 @@
+"""The network of a stage of alignment: all parameters trained, or adapters on frozen ones (LoRA, QLoRA)."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from qwenjax.api.source import start_from
+from qwenjax.config import Compute, Experiment
+from qwenjax.model import lora, transformer
+from qwenjax.text import Tokenizer
+from qwenjax.train import step as steps
+
+Tree = Any
+
+
+class Backbone:
+    """Which parameters of the model are trained and which frozen, and how the two are read, split and joined.
+
+    `trained` is {name: parameter} of the whole model, or with adapters {"lora": …, "params": {embed, head}}; then
+    `frozen` is {"params": …, "quantised": …}. Without adapters `frozen` is ().
+    """
+
+    def __init__(self, experiment: Experiment, compute: Compute):
+        self.cfg, self.lora = experiment.model, experiment.lora
+        self.network = self.model(compute, experiment.dropout)
+        self.plain = self.model(compute, 0.0)
+
+    def model(self, compute: Compute, dropout: float) -> transformer.Transformer:
+        """The network that computes with `variables`; dropout also within the adapters if there is any."""
+        adapters = self.lora if self.lora.rank else None
+        return transformer.Transformer(self.cfg, compute, dropout, lora=adapters)
+
+    def random(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Random parameters, trained and frozen, boxed with their logical axes."""
+        params = transformer.init_params(self.cfg, key)
+        return self._split(params, key) if self.lora.rank else (params, ())
+
+    def _split(self, params: Tree, key: jax.Array) -> tuple[Tree, Tree]:
+        trained, frozen = lora.split(params, self.lora)
+        return trained | {"lora": lora.init(self.cfg, self.lora, key)}, frozen
+
+    def variables(self, trained: Tree, frozen: Tree) -> dict:
+        """What `Transformer.apply` takes."""
+        return lora.variables(trained, frozen) if self.lora.rank else {"params": trained}
+
+    def params(self, trained: Tree, frozen: Tree) -> dict:
+        """Full parameters, adapters merged in: for decoding, which reads every weight many times."""
+        return lora.merge(trained, frozen, self.lora) if self.lora.rank else trained
+
+    def load(
+        self, path: str | Path, mesh: Mesh, seed: int, say: Callable[[str], None]
+    ) -> tuple[tuple[Tree, Tree], Tokenizer | None]:
+        """(trained, frozen) from any checkpoint, in their places, and the tokenizer that lies with it.
+
+        Raises:
+          ValueError: the checkpoint's parameters have other shapes than the model's.
+        """
+        key = jax.random.key(seed)
+        boxed = jax.eval_shape(partial(transformer.init_params, self.cfg), key)
+        places = steps.shardings(mesh, boxed)
+        whole = "float32" if not self.lora.rank or self.lora.base == "float32" else "bfloat16"
+        params, tokenizer, differing = start_from(path, self.cfg, places, whole)
+        say(f"starting    from the parameters of {path}")
+        for difference in differing:
+            say(f"            {difference}")
+        if not self.lora.rank:
+            return (params, ()), tokenizer
+        where = steps.shardings(mesh, jax.eval_shape(self.random, key))
+        with jax.set_mesh(mesh):
+            parts = jax.jit(lambda p: nn.meta.unbox(self._split(p, key)), out_shardings=where)(params)
+        return parts, tokenizer

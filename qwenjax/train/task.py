@@ -1,0 +1,201 @@
+"""What every stage gives the loop: a program, batches, judgements, words. `loop.fit` and `plan` know nothing else."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from qwenjax.api.source import Source, open_source, start_from
+from qwenjax.config import Experiment
+from qwenjax.data import stream
+from qwenjax.text import Tokenizer, load_tokenizer
+from qwenjax.train.step import UNLIMITED, Program, State
+
+Step = Callable[[State, dict, np.ndarray], tuple[State, dict]]
+INIT_FROM = "init_from"  # as data.tokenizer: the one of the model that the run starts from
+
+
+class Task:
+    """A stage of training. Subclasses set `program` and `tokenizer`, and say what is read, judged and written.
+
+    Attributes:
+      headline: the number that a run of this stage is about, among those of `evaluate`.
+    """
+
+    program: Program
+    tokenizer: Tokenizer
+    mixture: Any
+    headline = "eval_loss"
+
+    def __init__(self, experiment: Experiment, mesh: Mesh):
+        self.experiment, self.mesh = experiment, mesh
+        self.compute = experiment.compute_on(mesh.devices.flat[0].platform, mesh.shape)
+
+    # ---- data ----
+
+    def prepare(self, root: Path) -> list[str]:
+        """Opens the data, making what is missing, and the tokenizer. Returns lines to print.
+
+        Raises:
+          ValueError: data missing or broken, or a tokenizer with more ids than the model has rows.
+        """
+        raise NotImplementedError
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """These rows of the training data."""
+        raise NotImplementedError
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of data that a step reads."""
+        return self.experiment.data.batch
+
+    def batches(self, next_row: int) -> Iterator[tuple[int, dict]]:
+        """(row after this batch, global batch on the mesh), from row `next_row` on, for ever."""
+        mine = self._rows(self.rows_per_step)
+        with stream.Batches(self.read, self.rows_per_step, mine, next_row) as batches:
+            for after, local in batches:
+                yield after, self._place(local, self.program.batch, mine)
+
+    def _rows(self, size: int) -> np.ndarray:
+        """Rows of a global batch of `size` that this process's devices hold, in order."""
+        first = next(iter(self.program.batch.values()))
+        places = first.sharding.addressable_devices_indices_map((size, *first.shape[1:])).values()
+        return np.unique(np.concatenate([np.arange(size)[index[0]] for index in places]))
+
+    def _place(self, local: dict, wanted: dict, rows: np.ndarray | None = None) -> dict:
+        """Global arrays on the mesh, by the ShapeDtypeStructs `wanted`; `local` has this process's `rows`, or all."""
+
+        def block(array, size, index):
+            asked = np.arange(size)[index[0]]
+            return array[asked if rows is None else np.searchsorted(rows, asked)][(slice(None), *index[1:])]
+
+        def place(name, like):
+            array = local[name]
+            shape = (like.shape[0] if rows is not None else len(array), *like.shape[1:])
+            return jax.make_array_from_callback(shape, like.sharding, partial(block, array, shape[0]))
+
+        return {name: place(name, like) for name, like in wanted.items()}
+
+    def describe(self, row: int) -> str:
+        """Where a row of a step came from, for an error message."""
+        return self.mixture.describe(row)
+
+    # ---- where it starts ----
+
+    @cached_property
+    def source(self) -> Source:
+        """The model that the run starts from."""
+        if not self.experiment.init_from:
+            raise ValueError(
+                f"{self.experiment.name} starts from a model; name it: --set init_from=PATH (a run, a checkpoint of "
+                "the hubs, a GGUF file)"
+            )
+        return open_source(self.experiment.init_from)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """That of `data.tokenizer`, checked against the model's embedding."""
+        if self.experiment.data.tokenizer == INIT_FROM:
+            found = self.source.tokenizer()
+            if found is None:
+                raise ValueError(
+                    f"no tokenizer lies with {self.experiment.init_from}; name one: --set data.tokenizer=PATH"
+                )
+        else:
+            found = load_tokenizer(self.experiment.data.tokenizer)
+        return self.check_tokenizer(found)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer. Raises ValueError if it has more ids than the model has rows."""
+        vocab = self.experiment.model.vocab
+        if tokenizer.size > vocab:
+            raise ValueError(
+                f"tokenizer {tokenizer.name} has {tokenizer.size} ids but model.vocab={vocab}; "
+                f"use --set model.vocab={-(-tokenizer.size // 128) * 128}"
+            )
+        return tokenizer
+
+    def same_tokenizer(self, fingerprint: str, path: Any) -> None:
+        """Raises ValueError if what lies at `path` was made with another tokenizer."""
+        if fingerprint != self.tokenizer.fingerprint:
+            raise ValueError(
+                f"{path} was trained with another tokenizer than {self.tokenizer.name} "
+                f"({fingerprint[:12]}… there, {self.tokenizer.fingerprint[:12]}… here): "
+                "its ids mean other text"
+            )
+
+    def begin(self, say: Callable[[str], None]) -> State:
+        """The state of a new run: from `init_from`, or random."""
+        if not self.experiment.init_from:
+            return self.program.init()
+        return self.program.start(*self.load(say))
+
+    def load(self, say: Callable[[str], None]) -> tuple[Any, Any]:
+        """Parameters of `init_from` in their places: trained, and frozen."""
+        path = self.experiment.init_from
+        params, tokenizer, differing = start_from(path, self.experiment.model, self.program.shardings.params)
+        if tokenizer is not None:
+            self.same_tokenizer(tokenizer.fingerprint, path)
+        say(f"starting    from the parameters of {path}")
+        for difference in differing:
+            say(f"            {difference}")
+        return params, ()
+
+    def frozen(self, say: Callable[[str], None], meta: dict) -> Any:
+        """The frozen parameters of a run that goes on from a checkpoint with this `meta`."""
+        return ()
+
+    # ---- running ----
+
+    def compile(self) -> tuple[Step, Any]:
+        """The step, compiled, and what the compiler says of its memory (None: several programs, compiled when used)."""
+        program = self.program
+        compiled = program.step.lower(program.shapes, program.batch, UNLIMITED).compile()
+        return compiled, compiled.memory_analysis()
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        """Held-out numbers, `headline` among them; {} if nothing is held out."""
+        raise NotImplementedError
+
+    def samples(self, state: State) -> list[tuple[str, str]]:
+        """(prompt, what the model writes) for every prompt of the experiment."""
+        return []
+
+    def saved(self, state: State) -> dict:
+        """What a checkpoint's description says beside parameters and rows; JSON."""
+        return {}
+
+    # ---- words ----
+
+    def banner(self) -> list[str]:
+        """Lines of the banner about this stage."""
+        return []
+
+    def line(self, numbers: dict) -> list[str]:
+        """Parts of the progress line."""
+        return [f"loss {numbers['loss']:.4f}", f"lr {numbers['lr']:.2e}", f"|g| {numbers['grad_norm']:.2f}"]
+
+    def judged(self, metrics: dict[str, float]) -> str:
+        """An evaluation in words; `metrics` are not empty."""
+        raise NotImplementedError
+
+    def closing(self, metrics: dict[str, float]) -> str:
+        """The outcome of a finished run in a few words."""
+        return self.judged(metrics)
+
+    def report(self, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
+        """Draws the pictures of a finished run, and returns lines of markdown: pictures and tables."""
+        raise NotImplementedError
+
+    def next_steps(self, workdir: Path) -> list[tuple[str, str]]:
+        """(what one may want to do with a finished run, its command)."""
+        return []
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Files that `report` draws."""
+        return ("loss.png",)
