@@ -155,12 +155,13 @@ def ours(specification: dict):
 
     from qwenjax import sharding
     from qwenjax.train import pretrain, step
+    from qwenjax.train.backbone import Backbone
 
     experiment = config.from_dict(specification["experiment"])
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
     platform = mesh.devices.flat[0].platform
     compute = experiment.compute_on(platform, mesh.shape)
-    loss_fn = pretrain.make_loss(experiment, compute)
+    loss_fn = Backbone(experiment, compute).loss()
     program = step.build(experiment, loss_fn, mesh, pretrain.batch_shapes(experiment))
     tokens = random_tokens(experiment).astype(np.int32)
     rows = {

@@ -71,15 +71,17 @@ def rollout(
     if sampling.repetition_penalty != 1:
         raise ValueError(f"rollouts draw from the model as it is trained: wanted repetition_penalty=1, got {sampling}")
     model, params = _ready(model, params)
+    lengths, seeds = constrain(lengths, "batch"), constrain(seeds, "batch")
     batch, width = prompts.shape
     apply = functools.partial(model.apply, {"params": params})
     draw = functools.partial(_draw, params, seeds, sampling, jnp.array(stops, jnp.int32), size)
 
     columns = jnp.arange(width, dtype=jnp.int32)
-    positions = jnp.where(columns < lengths[:, None], columns, -1)
+    real = columns < lengths[:, None]
+    prompts, positions = constrain(jnp.where(real, prompts, pad), "batch", None), jnp.where(real, columns, -1)
     dtype = jnp.dtype(model.compute.dtype)
     cache = tuple(caches.empty(model.cfg, batch, width, dtype) for _ in range(model.cfg.layers))
-    hidden, cache = apply(constrain(prompts, "batch", None), positions, None, cache)
+    hidden, cache = apply(prompts, positions, None, cache)
     hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, new), (0, 0))), cache)  # slots of the response
 
@@ -115,13 +117,13 @@ def _ready(model, params):
 def _draw(params, seeds, policy, stops, size, hidden, state) -> _State:
     """The state with every row's next token, drawn from hidden states [b d]."""
     batch, active = len(seeds), ~state.ended
-    all_rows = rules([policy] * batch)
+    rows = rules([policy] * batch)
     scores = constrain(transformer.logits(params, hidden), "batch", "vocab")
     scores = constrain(scores, "batch", None)  # put together once, as a cut sums over the vocabulary 64 times
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), state.step))(seeds)
     ending = jnp.zeros(scores.shape[-1], bool).at[stops].set(True) if policy.min_new else None
     count = jnp.broadcast_to(state.step, batch)
-    picked = pick(scores, keys, all_rows, needs(all_rows), size=size, count=count, ending=ending)
+    picked = pick(scores, keys, rows, needs(rows), size=size, count=count, ending=ending)
     made = jax.tree.map(
         lambda all, new: all.at[:, state.step].set(jnp.where(active, new, all[:, state.step])), state.made, picked
     )
@@ -135,9 +137,8 @@ def _laid_out(prompts, lengths, state, pad) -> Rollout:
     place = jnp.arange(width + new, dtype=jnp.int32) - lengths[:, None]  # in the response; before 0 is the prompt
     made = jax.tree.map(lambda x: jnp.take_along_axis(x, jnp.clip(place, 0, new - 1), axis=1), state.made)
     mask = (place >= 0) & (place < new) & (made.token >= 0)
-    given = jnp.where(place < 0, jnp.pad(prompts, ((0, 0), (0, new))), pad)
     return Rollout(
-        tokens=jnp.where(mask, made.token, given),
+        tokens=jnp.where(mask, made.token, jnp.pad(prompts, ((0, 0), (0, new)), constant_values=pad)),
         mask=mask,
         lengths=lengths,
         ended=state.ended,

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
 from qwenjax.api.source import start_from
 from qwenjax.config import Compute, Experiment
 from qwenjax.model import lora, transformer
+from qwenjax.objectives.losses import next_token_loss
 from qwenjax.text import Tokenizer
 from qwenjax.train import step as steps
 
@@ -50,7 +52,26 @@ class Backbone:
 
     def params(self, trained: Tree, frozen: Tree) -> dict:
         """Full parameters, adapters merged in: for decoding, which reads every weight many times."""
-        return lora.merge(trained, frozen, self.lora) if self.lora.rank else trained
+        return lora.merge(self.variables(trained, frozen), self.lora) if self.lora.rank else trained
+
+    def rngs(self, network: transformer.Transformer, rng: jax.Array | None) -> dict:
+        """Random streams of a call in training."""
+        drops = network.dropout or (self.lora.rank and self.lora.dropout and rng is not None)
+        return {"dropout": rng} if drops else {}
+
+    def loss(self, learning: bool = True) -> steps.LossFn:
+        """-> (summed nll in nats of `targets`, their summed `weights`), with dropout while learning."""
+        network = self.network if learning else self.plain
+
+        def loss_fn(trained, frozen, batch, rng):
+            variables = self.variables(trained, frozen)
+            rngs = self.rngs(network, rng)
+            hidden, _ = network.apply(variables, batch["inputs"], batch["positions"], batch.get("segments"), rngs=rngs)
+            weights, head = batch["weights"], transformer.head(variables["params"])
+            total = next_token_loss(hidden, head, batch["targets"], weights, network.compute.loss_tokens)
+            return total, jnp.sum(weights)
+
+        return loss_fn
 
     def load(
         self, path: str | Path, mesh: Mesh, seed: int, say: Callable[[str], None]

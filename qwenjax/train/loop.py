@@ -22,10 +22,11 @@ from qwenjax.train import goodput, recorder, recovery, report, start
 from qwenjax.train.events import Events
 from qwenjax.train.pretrain import Pretrain
 from qwenjax.train.recovery import Diverged
+from qwenjax.train.sft import Sft
 from qwenjax.train.watchdog import Watchdog
 from qwenjax.train.workdir import locate
 
-TASKS = {"pretrain": Pretrain}
+TASKS = {"pretrain": Pretrain, "sft": Sft}
 
 
 class NonFinite(Diverged):

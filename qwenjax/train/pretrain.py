@@ -3,45 +3,20 @@
 import gzip
 import lzma
 import math
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from qwenjax import telemetry
-from qwenjax.config import Compute, Experiment
+from qwenjax.config import Experiment
 from qwenjax.data import prepare as preparation
 from qwenjax.data import stream
-from qwenjax.generate.decode import Request, generate
-from qwenjax.generate.sampling import Sample
-from qwenjax.model import transformer
-from qwenjax.objectives.losses import next_token_loss
 from qwenjax.telemetry import LOSS, Panel
-from qwenjax.text import Tokenizer
 from qwenjax.train import step as steps
 from qwenjax.train.task import INIT_FROM, Task
-
-SAMPLE_TOKENS = 96
-
-
-def make_loss(experiment: Experiment, compute: Compute) -> steps.LossFn:
-    """-> (summed nll in nats, number of predicted tokens)."""
-    model = transformer.Transformer(experiment.model, compute, experiment.dropout)
-
-    def loss_fn(params, _, batch, rng):
-        rngs = {"dropout": rng} if experiment.dropout else {}
-        hidden, _ = model.apply(
-            {"params": params}, batch["inputs"], batch["positions"], batch.get("segments"), rngs=rngs
-        )
-        weights = batch["weights"]
-        total = next_token_loss(hidden, transformer.head(params), batch["targets"], weights, compute.loss_tokens)
-        return total, jnp.sum(weights)
-
-    return loss_fn
 
 
 def batch_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
@@ -60,9 +35,9 @@ class Pretrain(Task):
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
         super().__init__(experiment, mesh)
-        self.program = steps.build(experiment, make_loss(experiment, self.compute), mesh, batch_shapes(experiment))
-        plain = make_loss(replace(experiment, dropout=0.0), self.compute)
-        self._eval_step = jax.jit(lambda params, batch: plain(params, (), batch, None)[0])
+        loss, parts = self.backbone.loss(), self.backbone.random
+        self.program = steps.build(experiment, loss, mesh, batch_shapes(experiment), parts)
+        self.nll = jax.jit(self.backbone.loss(learning=False))
 
     def prepare(self, root: Path) -> list[str]:
         data = self.experiment.data
@@ -92,24 +67,14 @@ class Pretrain(Task):
 
         End-of-text tokens are predicted too, but they are no bytes of text: the figure errs against the model.
         """
-        if not self.held_out.batches:
+        nats, tokens = self.held_out_nats(state)
+        if not tokens:
             return {}
-        total = jnp.float32(0)
-        weight = 0.0
-        with jax.set_mesh(self.mesh):
-            for batch in self.held_out.batches:
-                total += self._eval_step(state.params, self._place(batch, self.program.batch))
-                weight += float(batch["weights"].sum())
-        nats = float(total)
-        return {"eval_loss": nats / weight, "eval_bits_per_byte": nats / math.log(2) / self.held_out_bytes}
+        return {"eval_loss": nats / tokens, "eval_bits_per_byte": nats / math.log(2) / self.held_out_bytes}
 
     def samples(self, state: steps.State) -> list[tuple[str, str]]:
         prompts = [[self.tokenizer.eot, *self.tokenizer.encode_ordinary(p)] for p in self.experiment.prompts]
-        model = transformer.Transformer(self.experiment.model, self.compute)
-        made = write(
-            model, state.params, prompts, self.tokenizer, [self.tokenizer.eot], self.experiment.seed, self.mesh
-        )
-        return list(zip(self.experiment.prompts, made))
+        return list(zip(self.experiment.prompts, self.write(state, prompts, [self.tokenizer.eot])))
 
     def judged(self, metrics: dict[str, float]) -> str:
         others = ", ".join(f"{name} {value:.3f}" for name, value in self.baselines.items())
@@ -152,25 +117,6 @@ class Pretrain(Task):
                 "python -m qwenjax.train --exp=mid --set data.sources.0.text=PATH --workdir=runs/mine",
             ),
         ]
-
-
-def write(
-    model: transformer.Transformer,
-    params: dict,
-    prompts: list[list[int]],
-    tokenizer: Tokenizer,
-    stops: list[int],
-    seed: int,
-    mesh: Mesh,
-) -> list[str]:
-    """What a model writes after prompts of ids, sampled with top-p 0.9: for people to look at."""
-    longest = min(SAMPLE_TOKENS, model.cfg.context - max((len(ids) for ids in prompts), default=0))
-    if not prompts or longest < 1:
-        return [""] * len(prompts)
-    requests = [Request(ids, longest, Sample(top_p=0.9), seed + i) for i, ids in enumerate(prompts)]
-    with jax.set_mesh(mesh):
-        out = generate(model, params, requests, size=tokenizer.size, stops=stops)
-    return [tokenizer.decode(made.ids) for made in out]
 
 
 def compressors(text: bytes) -> dict[str, float]:

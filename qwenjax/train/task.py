@@ -6,16 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qwenjax.api.source import Source, open_source, start_from
+from qwenjax import checkpoint
+from qwenjax.api.source import Source, open_source
 from qwenjax.config import Experiment
-from qwenjax.data import stream
+from qwenjax.data import dialogues, stream
+from qwenjax.generate.decode import Request, generate
+from qwenjax.generate.sampling import Sample
+from qwenjax.model import transformer
 from qwenjax.text import Tokenizer, load_tokenizer
+from qwenjax.train.backbone import Backbone
 from qwenjax.train.step import UNLIMITED, Program, State
 
 Step = Callable[[State, dict, np.ndarray], tuple[State, dict]]
+SAMPLE_TOKENS = 96
 INIT_FROM = "init_from"  # as data.tokenizer: the one of the model that the run starts from
 
 
@@ -29,11 +36,15 @@ class Task:
     program: Program
     tokenizer: Tokenizer
     mixture: Any
+    held_out: stream.HeldOut
+    nll: Callable  # a jitted loss, for `held_out_nats`
     headline = "eval_loss"
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
         self.experiment, self.mesh = experiment, mesh
         self.compute = experiment.compute_on(mesh.devices.flat[0].platform, mesh.shape)
+        self.backbone = Backbone(experiment, self.compute)
+        self.fingerprints: dict[str, str] = {}  # of the frozen models, by what they are
 
     # ---- data ----
 
@@ -84,6 +95,20 @@ class Task:
     def describe(self, row: int) -> str:
         """Where a row of a step came from, for an error message."""
         return self.mixture.describe(row)
+
+    def open_files(self, how: dialogues.Encoding, root: Path) -> list[dialogues.Dialogues]:
+        """The experiment's chat files, encoded now if they are not under `root`.
+
+        Raises:
+          ValueError: none is named, one is missing, or has no row that can be used.
+        """
+        files = self.experiment.chat.files
+        if not files or not all(file.path for file in files):
+            raise ValueError(
+                f"{self.experiment.name} reads {how.kind}s and names no file of them; wanted "
+                f'--set \'chat.files=[{{"path": "FILE.jsonl"}}]\', as `python -m qwenjax.data convert` writes it'
+            )
+        return [dialogues.prepare(file.path, self.tokenizer, how, root) for file in files]
 
     # ---- where it starts ----
 
@@ -137,17 +162,33 @@ class Task:
     def load(self, say: Callable[[str], None]) -> tuple[Any, Any]:
         """Parameters of `init_from` in their places: trained, and frozen."""
         path = self.experiment.init_from
-        params, tokenizer, differing = start_from(path, self.experiment.model, self.program.shardings.params)
+        parts, tokenizer = self.backbone.load(path, self.mesh, self.experiment.seed, say)
         if tokenizer is not None:
             self.same_tokenizer(tokenizer.fingerprint, path)
-        say(f"starting    from the parameters of {path}")
-        for difference in differing:
-            say(f"            {difference}")
-        return params, ()
+        if parts[1]:
+            self.fingerprints["base"] = checkpoint.fingerprint(parts[1])
+        return parts
 
     def frozen(self, say: Callable[[str], None], meta: dict) -> Any:
-        """The frozen parameters of a run that goes on from a checkpoint with this `meta`."""
-        return ()
+        """The frozen parameters of a run that goes on from a checkpoint with this `meta`.
+
+        Raises:
+          ValueError: a model is not the one that the run began with.
+        """
+        if not self.experiment.lora.rank:
+            return ()
+        found = self.load(lambda text: None)[1] if self.experiment.init_from else self.program.init().frozen
+        self.same_models(meta)
+        return found
+
+    def same_models(self, meta: dict) -> None:
+        """Raises ValueError if a frozen model is not the one that the run began with."""
+        for name, old in meta.get("frozen", {}).items():
+            if self.fingerprints.get(name, old) != old:
+                raise ValueError(
+                    f"the {name} model is not the one that this run began with (fingerprint {old} then, "
+                    f"{self.fingerprints[name]} now): put it back, or start a new run in another --workdir"
+                )
 
     # ---- running ----
 
@@ -167,7 +208,29 @@ class Task:
 
     def saved(self, state: State) -> dict:
         """What a checkpoint's description says beside parameters and rows; JSON."""
-        return {}
+        return {"frozen": self.fingerprints} if self.fingerprints else {}
+
+    def held_out_nats(self, state: State) -> tuple[float, float]:
+        """Summed nll of the held-out rows (`held_out`, by `nll`), and their summed weight; every row once."""
+        total, weight = jnp.float32(0), 0.0
+        with jax.set_mesh(self.mesh):
+            for batch in self.held_out.batches:
+                total += self.nll(state.params, state.frozen, self._place(batch, self.program.batch), None)[0]
+                weight += float(batch["weights"].sum())
+        return float(total), weight
+
+    def write(self, state: State, prompts: list[list[int]], stops: list[int], top_p: float = 0.9) -> list[str]:
+        """What the model writes after prompts of ids, sampled: for people to look at."""
+        cfg, seed = self.experiment.model, self.experiment.seed
+        longest = min(SAMPLE_TOKENS, cfg.context - max(map(len, prompts), default=0))
+        if not prompts or longest < 1:
+            return [""] * len(prompts)
+        requests = [Request(ids, longest, Sample(top_p=top_p), seed + i) for i, ids in enumerate(prompts)]
+        with jax.set_mesh(self.mesh):
+            params = self.backbone.params(state.params, state.frozen)
+            model = transformer.Transformer(cfg, self.compute)
+            made = generate(model, params, requests, size=self.tokenizer.size, stops=stops)
+        return [self.tokenizer.decode(one.ids) for one in made]
 
     # ---- words ----
 

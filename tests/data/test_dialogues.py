@@ -218,7 +218,7 @@ def test_what_cannot_work_is_refused(tmp_path):
         Encoding(kind="pairs")
     with pytest.raises(ValueError, match="truncate='end' would cut a preference's end, the token where its score"):
         Encoding(truncate="end", kind="preference")
-    with pytest.raises(ValueError, match="truncate='end' would cut a prompt's end, .*; wanted 'turns' or 'leave_out'"):
+    with pytest.raises(ValueError, match=r"truncate='end' would cut a prompt's end, .*; wanted 'turns' or 'leave_out'"):
         Encoding(truncate="end", kind="prompt")
     with pytest.raises(ValueError, match="policy='finetune_py' is for conversations; a preference takes 'assistant'"):
         Encoding("finetune_py", kind="preference")

@@ -10,7 +10,8 @@ import pytest
 from qwenjax.config import AdamW, Compute, Data, Experiment, MeshShape, ModelConfig
 from qwenjax.sharding import make_mesh
 from qwenjax.train import step as steps
-from qwenjax.train.pretrain import batch_shapes, make_loss
+from qwenjax.train.backbone import Backbone
+from qwenjax.train.pretrain import batch_shapes
 from qwenjax.train.step import UNLIMITED
 
 MODEL = ModelConfig(vocab=96, layers=2, embed=32, heads=4, ffn=64, context=32)
@@ -43,7 +44,7 @@ def program(experiment, devices=None):
     devices = jax.devices()[:devices] if devices else jax.devices()
     mesh = make_mesh(experiment.mesh, experiment.model.embed, devices)
     compute = experiment.compute.resolved("cpu", mesh.shape["tensor"])
-    return steps.build(experiment, make_loss(experiment, compute), mesh, batch_shapes(experiment))
+    return steps.build(experiment, Backbone(experiment, compute).loss(), mesh, batch_shapes(experiment))
 
 
 def placed(built, rows):

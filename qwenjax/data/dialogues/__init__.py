@@ -1,5 +1,5 @@
-"""Dialogues for alignment: encoded once with their loss masks (`encode`, `store`, `folder`), then read as the rows that
-a training loop wants (`mixture`): conversations packed (`rows`), preferences as lists (`lists`), or prompts (`prompts`).
+"""Dialogues for alignment: encoded once with their loss masks (`encode`, `store`, `folder`), then read as a training
+loop wants them (`mixture`): conversations packed into rows (`rows`), preferences as lists (`lists`), or `prompts`.
 
     files   = [prepare(path, tokenizer, Encoding("assistant", 2048, "turns"), "data")]
     mixture = DialogueMixture(files, [1.0], seed=0)

@@ -80,6 +80,11 @@ class Dialogues:
         """Rows of the file that are kept; of preferences fewer than dialogues."""
         return len(self._first) - 1
 
+    @property
+    def counts(self) -> np.ndarray:
+        """Dialogues of each row, int64 [rows]."""
+        return np.diff(self._first)
+
     def of_row(self, row: int) -> np.ndarray:
         """Numbers of a row's dialogues, int64 [k]; of preferences best first."""
         return np.arange(self._first[row], self._first[row + 1])

@@ -34,7 +34,7 @@ class ListMixture(Mixture):
 
 def longest_list(files: Sequence[Dialogues]) -> int:
     """The most responses of a row, held-out ones included: batches of training and of validation have one shape."""
-    return max((int(np.bincount(file.table["group"]).max()) for file in files), default=0)
+    return max((int(file.counts.max()) for file in files), default=0)
 
 
 def pack_lists(lists: Sequence[tuple[Dialogues, np.ndarray]], k: int, length: int, eot: int) -> dict[str, np.ndarray]:

@@ -101,9 +101,11 @@ class Mixture:
 
 def one_each(file: Dialogues, rows: np.ndarray, capacity: int) -> Bins:
     """A bin of up to `capacity` tokens for each row of a file, with all its dialogues."""
-    numbers = [file.of_row(int(row)) for row in rows]
-    starts = np.concatenate([[0], np.cumsum([len(n) for n in numbers], dtype=np.int64)])
-    return Bins(np.concatenate(numbers), starts, float(file.per_row("tokens")[rows].mean() / capacity))
+    wanted = np.zeros(file.rows, bool)
+    wanted[rows] = True
+    starts = np.concatenate([[0], np.cumsum(file.counts[wanted])])
+    filled = float(file.per_row("tokens")[wanted].mean() / capacity)
+    return Bins(np.flatnonzero(wanted[file.table["group"]]), starts, filled)
 
 
 def sample_held_out(files: Sequence[Dialogues], limit: int, validation: float) -> list[np.ndarray]:
