@@ -102,7 +102,7 @@ class Checkpoints:
             "hashes": _hex(hashes(tree)),
             "tokenizer": {f.name: base64.b64encode(f.read_bytes()).decode() for f in sorted(tokenizer_dir.iterdir())},
         }
-        meta["digest"] = _digest(meta)
+        meta["digest"] = digest(meta)
         try:
             self.manager.save(
                 step,
@@ -205,7 +205,7 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(path / "meta")
-        sound = meta.pop("digest") == _digest(meta)
+        sound = meta.pop("digest") == digest(meta)
     except Exception as error:  # whatever a broken file makes of the reader
         raise Damaged(path, _short(error)) from error
     if not sound:
@@ -258,10 +258,11 @@ def _hex(sums: Any) -> dict[str, str]:
 
 def fingerprint(tree: Any) -> str:
     """16 digits that tell one tree of arrays from another, however they are split over devices."""
-    return _digest(_hex(hashes(tree)))[:16]
+    return digest(_hex(hashes(tree)))[:16]
 
 
-def _digest(meta: dict) -> str:
+def digest(meta: dict) -> str:
+    """SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,8 +8,8 @@ a run, its checkpoints/, or one of these   ours; in a bucket (gs://…), too
 import base64
 import dataclasses
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax import linen as nn
 
 from qwenjax import checkpoint, cli, config, fields, storage
 from qwenjax.api.habits import Habits
-from qwenjax.config import ModelConfig
+from qwenjax.config import Experiment, ModelConfig
 from qwenjax.interop import open_checkpoint
 from qwenjax.interop.load import load_params, total_bytes
 from qwenjax.interop.tensors import Foreign
-from qwenjax.model import transformer
+from qwenjax.model import lora, reward, transformer
 from qwenjax.text import FILES, Tokenizer, load_tokenizer
 from qwenjax.text.gguf_vocab import tokenizer_of
 
@@ -99,15 +100,84 @@ class Source:
         with cli.meter(f"reading {self.path.name}", total_bytes(self.foreign), "B") as step:
             return load_params(foreign, shardings, jnp.dtype(dtype), step)
 
+    @property
+    def experiment(self) -> Experiment | None:
+        """Of a run of ours."""
+        return config.from_dict(self.meta["experiment"]) if self.meta else None
+
     def _restored(self, shardings: dict | None, dtype: str) -> dict:
-        shapes = jax.eval_shape(lambda: transformer.init_params(self.config, jax.random.key(0)))
-        shapes = jax.tree.map(lambda x: x.value, shapes, is_leaf=lambda x: hasattr(x, "names"))
-        if shardings is None:
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            shardings = jax.tree.map(lambda x: here, shapes)
-        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        params = checkpoint.load(self.path, placed).params
+        if self.experiment.task == "reward":
+            raise ValueError(
+                f"{self.path} is a reward model: it scores texts and writes none. Give a language model here, and this "
+                "one where a reward model is asked for (rl.reward, --reward, --table=4)"
+            )
+        shapes = _shapes(self.config)
+        if self.experiment.lora.rank:
+            params = self._adapted(self.config, lambda trained: trained, shardings)
+        else:
+            params = checkpoint.load(self.path, _placed(shapes, shardings)).params
         return params if dtype == "float32" else jax.tree.map(lambda x: x.astype(dtype), params)
+
+    def scorer(self, shardings: dict | None = None) -> tuple[dict, jax.Array]:
+        """Of a reward model: parameters of the network without head, float32, adapters merged in; and weights [d].
+
+        Raises:
+          ValueError: it is none.
+        """
+        if self.foreign is not None or self.experiment.task != "reward":
+            raise ValueError(
+                f"{self.path} is no reward model of ours; train one: python -m qwenjax.train --exp=tiny_rm "
+                f"--set init_from={self.path}"
+            )
+        cfg = reward.headless(self.config)
+        head = {"reward": jax.ShapeDtypeStruct((cfg.embed,), jnp.float32)}
+        if self.experiment.lora.rank:
+            found: dict = {}
+            params = self._adapted(cfg, lambda trained: {"backbone": trained, **_placed(head)}, shardings, found)
+            return params, found["reward"]
+        read = checkpoint.load(self.path, {"backbone": _placed(_shapes(cfg), shardings), **_placed(head)}).params
+        return read["backbone"], read["reward"]
+
+    def _adapted(self, cfg: ModelConfig, tree: Callable, shardings: dict | None, rest: dict | None = None) -> dict:
+        """Full parameters of a run that trained adapters: what it started from, with these merged in.
+
+        Args:
+          tree: from the abstract trained parameters to the whole tree of the checkpoint. rest: takes what else it has.
+        """
+        run = self.experiment
+        base = open_source(run.init_from)
+        whole = "float32" if run.lora.base == "float32" else "bfloat16"
+        if base.experiment is not None and base.experiment.task == "reward":
+            params = jax.tree.map(lambda x: x.astype(whole), base.scorer(shardings)[0])
+        else:
+            params = replace(base, config=run.model).params(None if shardings is None else shardings, whole)
+        if cfg.tie_embeddings:
+            params.pop("head", None)
+        trained, frozen = lora.split(params, run.lora)
+        begun = checkpoint.fingerprint(frozen)
+        if begun != (known := self.meta.get("frozen", {}).get("base", begun)):
+            raise ValueError(
+                f"{run.init_from} is not the model that the adapters in {self.path} were trained on (fingerprint "
+                f"{known} then, {begun} now): put it back"
+            )
+        adapters = jax.eval_shape(lambda: nn.meta.unbox(lora.init(cfg, run.lora, jax.random.key(0))))
+        wanted = tree({"params": _placed(jax.eval_shape(lambda: trained["params"])), "lora": _placed(adapters)})
+        read = checkpoint.load(self.path, wanted).params
+        if rest is not None:
+            rest.update(read)
+        return lora.merge(lora.variables(read.get("backbone", read), frozen), run.lora)
+
+
+def _shapes(cfg: ModelConfig) -> dict:
+    """The parameters of a model, abstract."""
+    return jax.eval_shape(lambda: nn.meta.unbox(transformer.init_params(cfg, jax.random.key(0))))
+
+
+def _placed(shapes: dict, shardings: dict | None = None) -> dict:
+    if shardings is None:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda x: here, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def open_source(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Source:

@@ -38,12 +38,14 @@ class Lora:
 class Preference:
     """Learning from comparisons: reward models (report §3.2.1) and DPO (arXiv 2305.18290)."""
 
+    responses: int = 2  # per list that is read together; of longer ones as many at random, others at each reading
     margin: float = 0.0  # reward: by how much, per unit of rating difference, the better one must win
     beta: float = 0.1  # dpo: strength of the pull to the reference
     smoothing: float = 0.0  # dpo: share of the labels taken to be flipped
     calibrate: int = 256  # reward: lists of responses whose scores get mean 0 and deviation 1
 
     def __post_init__(self):
+        check(self.responses > 1, f"preference.responses={self.responses}: a comparison needs 2 or more")
         check(self.margin >= 0, f"preference.margin={self.margin} must not be negative")
         check(self.beta > 0, f"preference.beta={self.beta} must be positive")
         check(0 <= self.smoothing < 0.5, f"preference.smoothing={self.smoothing} must lie in [0, 0.5)")

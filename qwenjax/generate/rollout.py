@@ -33,8 +33,8 @@ class Rollout(NamedTuple):
 
 
 class _State(NamedTuple):
-    step: jax.Array  # tokens that rows have, those that did not end
-    token: jax.Array  # [b] the latest, not read yet
+    step: jax.Array  # tokens made so far in rows that have not ended
+    token: jax.Array  # [b] the latest, not read yet: at first the prompt's last
     ended: jax.Array  # [b] bool
     made: Picked  # [b n] each; token -1 where there is none
     cache: tuple[caches.Cache, ...]
@@ -74,27 +74,32 @@ def rollout(
     lengths, seeds = constrain(lengths, "batch"), constrain(seeds, "batch")
     batch, width = prompts.shape
     apply = functools.partial(model.apply, {"params": params})
-    draw = functools.partial(_draw, params, seeds, sampling, jnp.array(stops, jnp.int32), size)
+    ending = jnp.array(stops, jnp.int32)
+    draw = functools.partial(_draw, params, seeds, sampling, ending, size)
 
     columns = jnp.arange(width, dtype=jnp.int32)
-    real = columns < lengths[:, None]
-    prompts, positions = constrain(jnp.where(real, prompts, pad), "batch", None), jnp.where(real, columns, -1)
+    prompts = constrain(jnp.where(columns < lengths[:, None], prompts, pad), "batch", None)
+    last = lengths - 1
+    positions = jnp.where(columns < last[:, None], columns, -1)
     dtype = jnp.dtype(model.compute.dtype)
     cache = tuple(caches.empty(model.cfg, batch, width, dtype) for _ in range(model.cfg.layers))
-    hidden, cache = apply(prompts, positions, None, cache)
-    hidden = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    _, cache = apply(prompts, positions, None, cache)
     cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, new), (0, 0))), cache)  # slots of the response
-
-    none = Picked(jnp.full((batch, new), -1, jnp.int32), *jnp.zeros((2, batch, new), jnp.float32))
-    none = jax.tree.map(lambda x: constrain(x, "batch", None), none)
-    start = draw(hidden, _State(jnp.int32(0), lengths, jnp.zeros(batch, bool), none, cache))
+    made = Picked(jnp.full((batch, new), -1, jnp.int32), *jnp.zeros((2, batch, new), jnp.float32))
+    made = jax.tree.map(lambda x: constrain(x, "batch", None), made)
+    token = jnp.take_along_axis(prompts, last[:, None], axis=1)[:, 0]
+    state = _State(jnp.int32(0), token, jnp.zeros(batch, bool), made, cache)
 
     def one(state):
-        position = jnp.where(state.ended, -1, lengths + state.step - 1)
+        position = jnp.where(state.ended, -1, last + state.step)
         hidden, cache = apply(state.token[:, None], position[:, None], None, state.cache)
-        return draw(hidden[:, 0], state._replace(cache=cache))
+        picked = draw(hidden[:, 0], state.step)
+        made = jax.tree.map(lambda all, new: all.at[:, state.step].set(new), state.made, picked)
+        token = made.token.at[:, state.step].set(jnp.where(state.ended, -1, picked.token))
+        ended = state.ended | jnp.isin(picked.token, ending)
+        return _State(state.step + 1, picked.token, ended, made._replace(token=token), cache)
 
-    state = jax.lax.while_loop(lambda state: (state.step < new) & ~state.ended.all(), one, start)
+    state = jax.lax.while_loop(lambda state: (state.step < new) & ~state.ended.all(), one, state)
     return _laid_out(prompts, lengths, state, pad)
 
 
@@ -114,21 +119,15 @@ def _ready(model, params):
     return model, jax.tree.map(whole, params, {name: axes[name] for name in params})
 
 
-def _draw(params, seeds, policy, stops, size, hidden, state) -> _State:
-    """The state with every row's next token, drawn from hidden states [b d]."""
-    batch, active = len(seeds), ~state.ended
-    rows = rules([policy] * batch)
+def _draw(params, seeds, policy, stops, size, hidden, step) -> Picked:
+    """Every row's next token, drawn from hidden states [b d]."""
     scores = constrain(transformer.logits(params, hidden), "batch", "vocab")
     scores = constrain(scores, "batch", None)  # put together once, as a cut sums over the vocabulary 64 times
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), state.step))(seeds)
-    ending = jnp.zeros(scores.shape[-1], bool).at[stops].set(True) if policy.min_new else None
-    count = jnp.broadcast_to(state.step, batch)
-    picked = pick(scores, keys, rows, needs(rows), size=size, count=count, ending=ending)
-    made = jax.tree.map(
-        lambda all, new: all.at[:, state.step].set(jnp.where(active, new, all[:, state.step])), state.made, picked
-    )
-    ended = state.ended | jnp.isin(picked.token, stops)
-    return state._replace(step=state.step + 1, token=picked.token, ended=ended, made=made)
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
+    rows = rules([policy] * len(seeds))
+    ending = jnp.zeros(scores.shape[-1], bool).at[stops].set(True)
+    count = jnp.broadcast_to(step, len(seeds))
+    return pick(scores, keys, rows, needs(rows), size=size, count=count, ending=ending)
 
 
 def _laid_out(prompts, lengths, state, pad) -> Rollout:

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from qwenjax.api.source import start_from
-from qwenjax.config import Compute, Experiment
+from qwenjax.api.source import open_source, start_from
+from qwenjax.config import Compute, Experiment, ModelConfig
 from qwenjax.model import lora, transformer
+from qwenjax.model.reward import headless
 from qwenjax.objectives.losses import next_token_loss
 from qwenjax.text import Tokenizer
 from qwenjax.train import step as steps
@@ -25,10 +26,14 @@ class Backbone:
 
     `trained` is {name: parameter} of the whole model, or with adapters {"lora": …, "params": {embed, head}}; then
     `frozen` is {"params": …, "quantised": …}. Without adapters `frozen` is ().
+
+    Args:
+      head: whether there is an output embedding; reward and value models have none.
     """
 
-    def __init__(self, experiment: Experiment, compute: Compute):
-        self.cfg, self.lora = experiment.model, experiment.lora
+    def __init__(self, experiment: Experiment, compute: Compute, head: bool = True):
+        self.whole, self.lora, self.head = experiment.model, experiment.lora, head
+        self.cfg = self.whole if head else headless(self.whole)
         self.network = self.model(compute, experiment.dropout)
         self.plain = self.model(compute, 0.0)
 
@@ -73,25 +78,42 @@ class Backbone:
 
         return loss_fn
 
-    def load(
-        self, path: str | Path, mesh: Mesh, seed: int, say: Callable[[str], None]
-    ) -> tuple[tuple[Tree, Tree], Tokenizer | None]:
-        """(trained, frozen) from any checkpoint, in their places, and the tokenizer that lies with it.
+    def load(self, path: str | Path, mesh: Mesh, seed: int, say: Callable[[str], None]) -> "Loaded":
+        """What any checkpoint holds, in its places.
 
         Raises:
           ValueError: the checkpoint's parameters have other shapes than the model's.
         """
-        key = jax.random.key(seed)
-        boxed = jax.eval_shape(partial(transformer.init_params, self.cfg), key)
-        places = steps.shardings(mesh, boxed)
+        key, head = jax.random.key(seed), None
         whole = "float32" if not self.lora.rank or self.lora.base == "float32" else "bfloat16"
-        params, tokenizer, differing = start_from(path, self.cfg, places, whole)
+        source = open_source(path)
+        scores = source.experiment is not None and source.experiment.task == "reward"
+        if scores and not self.head:
+            params, head = source.scorer(self._places(mesh, self.cfg))
+            params = jax.tree.map(lambda x: x.astype(whole), params)
+            tokenizer, differing = source.tokenizer(), []
+        else:
+            params, tokenizer, differing = start_from(path, self.whole, self._places(mesh, self.whole), whole)
+            if not self.head:
+                params.pop("head", None)
         say(f"starting    from the parameters of {path}")
         for difference in differing:
             say(f"            {difference}")
         if not self.lora.rank:
-            return (params, ()), tokenizer
+            return Loaded(params, (), tokenizer, head)
         where = steps.shardings(mesh, jax.eval_shape(self.random, key))
         with jax.set_mesh(mesh):
             parts = jax.jit(lambda p: nn.meta.unbox(self._split(p, key)), out_shardings=where)(params)
-        return parts, tokenizer
+        return Loaded(*parts, tokenizer, head)
+
+    def _places(self, mesh: Mesh, cfg: ModelConfig) -> Tree:
+        return steps.shardings(mesh, jax.eval_shape(partial(transformer.init_params, cfg), jax.random.key(0)))
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint gave."""
+
+    trained: Tree
+    frozen: Tree
+    tokenizer: Tokenizer | None  # None: none lay there
+    reward: jax.Array | None  # [d], of a reward model

@@ -22,11 +22,12 @@ from qwenjax.train import goodput, recorder, recovery, report, start
 from qwenjax.train.events import Events
 from qwenjax.train.pretrain import Pretrain
 from qwenjax.train.recovery import Diverged
+from qwenjax.train.reward import Reward
 from qwenjax.train.sft import Sft
 from qwenjax.train.watchdog import Watchdog
 from qwenjax.train.workdir import locate
 
-TASKS = {"pretrain": Pretrain, "sft": Sft}
+TASKS = {"pretrain": Pretrain, "sft": Sft, "reward": Reward}
 
 
 class NonFinite(Diverged):

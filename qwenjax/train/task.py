@@ -18,7 +18,7 @@ from qwenjax.generate.decode import Request, generate
 from qwenjax.generate.sampling import Sample
 from qwenjax.model import transformer
 from qwenjax.text import Tokenizer, load_tokenizer
-from qwenjax.train.backbone import Backbone
+from qwenjax.train.backbone import Backbone, Loaded
 from qwenjax.train.step import UNLIMITED, Program, State
 
 Step = Callable[[State, dict, np.ndarray], tuple[State, dict]]
@@ -39,11 +39,12 @@ class Task:
     held_out: stream.HeldOut
     nll: Callable  # a jitted loss, for `held_out_nats`
     headline = "eval_loss"
+    writes = True  # whether its network has an output embedding
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
         self.experiment, self.mesh = experiment, mesh
         self.compute = experiment.compute_on(mesh.devices.flat[0].platform, mesh.shape)
-        self.backbone = Backbone(experiment, self.compute)
+        self.backbone = Backbone(experiment, self.compute, self.writes)
         self.fingerprints: dict[str, str] = {}  # of the frozen models, by what they are
 
     # ---- data ----
@@ -162,12 +163,16 @@ class Task:
     def load(self, say: Callable[[str], None]) -> tuple[Any, Any]:
         """Parameters of `init_from` in their places: trained, and frozen."""
         path = self.experiment.init_from
-        parts, tokenizer = self.backbone.load(path, self.mesh, self.experiment.seed, say)
-        if tokenizer is not None:
-            self.same_tokenizer(tokenizer.fingerprint, path)
-        if parts[1]:
-            self.fingerprints["base"] = checkpoint.fingerprint(parts[1])
-        return parts
+        found = self.backbone.load(path, self.mesh, self.experiment.seed, say)
+        if found.tokenizer is not None:
+            self.same_tokenizer(found.tokenizer.fingerprint, path)
+        if found.frozen:
+            self.fingerprints["base"] = checkpoint.fingerprint(found.frozen)
+        return self.joined(found)
+
+    def joined(self, found: Loaded) -> tuple[Any, Any]:
+        """Trained and frozen parameters of this stage, of what the backbone read."""
+        return found.trained, found.frozen
 
     def frozen(self, say: Callable[[str], None], meta: dict) -> Any:
         """The frozen parameters of a run that goes on from a checkpoint with this `meta`.

@@ -9,6 +9,7 @@ import numpy as np
 
 from qwenjax.data.dialogues.folder import Dialogues
 from qwenjax.data.dialogues.mixture import VALIDATION, Mixture, agreed, one_each, sample_held_out
+from qwenjax.data.order import key, permute
 from qwenjax.data.packing import Bins
 
 
@@ -17,24 +18,36 @@ class ListMixture(Mixture):
 
     kind, unit = "preference", "list"
 
-    def __init__(self, files: Sequence[Dialogues], weights: Sequence[float], seed: int, validation: float = VALIDATION):
-        self.k = longest_list(files)
+    def __init__(
+        self,
+        files: Sequence[Dialogues],
+        weights: Sequence[float],
+        seed: int,
+        validation: float = VALIDATION,
+        responses: int = 2,
+    ):
+        self.k, self.seed = responses, seed
         super().__init__(
             files, weights, seed, validation, lambda s, rows: one_each(files[s], rows, self.k * self.length)
         )
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """These rows as `pack_lists` makes them."""
-        found = (self.dialogues(int(row)) for row in rows)
-        return pack_lists([(self.files[s], numbers) for s, numbers in found], self.k, self.length, self.eot)
+        """These rows as `pack_lists` makes them. Of a list with more than k responses, k others at each reading."""
+        lists = []
+        for row in rows:
+            s, numbers = self.dialogues(int(row))
+            lists.append((self.files[s], some_of(numbers, self.k, key(self.seed, "responses", int(row)))))
+        return pack_lists(lists, self.k, self.length, self.eot)
 
     def _trained(self, bins: Bins) -> str:
         return f"{len(bins):,} lists of up to {self.k} responses to train on"
 
 
-def longest_list(files: Sequence[Dialogues]) -> int:
-    """The most responses of a row, held-out ones included: batches of training and of validation have one shape."""
-    return max((int(file.counts.max()) for file in files), default=0)
+def some_of(numbers: np.ndarray, k: int, draw: int) -> np.ndarray:
+    """At most k of these, drawn by a key, in their order."""
+    if len(numbers) <= k:
+        return numbers
+    return numbers[np.sort(permute(np.arange(len(numbers)), len(numbers), draw)[:k])]
 
 
 def pack_lists(lists: Sequence[tuple[Dialogues, np.ndarray]], k: int, length: int, eot: int) -> dict[str, np.ndarray]:
@@ -64,16 +77,20 @@ def pack_lists(lists: Sequence[tuple[Dialogues, np.ndarray]], k: int, length: in
 
 
 def validation_lists(
-    files: Sequence[Dialogues], limit: int, batch: int, validation: float = VALIDATION
+    files: Sequence[Dialogues], limit: int, batch: int, validation: float = VALIDATION, responses: int = 2
 ) -> list[dict[str, np.ndarray]]:
     """The held-out lists as batches of `batch`, each once, with `file`: int32 [batch], the number of its file.
 
     When they have more than `limit` tokens, a sample of them (`sample_held_out`). The last batch is filled with lists
     of which no response is real.
     """
-    (length, eot), k = agreed(files, ListMixture.kind), longest_list(files)
+    (length, eot), k = agreed(files, ListMixture.kind), responses
     taken = sample_held_out(files, limit, validation)
-    lists = [(s, file.of_row(int(row))) for s, (file, rows) in enumerate(zip(files, taken)) for row in rows]
+    lists = [
+        (s, some_of(file.of_row(int(row)), k, key(0, "held out", s, int(row))))
+        for s, (file, rows) in enumerate(zip(files, taken))
+        for row in rows
+    ]
     batches = []
     for at in range(0, len(lists), batch):
         some = lists[at : at + batch]
