@@ -1,6 +1,6 @@
 """A reward model from the fine-tuned quickstart model and pairs of responses: report §3.2.1 at a laptop's size.
 
-    python -m qwenjax.train --exp=tiny_rm --set chat.files.0.path=pairs.jsonl
+python -m qwenjax.train --exp=tiny_rm --set chat.files.0.path=pairs.jsonl
 """
 
 from qwenjax.config import AdamW, Chat, ChatFile, Compute, Data, Experiment, ModelConfig

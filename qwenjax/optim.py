@@ -49,11 +49,16 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(decided, params)
 
 
-def make(config: AdamW, steps: int, mask=decay_mask) -> optax.GradientTransformation:
-    """Clip by global norm, Adam moments in float32, decoupled decay where `mask` says, scheduled learning rate."""
+def make(config: AdamW, steps: int, mask=decay_mask, every: int = 1) -> optax.GradientTransformation:
+    """Clip by global norm, Adam moments in float32, decoupled decay where `mask` says, scheduled learning rate.
+
+    Args:
+      every: updates that count as one step of the schedule.
+    """
+    rate = schedule(config, steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.decay, mask=mask),
-        optax.scale_by_learning_rate(schedule(config, steps)),
+        optax.scale_by_learning_rate(rate if every == 1 else lambda count: rate(count // every)),
     )

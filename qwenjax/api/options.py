@@ -10,6 +10,7 @@ from qwenjax.lookup import settings
 
 if TYPE_CHECKING:
     from qwenjax.api.model import Model
+    from qwenjax.api.reward import RewardModel
 
 MODEL = """
 --model=PATH is found out by looking at the files:
@@ -42,6 +43,15 @@ def load_model(options: argparse.Namespace) -> "Model":
     from qwenjax import api
 
     return api.load(options.model, None, options.dtype, **overrides(options))
+
+
+def load_reward(path: str, dtype: str | None) -> "RewardModel":
+    """The reward model at a path; its programs are kept, too."""
+    quiet()
+    keep_programs()
+    from qwenjax.api import reward
+
+    return reward.load_reward(path, dtype)
 
 
 def quiet() -> None:

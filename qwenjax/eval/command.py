@@ -2,6 +2,7 @@
 
 --table=3       perplexity of a long text by context length, with dynamic NTK, LogN and layer windows switched on one
                 after the other, where the text is longer than what the model was trained on
+--table=4       how often a reward model puts the responses of preference sets in the right order
 --tasks=passkey a number hidden in a long text: found or not, by depth and length
 
 Prints a table; --out gets it as .txt, .json and .png. What is finished is kept there: interrupted or killed, the same
@@ -20,6 +21,7 @@ EXAMPLES = f"""{shared.MODEL}
 examples:
   python -m qwenjax.eval --model=Qwen-7B --table=3 --text=book.txt
   python -m qwenjax.eval --model=SmolLM2.gguf --table=3 --text=book.txt --lengths=2048,8192,16384 --tokens=16384
+  python -m qwenjax.eval --model=runs/tiny_rm --table=4 --data pairs.jsonl helpful-base/test.jsonl.gz
   python -m qwenjax.eval --model=Qwen-7B-Chat --tasks=passkey --lengths=4096,8192,16384 --depths=11 --trials=5
   python -m qwenjax.eval --model=SmolLM2.gguf --tasks=passkey --lengths=8192,16384 --set ntk=true --set logn=true
 """
@@ -28,9 +30,16 @@ examples:
 def arguments(add) -> None:
     """Declares the options."""
     shared.model_arguments(add)
-    add("--table", metavar="N", help="a table of the report: 3")
+    add("--table", metavar="N", help="a table of the report: 3 or 4")
     add("--tasks", default="", metavar="A,B", help="tasks by name: passkey")
     add("--text", default="", metavar="FILE", help="plain text, for perplexities")
+    add(
+        "--data",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="preferences, in any form that `qwenjax.data convert` reads",
+    )
     add("--lengths", type=_numbers, metavar="N,N,…", help="in tokens (default: 1024, 2048, … 32768)")
     add("--tokens", type=cli.positive, metavar="N", help="of the text, read at each length (default: the longest one)")
     add("--depths", type=cli.positive, metavar="N", help="places of the passkey (default: 5)")
@@ -44,7 +53,10 @@ def run(options: argparse.Namespace) -> int:
     from qwenjax.evals import tasks
 
     try:
-        asked = {name: getattr(options, name) for name in ("text", "lengths", "tokens", "depths", "trials", "seed")}
+        asked = {
+            name: getattr(options, name) for name in ("text", "data", "lengths", "tokens", "depths", "trials", "seed")
+        }
+        asked["data"] = tuple(dict.fromkeys(asked["data"] or ()))
         settings = tasks.Settings(**{name: value for name, value in asked.items() if value})
         names = [f"table{options.table}"] if options.table else []
         names += [name.strip() for name in options.tasks.split(",") if name.strip()]
@@ -52,14 +64,20 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise cli.Usage(str(error)) from None
     if not modules:
-        raise cli.Usage("nothing to measure: give --table=3 or --tasks=passkey")
+        raise cli.Usage("nothing to measure: give --table=3, --table=4 or --tasks=passkey")
+    kinds = {module.MODEL for module in modules.values()}
+    if len(kinds) > 1:
+        raise cli.Usage("--table=4 measures a reward model, all else a language model: ask for them apart")
+    if "reward" in kinds and options.set:
+        raise cli.Usage("--set changes a language model's config; a reward model is read as it was trained")
 
     from qwenjax import storage
     from qwenjax.evals.parts import Parts, model_key
 
     title = Path(options.model).resolve().name.removesuffix(".gguf")
     out = storage.path(options.out or f"runs/eval-{title}")
-    model = shared.load_model(options)
+    judged = "reward" in kinds
+    model = shared.load_reward(options.model, options.dtype) if judged else shared.load_model(options)
     of = {"model": model_key(options.model), "set": sorted(options.set), "dtype": model.compute.dtype}
     parts = Parts(out, of)
     for name, module in modules.items():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qwenjax.api.model import Model
     from qwenjax.text import Tokenizer
 
+MODEL = "language"
 DIGITS = 5
 OPENING = (
     "Somewhere in this long and dull text there is a pass key. Find it and keep it in mind: you will be asked for it."

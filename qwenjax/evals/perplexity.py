@@ -23,6 +23,7 @@ from qwenjax.evals.tasks import Settings
 if TYPE_CHECKING:
     from qwenjax.api.model import Model
 
+MODEL = "language"
 ROWS = ("plain", "+ ntk", "+ ntk + logn", "+ ntk + logn + window")
 ALL = ROWS[-1]
 

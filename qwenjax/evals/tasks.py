@@ -4,9 +4,9 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-# name -> module of this room with `measure`, `table` and `draw`; the report's tables by their numbers
+# name -> module of this room with `MODEL`, `measure`, `table` and `draw`; the report's tables by their numbers
 TASKS = {"passkey": "passkey"}
-TABLES = {3: "perplexity"}
+TABLES = {3: "perplexity", 4: "preferences"}
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Settings:
     """What a user may choose; each task takes what concerns it."""
 
     text: str = ""  # a file of plain text
+    data: tuple[str, ...] = ()  # files of preferences
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)  # in tokens
     tokens: int = 0  # of the text that are read at each length; 0: as many as the greatest length
     depths: int = 5  # places in a text, from its beginning to its end

@@ -122,12 +122,13 @@ def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[in
 
     from qwenjax.checkpoint import SaveFailed
     from qwenjax.train import loop, recorder
+    from qwenjax.train.scores import Failed
 
     try:
         if args.profiler_port:
             recorder.serve(args.profiler_port)
         outcome = loop.fit(experiment, workdir, data_root=args.data_root, profile=profile, watchdog=args.watchdog)
-    except (ValueError, FloatingPointError, loop.Diverged, SaveFailed, OSError) as error:
+    except (ValueError, FloatingPointError, loop.Diverged, Failed, SaveFailed, OSError) as error:
         if os.environ.get("QWENJAX_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The network of a stage of alignment: all parameters trained, or adapters on frozen ones (LoRA, QLoRA)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +35,10 @@ class Backbone:
     def __init__(self, experiment: Experiment, compute: Compute, head: bool = True):
         self.whole, self.lora, self.head = experiment.model, experiment.lora, head
         self.cfg = self.whole if head else headless(self.whole)
-        self.network = self.model(compute, experiment.dropout)
-        self.plain = self.model(compute, 0.0)
-
-    def model(self, compute: Compute, dropout: float) -> transformer.Transformer:
-        """The network that computes with `variables`; dropout also within the adapters if there is any."""
         adapters = self.lora if self.lora.rank else None
-        return transformer.Transformer(self.cfg, compute, dropout, lora=adapters)
+        still = replace(self.lora, dropout=0.0) if adapters else None
+        self.network = transformer.Transformer(self.cfg, compute, experiment.dropout, lora=adapters)
+        self.plain = transformer.Transformer(self.cfg, compute, lora=still)  # nothing drops
 
     def random(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Random parameters, trained and frozen, boxed with their logical axes."""
@@ -60,9 +58,8 @@ class Backbone:
         return lora.merge(self.variables(trained, frozen), self.lora) if self.lora.rank else trained
 
     def rngs(self, network: transformer.Transformer, rng: jax.Array | None) -> dict:
-        """Random streams of a call in training."""
-        drops = network.dropout or (self.lora.rank and self.lora.dropout and rng is not None)
-        return {"dropout": rng} if drops else {}
+        """Random streams of a call; none where nothing drops."""
+        return {"dropout": rng} if network.dropout or (network.lora and network.lora.dropout) else {}
 
     def loss(self, learning: bool = True) -> steps.LossFn:
         """-> (summed nll in nats of `targets`, their summed `weights`), with dropout while learning."""

@@ -23,11 +23,13 @@ from qwenjax.train.events import Events
 from qwenjax.train.pretrain import Pretrain
 from qwenjax.train.recovery import Diverged
 from qwenjax.train.reward import Reward
+from qwenjax.train.rl import RL
+from qwenjax.train.scores import Failed
 from qwenjax.train.sft import Sft
 from qwenjax.train.watchdog import Watchdog
 from qwenjax.train.workdir import locate
 
-TASKS = {"pretrain": Pretrain, "sft": Sft, "reward": Reward}
+TASKS = {"pretrain": Pretrain, "sft": Sft, "reward": Reward, "ppo": RL, "grpo": RL, "reinforce": RL}
 
 
 class NonFinite(Diverged):
@@ -152,7 +154,12 @@ def fit(
                 with clock("data"), jax.profiler.TraceAnnotation(recorder.INPUT):
                     next_row, batch = next(stream)
                 with clock("step"):
-                    state, on_device = step_fn(state, batch, guard.limits())
+                    try:
+                        state, on_device = step_fn(state, batch, guard.limits())
+                    except Failed:
+                        save()  # the state is as it was before
+                        checkpoints.wait()
+                        raise
                     numbers = {k: v.item() for k, v in jax.device_get(on_device).items()}
                 stop = _stop(interrupted)
             clock.steps += 1

@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from qwenjax import telemetry
 from qwenjax.config import Experiment
 from qwenjax.data import dialogues
+from qwenjax.evals import accuracy
 from qwenjax.model import reward
 from qwenjax.objectives import preference
 from qwenjax.telemetry import Panel
-from qwenjax.train import accuracy
 from qwenjax.train import step as steps
 from qwenjax.train.backbone import Loaded
 from qwenjax.train.task import Task

@@ -49,7 +49,7 @@ class Program(NamedTuple):
 def gradients(
     loss_fn: LossFn, params: Any, frozen: Any, batch: dict, rng: jax.Array, accumulate: int = 1
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    """((summed loss, summed weight), gradient of the former), the batch cut into `accumulate` micro-batches.
+    """((summed loss, summed weight or other sums), gradient of the former), in `accumulate` micro-batches.
 
     Their gradients are added in float32; whoever divides by the weight does so once, so the cut does not show.
     """
@@ -61,13 +61,16 @@ def gradients(
 
     def micro(carry, xs):
         batch, index = xs
-        batch = {k: sharding.constrain(v, *names(v.shape, length)) for k, v in batch.items()}
+        batch = jax.tree.map(lambda v: sharding.constrain(v, *names(v.shape, length)), batch)
         out = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, jax.random.fold_in(rng, index))
         return jax.tree.map(jnp.add, carry, out), None
 
     length = max(x.shape[-1] for x in jax.tree.leaves(batch) if x.ndim > 1)
-    zero = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(micro, zero, (jax.tree.map(cut, batch), jnp.arange(accumulate)))[0]
+    cuts = jax.tree.map(cut, batch)
+    first = jax.tree.map(lambda x: x[0], cuts)
+    shapes = jax.eval_shape(jax.value_and_grad(loss_fn, has_aux=True), params, frozen, first, rng)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(micro, zero, (cuts, jnp.arange(accumulate)))[0]
 
 
 def names(shape: tuple[int, ...], length: int) -> tuple[str | None, ...]:

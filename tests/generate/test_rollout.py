@@ -25,6 +25,7 @@ CFG = replace(tiny_model.CONFIG, vocab=64, kv_heads=4, qkv_bias=True, tie_embedd
 EXACT = Compute(dtype="float32", remat="none", loss_tokens=16).resolved("cpu", 1)
 SIZE, PAD, NEW = 60, 61, 12
 WARM = Sample(temperature=2.0, top_p=0.9)
+STOPS = (5, 9, 17, 34)  # ends some of the responses
 LENGTHS = np.array([3, 1, 7, 5, 4, 4, 2, 6], np.int32)
 PROMPTS = np.random.default_rng(0).integers(1, SIZE, (8, 7)).astype(np.int32)
 SEEDS = np.arange(8, dtype=np.uint32) + 7
@@ -43,7 +44,8 @@ def model(compute=EXACT, **changes):
 @functools.cache
 def jitted(policy=WARM, stops=(), new=NEW, size=SIZE, compute=EXACT, **changes):
     fixed = {"new": new, "sampling": policy, "stops": tuple(stops), "size": size, "pad": PAD}
-    return jax.jit(functools.partial(rollout, model(compute, **changes), **fixed))
+    call = functools.partial(rollout, model(compute, **changes), **fixed)
+    return jax.jit(call, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
 
 
 def made(prompts=PROMPTS, lengths=LENGTHS, seeds=SEEDS, params=None, **options):
@@ -64,16 +66,15 @@ def free():
 @pytest.mark.parametrize("policy", [WARM, Sample(0.7, top_k=4, min_new=6), Greedy()])
 def test_the_same_as_generate(policy):
     """Prompts of all lengths, some stopped: ids, both log-probabilities, and why it ended."""
-    stops = (5, 9, 34, 17)
-    out = made(policy=policy, stops=stops)
+    out = made(policy=policy, stops=STOPS)
     asked = [Request(text, NEW, policy, int(seed)) for text, seed in zip(TEXTS, SEEDS)]
-    want = generate(model(), weights(), asked, size=SIZE, stops=stops)
+    want = generate(model(), weights(), asked, size=SIZE, stops=STOPS)
     assert {one.reason for one in want} == {"stop", "length"}
     for row, (ids, one) in enumerate(zip(responses(out), want)):
         assert out.ended[row] == (one.reason == "stop")
         assert ids[: len(one.ids)] == one.ids
         assert len(ids) - len(one.ids) == out.ended[row]  # the stop token belongs to the response
-        assert not out.ended[row] or ids[-1] in stops
+        assert not out.ended[row] or ids[-1] in STOPS
         n = len(one.ids)
         np.testing.assert_allclose(out.logp[row][out.mask[row]][:n], one.model_logprobs, atol=1e-4)
         np.testing.assert_allclose(out.drawn_logp[row][out.mask[row]][:n], one.logprobs, atol=1e-4)
@@ -81,8 +82,8 @@ def test_the_same_as_generate(policy):
 
 def test_a_row_is_its_prompt_its_response_and_padding(free):
     assert free.mask.sum(1).tolist() == [NEW] * 8
-    out = made(stops=(int(free.tokens[0, 3 + 4]),))
-    assert out.mask[0].sum() <= 5
+    out = made(policy=WARM, stops=STOPS)
+    assert len(set(out.mask.sum(1).tolist())) > 2
     assert out.tokens.shape == out.mask.shape == out.logp.shape == out.drawn_logp.shape == (8, 7 + NEW)
     for row, (text, ids) in enumerate(zip(TEXTS, responses(out))):
         padding = 7 + NEW - len(text) - len(ids)
@@ -107,7 +108,6 @@ def forward(params, out, compute, **changes):
 @pytest.mark.parametrize(
     ("compute", "temperature", "tolerance"),
     [
-        (EXACT, 1.0, 1e-5),
         (EXACT, 0.7, 1e-5),
         (replace(EXACT, dtype="bfloat16", fuse="no"), 0.7, 0.1),  # the same products in another order, to 8 bits
         (replace(EXACT, dtype="bfloat16"), 0.7, 0.1),  # decoded in float32, as on CPUs
@@ -200,9 +200,9 @@ def collectives(program: Program, loops: bool):
     return [op for name in names for op in program.computations[name] if op.opcode.startswith(COLLECTIVES)]
 
 
-@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "context": 4}])
+@pytest.mark.parametrize("shape", [{"context": 2}, {"tensor": 2}])
 def test_on_a_mesh_the_same_and_weights_are_gathered_before_the_loop(free, shape):
-    mesh = make_mesh(MeshShape(**{"data": 1, **shape}), CFG.embed)
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, **shape), CFG.embed)
     compute = replace(EXACT, fuse="yes" if mesh.shape["tensor"] == 1 else "no")
     boxed = jax.eval_shape(lambda: init_params(CFG, jax.random.key(0)))
     places = jax.tree.map(
@@ -215,7 +215,7 @@ def test_on_a_mesh_the_same_and_weights_are_gathered_before_the_loop(free, shape
         out = run(params, *rows)
     np.testing.assert_array_equal(out.tokens, free.tokens)
     np.testing.assert_allclose(out.logp, free.logp, atol=2e-5)
-    assert out.tokens.sharding.spec[0] in ("fsdp", ("data", "fsdp"))
+    assert out.tokens.sharding.spec[0] == ("data", "fsdp")
     program = Program(run.as_text())
     least = CFG.embed**2 * 4 // mesh.shape["tensor"]  # bytes of the smallest matrix
     assert sum(op.opcode == "all-gather" and op.bytes >= least for op in collectives(program, False)) >= 9

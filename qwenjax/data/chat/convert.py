@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwenjax.cli import meter
-from qwenjax.data.chat import files, formats, schema
+from qwenjax.data.chat import docstrings, files, formats, schema
 from qwenjax.data.chat.formats import Exchange
 from qwenjax.data.chat.schema import Conversation, Preference, Prompt, RowError
 from qwenjax.data.chat.turns import Changed
 from qwenjax.data.rows import Report
+from qwenjax.data.sources import STDLIB
 
 PLACEHOLDER = re.compile(r"\{\{([A-Za-z_]\w*)\}\}")
 
@@ -64,12 +65,12 @@ def converted(
     fill: Mapping[str, str] | None = None,
     seen: Callable[[int], object] = lambda size: None,
 ) -> Iterator[Converted]:
-    """The rows of a file as rows of our schema.
+    """The rows of a file, or of 'python-stdlib' (`docstrings`), as rows of our schema.
 
     Args:
       account: gets the counts.
       format: a key of `formats.FORMATS` that every row is taken for, or 'auto': each row's own.
-      to: a kind (`schema.KINDS`); None: what the format is by nature.
+      to: a kind (`schema.KINDS`); None: what the format is by nature, of 'python-stdlib' conversations.
       strict: raise at the first row that cannot be converted.
       fill: texts for placeholders such as {{name}}; a row with others is refused.
       seen: is told the bytes of each line, unpacked.
@@ -79,8 +80,10 @@ def converted(
     for name, value, known in (("format", format, ("auto", *formats.FORMATS)), ("to", to, (None, *schema.KINDS))):
         if value not in known:
             raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(filter(None, known))}")
-    source = Path(path).name.split(".")[0]
-    for place, value in files.objects(path, account.skipped, strict, seen):
+    source, objects = Path(path).name.split(".")[0], files.objects(path, account.skipped, strict, seen)
+    if str(path) == STDLIB:
+        objects, to = docstrings.rows(), to or "conversation"
+    for place, value in objects:
         account.read += 1
         changes: list[str] = []
         try:

@@ -13,6 +13,7 @@ EXAMPLES = """
 examples:
   python -m qwenjax.data convert sharegpt.json alpaca.jsonl.gz --out=chat.jsonl
   python -m qwenjax.data convert hh-rlhf/*.jsonl.gz --out=pairs.jsonl.gz
+  python -m qwenjax.data convert python-stdlib --to=preference --out=pairs.jsonl
   python -m qwenjax.data convert gsm8k.jsonl --to=conversation --out=worked.jsonl
   python -m qwenjax.data convert pairs.jsonl --to=prompt --out=prompts.jsonl
   python -m qwenjax.data convert identity.jsonl --fill name=Qwen --fill "author=Alibaba Cloud" --out=identity.jsonl
@@ -21,13 +22,20 @@ Known formats, and what their rows become without --to:
   sharegpt, openai, alpaca, seeds, completion, glaive, kto (desirable rows)    conversation
   hh, pairs, ranked                                                            preference
   question (GSM8K, BELLE), mt_bench, prompt                                    prompt
---to=conversation takes the best response, --to=prompt none, but keeps the reference answer. `show` shows the result.
+--to=conversation takes the best response, --to=prompt none, but keeps the reference answer.
+python-stdlib needs no file: functions of this Python's library, whose docstrings are the answers.
+`show` shows the result.
 """
 
 
 def arguments(add) -> None:
     """Declares the options."""
-    add("file", nargs="+", metavar="FILE", help=".jsonl (also .gz, .zst), a .json list or .parquet")
+    add(
+        "file",
+        nargs="+",
+        metavar="FILE",
+        help=".jsonl (also .gz, .zst), a .json list, .parquet, or python-stdlib",
+    )
     add("--out", required=True, metavar="OUT", help=".jsonl or .jsonl.gz; appears whole or not at all")
     add(
         "--format", default="auto", metavar="NAME", help="take every row for this format (default: auto, by its fields)"

@@ -48,17 +48,24 @@ def numbers(some: Sequence[Pair], margin: float = 0.0) -> dict[str, float]:
     return {"eval_loss": float(loss), "eval_accuracy": right(some) / len(some)}
 
 
+def by_gap(some: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
+    """(title, pairs) of up to four parts about equally large, by how far the ratings are apart; [] if all are alike."""
+    gaps = [p.gap for p in some]
+    if len(set(gaps)) < 2:
+        return []
+    edges, rows = sorted({float(q) for q in np.quantile(gaps, (0, 0.25, 0.5, 0.75))}), []
+    for low, high in zip(edges, [*edges[1:], math.inf]):
+        title = f"gap {low:.3g} to {high:.3g}" if high < math.inf else f"gap {low:.3g} and more"
+        rows.append((title, [p for p in some if low <= p.gap < high]))
+    return rows
+
+
 def table(some: Sequence[Pair], names: Sequence[str]) -> list[str]:
     """Markdown: accuracy in all, by source and by how far the ratings are apart."""
     rows = [("all", some)]
     if len(names) > 1:
         rows += [(name, [p for p in some if p.source == s]) for s, name in enumerate(names)]
-    gaps = sorted({p.gap for p in some})
-    if len(gaps) > 1:
-        edges = sorted({float(q) for q in np.quantile([p.gap for p in some], (0, 0.25, 0.5, 0.75))})
-        for low, high in zip(edges, [*edges[1:], math.inf]):
-            title = f"gap {low:.3g} to {high:.3g}" if high < math.inf else f"gap {low:.3g} and more"
-            rows.append((title, [p for p in some if low <= p.gap < high]))
+    rows += by_gap(some)
     lines = ["| held-out pairs | number | in the right order | 95 % interval |", "| --- | --- | --- | --- |"]
     for title, part in rows:
         low, high = interval(right(part), len(part))

@@ -1,0 +1,25 @@
+"""Fine-tuning of the sentiment language model on requests for a kind of text: report §3.1 at a laptop's size.
+
+    python -m qwenjax.bench align --data=ratings.jsonl.gz
+
+makes conversations.jsonl and runs all stages (docs/alignment.md).
+"""
+
+from qwenjax.config import AdamW, Chat, ChatFile, Compute, Data, Experiment, ModelConfig
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="sentiment_sft",
+        task="sft",
+        init_from="runs/sentiment_lm",
+        model=ModelConfig(vocab=2048, layers=2, embed=64, heads=4, ffn=176, context=64),
+        data=Data(tokenizer="init_from", length=64, batch=32, eval_tokens=50_000),
+        chat=Chat(files=(ChatFile("conversations.jsonl"),)),
+        optim=AdamW(peak=2e-3, warmup=20, floor=0.02),
+        compute=Compute(dtype="float32", remat="none", scan=False, loss_tokens=2048),
+        steps=600,
+        eval_every=300,
+        save_every=300,
+        keep=1,
+    )

@@ -1,0 +1,113 @@
+"""What a policy writes, judged: by two reward models that saw other texts, and by a lexicon that saw none."""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from qwenjax import storage
+from qwenjax.bench.align.data import Pair, Turns, answer
+
+ROWS = 128  # responses written together
+EDGES = (0.5, 1.0, 2.0)  # accuracy is of pairs whose ratings are so far apart, or farther
+
+
+class Answer(NamedTuple):
+    """A response: its text, whether it ended by itself, its tokens."""
+
+    text: str
+    ended: bool
+    tokens: int
+
+
+def answers(run: Path, asked: Sequence[Turns], *, top_p: float, new: int, seed: int = 0) -> list[Answer]:
+    """What the model of a run answers, one response to each conversation, sampled at temperature 1."""
+    from qwenjax import api
+    from qwenjax.generate.sampling import Sample
+    from qwenjax.text import chatml
+
+    model, found = api.load(run), []
+    prompts = [model.encode_chat(turns) for turns in asked]
+    stops = chatml.stop_sequences(model.vocabulary)
+    for at in range(0, len(prompts), ROWS):
+        made = model.complete(prompts[at : at + ROWS], Sample(top_p=top_p), new, stops, seed + at)
+        found += [Answer(one.text, one.reason == "stop", len(one.ids)) for one in made]
+    return found
+
+
+def scores(reward: Path, asked: Sequence[Turns], texts: Sequence[str]) -> np.ndarray:
+    """Calibrated scores [n] of a reward model's run."""
+    from qwenjax.api.reward import load_reward
+
+    return load_reward(reward).score([[*turns, answer(text)] for turns, text in zip(asked, texts)])
+
+
+def lexicon(texts: Sequence[str]) -> np.ndarray:
+    """VADER's compound sentiment [n], -1 to 1.
+
+    Raises:
+      ValueError: the package is not installed.
+    """
+    if importlib.util.find_spec("vaderSentiment") is None:
+        raise ValueError("the lexicon judge needs vaderSentiment: pip install 'qwenjax[test]'")
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyser = SentimentIntensityAnalyzer()
+    return np.array([analyser.polarity_scores(text)["compound"] for text in texts])
+
+
+def accuracy(margins: np.ndarray, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Share of the pairs whose better text scores higher, by `EDGES`; a tie is half right."""
+    gaps, right = np.array([pair.gap for pair in pairs]), (np.sign(margins) + 1) / 2
+    return {f"{edge:g}": float(right[gaps >= edge].mean()) for edge in EDGES if (gaps >= edge).any()}
+
+
+def margins(reward: Path, pairs: Sequence[Pair]) -> np.ndarray:
+    """By how much a reward model scores the better texts higher [n]. Every text is read once for each request."""
+    from qwenjax.bench.align.data import request
+
+    rows = {(p.direction, text): i for i, (p, text) in enumerate((p, t) for p in pairs for t in p[:2])}
+    place = {key: n for n, key in enumerate(rows)}
+    asked = [request(text.kind, text.word, direction) for direction, text in place]
+    found = scores(reward, asked, [text.text for _, text in place])
+    return np.array([found[place[p.direction, p.better]] - found[place[p.direction, p.worse]] for p in pairs])
+
+
+def judged(
+    run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Path, *, top_p: float, new: int
+) -> list[dict]:
+    """A row for each answer of a run: text, ended, tokens, vader, and a score of each judge; kept in `file`."""
+    if not file.is_file():
+        made = answers(run, asked, top_p=top_p, new=new)
+        texts = [one.text for one in made]
+        columns = {"text": texts, "ended": [one.ended for one in made], "tokens": [one.tokens for one in made]}
+        columns |= {"asked": [turns[-1]["content"] for turns in asked], "vader": lexicon(texts).tolist()}
+        columns |= {name: scores(path, asked, texts).tolist() for name, path in judges.items()}
+        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        storage.write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def gains(before: Sequence[dict], after: Sequence[dict], judges: Sequence[str]) -> dict[str, float]:
+    """What changed between two runs of `judged`: gains of the judges in deviations of the answers before."""
+    found = {}
+    for name in judges:
+        old, new = (np.array([row[name] for row in rows]) for rows in (before, after))
+        found[f"{name}_z"] = float((new.mean() - old.mean()) / old.std(ddof=1))
+    old, new = (np.array([row["vader"] for row in rows]) for rows in (before, after))
+    found["vader_before"], found["vader_after"] = float(old.mean()), float(new.mean())
+    found["vader_rise"] = float(new.mean() - old.mean())
+    found["vader_error"] = float(np.sqrt(old.var(ddof=1) / len(old) + new.var(ddof=1) / len(new)))
+    for name in ("ended", "tokens"):
+        found[f"{name}_before"] = float(np.mean([row[name] for row in before]))
+        found[name] = float(np.mean([row[name] for row in after]))
+    found["unique_before"], found["unique"] = unique(before), unique(after)
+    return found
+
+
+def unique(rows: Sequence[dict]) -> float:
+    """Share of distinct texts."""
+    return len({row["text"] for row in rows}) / len(rows)
