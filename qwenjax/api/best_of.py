@@ -6,7 +6,7 @@ log n - (n-1)/n nats (Stiennon et al., arXiv 2009.01325; an upper bound, arXiv 2
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qwenjax.api.model import Completion, Model
 from qwenjax.api.reward import RewardModel
@@ -40,6 +40,7 @@ class Chosen(NamedTuple):
     index: int
     scores: list[float]
     ended: int  # how many answers were not cut off
+    tokens: int  # of all answers
 
 
 class BestOf(NamedTuple):
@@ -83,7 +84,24 @@ class BestOf(NamedTuple):
         scores = [float(score) for score in self.judge.score_ids(read)]
         chosen = []
         for first in range(0, len(made), n):
-            some, ended = scores[first : first + n], [one.reason == "stop" for one in made[first : first + n]]
-            index = best(some, ended)
-            chosen.append(Chosen(made[first + index], index, some, sum(ended)))
+            some, answers = scores[first : first + n], made[first : first + n]
+            ended = [one.reason == "stop" for one in answers]
+            index, tokens = best(some, ended), sum(len(one.ids) for one in answers)
+            chosen.append(Chosen(answers[index], index, some, sum(ended), tokens))
         return chosen
+
+
+def conversation(model: Model, row: dict[str, Any]) -> list[chatml.Message]:
+    """What a reward model is shown of a row: its 'messages', or its 'prompt' as what a user says to a chat model.
+
+    Raises:
+      ValueError: a text for a model that goes on with texts, and does not answer them.
+    """
+    if "messages" in row:
+        return row["messages"]
+    if not model.habits.chat:
+        raise ValueError(
+            "a reward model scores answers in conversations, and nothing beside the weights says that this model was "
+            'trained to chat: give a chat model, or rows with "messages"'
+        )
+    return [{"role": "user", "content": row["prompt"]}]

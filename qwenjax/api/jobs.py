@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwenjax.api.best_of import BestOf, Chosen, conversation
 from qwenjax.api.model import Model
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.generate.stops import Stop
@@ -89,28 +90,41 @@ def run(
     digest: str,
     out: Path,
     progress: Callable[[int], None] = lambda rows: None,
+    best_of: BestOf | None = None,
 ) -> int:
     """Completes the rows from `done` on, appending each batch to `out`. Returns the number of tokens made.
 
-    A row's output is the row with completion, reason, tokens, logprob and settings. Its seed is its own 'seed', or the
-    job's plus its number, whatever batch it is in.
+    A row's output is the row with completion, reason, tokens, logprob and settings; of the best of several also its
+    score, and scores, those of all. Its seed is its own 'seed', or the job's plus its number, whatever batch it is in.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     tokens = 0
-    for first, batch in _batches(rows, done, job.batch):
-        chat = "messages" in batch[0]
-        prompts = [model.encode_chat(row["messages"]) if chat else row["prompt"] for row in batch]
+    for first, batch in _batches(rows, done, max(1, job.batch // best_of.n) if best_of else job.batch):
         seeds = [row.get("seed", job.seed + first + i) for i, row in enumerate(batch)]
-        stop = [*(chatml.stop_sequences(model.tokenizer) if chat else ()), *job.stop]
-        found = model.complete(prompts, job.sampling, job.max_new_tokens, stop, seeds)
+        if best_of:
+            asked = [conversation(model, row) for row in batch]
+            chosen = best_of.answers(model, asked, job.sampling, job.max_new_tokens, job.stop, seeds)
+            found, more = [one.completion for one in chosen], [_scored(one) for one in chosen]
+            tokens += sum(one.tokens for one in chosen)
+        else:
+            chat = "messages" in batch[0]
+            prompts = [model.encode_chat(row["messages"]) if chat else row["prompt"] for row in batch]
+            stop = [*(chatml.stop_sequences(model.tokenizer) if chat else ()), *job.stop]
+            found = model.complete(prompts, job.sampling, job.max_new_tokens, stop, seeds)
+            more = [{}] * len(batch)
+            tokens += sum(len(made.ids) for made in found)
         with out.open("ab") as file:
-            for row, made in zip(batch, found):
+            for row, made, scores in zip(batch, found, more):
                 answer = {"completion": made.text, "reason": made.reason, "tokens": len(made.ids)}
-                whole = row | answer | {"logprob": round(made.logprob, 4), "settings": digest}
+                whole = row | answer | {"logprob": round(made.logprob, 4)} | scores | {"settings": digest}
                 file.write(json.dumps(whole, ensure_ascii=False).encode() + b"\n")
-        tokens += sum(len(made.ids) for made in found)
         progress(len(batch))
     return tokens
+
+
+def _scored(one: Chosen) -> dict[str, Any]:
+    scores = [round(score, 4) for score in one.scores]
+    return {"score": scores[one.index], "scores": scores}
 
 
 def _batches(rows: list, done: int, size: int) -> Iterator[tuple[int, list]]:

@@ -53,7 +53,8 @@ def by_gap(some: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
     gaps = [p.gap for p in some]
     if len(set(gaps)) < 2:
         return []
-    edges, rows = sorted({float(q) for q in np.quantile(gaps, (0, 0.25, 0.5, 0.75))}), []
+    # gaps that there are, so that no part is empty
+    edges, rows = sorted({float(q) for q in np.quantile(gaps, (0, 0.25, 0.5, 0.75), method="lower")}), []
     for low, high in zip(edges, [*edges[1:], math.inf]):
         title = f"gap {low:.3g} to {high:.3g}" if high < math.inf else f"gap {low:.3g} and more"
         rows.append((title, [p for p in some if low <= p.gap < high]))

@@ -3,6 +3,9 @@
 In the file every row has "prompt", a text, or "messages", a conversation [{"role": "user", "content": …}]; it may have
 its own "seed". The output repeats the row and adds completion, reason (stop or length), tokens and logprob. Interrupted
 or killed, the same command goes on behind the last whole row.
+
+With --reward and --best-of a chat model answers each prompt several times, and the answer that the reward model likes
+best is shown; the file also has all scores.
 """
 
 import argparse
@@ -17,6 +20,7 @@ EXAMPLES = f"""{shared.MODEL}
 examples:
   python -m qwenjax.generate --model=runs/quickstart 'def main(' --max-new-tokens=64
   python -m qwenjax.generate --model=Qwen-1_8B 'The capital of France is' --temperature=0
+  python -m qwenjax.generate --model=runs/tiny_sft --reward=runs/tiny_rm --best-of=8 --temperature=1 'Who are you?'
   python -m qwenjax.generate --model=SmolLM2.gguf --jsonl=questions.jsonl --out=answers.jsonl --batch=16 --stop='\\n\\n'
 """
 
@@ -28,6 +32,8 @@ def arguments(add) -> None:
     add("--jsonl", metavar="FILE", help="rows to complete instead of prompts")
     add("--out", metavar="FILE", help="where their completions go")
     add("--batch", type=cli.positive, default=8, metavar="N", help="rows completed at a time (default: 8)")
+    add("--reward", metavar="PATH", help="a reward model's run, which chooses among answers")
+    add("--best-of", type=cli.positive, metavar="N", help="answers to choose from")
     shared.sampling_arguments(add)
     add("--stop", action="append", default=[], metavar="TEXT", help="ends a completion; \\n is a line end; repeatable")
 
@@ -36,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     """Completes; results are on stdout or in --out."""
     if bool(options.prompt) == bool(options.jsonl) or bool(options.jsonl) != bool(options.out):
         raise cli.Usage("wanted PROMPT…, or --jsonl=FILE with --out=FILE")
+    if bool(options.reward) != bool(options.best_of):
+        raise cli.Usage("--reward=PATH and --best-of=N go together: who chooses, and among how many")
     stop = tuple(text.replace("\\n", "\n") for text in options.stop)
     return _file(options, stop) if options.jsonl else _screen(options, stop)
 
@@ -44,6 +52,8 @@ def _screen(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
     prompts = [sys.stdin.read() if text == "-" else text for text in options.prompt]
     model = shared.load_model(options)
     policy, most = shared.sampling(options, model)
+    if options.best_of:
+        return _best(options, stop, model, policy, most, prompts)
     for i, prompt in enumerate(prompts):
         print(prompt, end="", flush=True)
         begin, seeds = time.perf_counter(), [options.seed + i]
@@ -54,18 +64,46 @@ def _screen(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
     return cli.DONE
 
 
+def _best(options: argparse.Namespace, stop: tuple[str, ...], model, policy, most: int, prompts: list[str]) -> int:
+    from qwenjax.api import best_of
+
+    chooser = _chooser(options)
+    for i, prompt in enumerate(prompts):
+        asked = best_of.conversation(model, {"prompt": prompt})
+        one = chooser.answers(model, [asked], policy, most, stop, [options.seed + i])[0]
+        print(one.completion.text, flush=True)
+        score, mean = one.scores[one.index], sum(one.scores) / chooser.n
+        print(
+            f"answer {one.index + 1} of {chooser.n}, {one.ended} of which ended; score {score:.3f}, mean {mean:.3f}; "
+            f"best-of-{chooser.n} is up to {best_of.divergence(chooser.n):.2f} nats (KL) from the policy",
+            file=sys.stderr,
+        )
+    return cli.DONE
+
+
+def _chooser(options: argparse.Namespace):
+    """The `BestOf` of --reward and --best-of; None without."""
+    from qwenjax.api.best_of import BestOf
+
+    return BestOf(shared.load_reward(options.reward, options.dtype), options.best_of) if options.best_of else None
+
+
 def _file(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
     from qwenjax.api import jobs
 
     rows, out = jobs.read_requests(options.jsonl), Path(options.out)
     model = shared.load_model(options)
     job = jobs.Job(*shared.sampling(options, model), stop, options.seed, options.batch)
-    digest = job.digest(f"{options.model} {options.set} {options.dtype}")
+    chooser, made_by = _chooser(options), f"{options.model} {options.set} {options.dtype}"
+    if chooser:
+        chooser.check(model, job.sampling)
+        made_by += f" best of {chooser.n} by {chooser.judge.fingerprint}"
+    digest = job.digest(made_by)
     done = jobs.resume(out, rows, digest)
     if done:
         print(f"{done} of {len(rows)} rows are done", file=sys.stderr)
     with cli.meter("completing", len(rows) - done, "row") as step:
-        tokens = jobs.run(model, rows, done, job, digest, out, step)
+        tokens = jobs.run(model, rows, done, job, digest, out, step, chooser)
     print(f"{out} is complete: {len(rows)} rows, {tokens} new tokens")
     return cli.DONE
 

@@ -79,7 +79,7 @@ def rollout(
 
     columns = jnp.arange(width, dtype=jnp.int32)
     prompts = constrain(jnp.where(columns < lengths[:, None], prompts, pad), "batch", None)
-    last = lengths - 1
+    last = lengths - 1  # the loop reads it, so that draws are compiled once
     positions = jnp.where(columns < last[:, None], columns, -1)
     dtype = jnp.dtype(model.compute.dtype)
     cache = tuple(caches.empty(model.cfg, batch, width, dtype) for _ in range(model.cfg.layers))
@@ -94,10 +94,10 @@ def rollout(
         position = jnp.where(state.ended, -1, last + state.step)
         hidden, cache = apply(state.token[:, None], position[:, None], None, state.cache)
         picked = draw(hidden[:, 0], state.step)
-        made = jax.tree.map(lambda all, new: all.at[:, state.step].set(new), state.made, picked)
-        token = made.token.at[:, state.step].set(jnp.where(state.ended, -1, picked.token))
+        kept = picked._replace(token=jnp.where(state.ended, -1, picked.token))
+        made = jax.tree.map(lambda all, one: all.at[:, state.step].set(one), state.made, kept)
         ended = state.ended | jnp.isin(picked.token, ending)
-        return _State(state.step + 1, picked.token, ended, made._replace(token=token), cache)
+        return _State(state.step + 1, picked.token, ended, made, cache)
 
     state = jax.lax.while_loop(lambda state: (state.step < new) & ~state.ended.all(), one, state)
     return _laid_out(prompts, lengths, state, pad)

@@ -102,9 +102,9 @@ def _unboxed(f: Callable[[jax.Array], dict], weight: Any) -> dict:
 
 def variables(trained: dict, frozen: dict) -> dict:
     """Collections for `Transformer.apply` from the two parts of `split`."""
-    out = {name: frozen[name] for name in ("quantised",) if frozen.get(name)}
-    out |= {name: trained[name] for name in ("lora",) if trained.get(name)}
-    return {"params": {**frozen["params"], **trained.get("params", {})}, **out}
+    params = {**frozen["params"], **trained.get("params", {})}
+    others = {"lora": trained.get("lora"), "quantised": frozen.get("quantised")}
+    return {"params": params, **{name: x for name, x in others.items() if x}}
 
 
 def merge(collections: dict, lora: Lora) -> dict:

@@ -122,7 +122,7 @@ def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[in
 
     from qwenjax.checkpoint import SaveFailed
     from qwenjax.train import loop, recorder
-    from qwenjax.train.scores import Failed
+    from qwenjax.train.rl.scores import Failed
 
     try:
         if args.profiler_port:

@@ -19,17 +19,18 @@ from qwenjax import checkpoint, config, sharding, storage, telemetry
 from qwenjax.config import Experiment
 from qwenjax.jsonl import read_rows
 from qwenjax.train import goodput, recorder, recovery, report, start
+from qwenjax.train.dpo import Dpo
 from qwenjax.train.events import Events
 from qwenjax.train.pretrain import Pretrain
 from qwenjax.train.recovery import Diverged
 from qwenjax.train.reward import Reward
-from qwenjax.train.rl import RL
-from qwenjax.train.scores import Failed
+from qwenjax.train.rl.scores import Failed
+from qwenjax.train.rl.task import RL
 from qwenjax.train.sft import Sft
 from qwenjax.train.watchdog import Watchdog
 from qwenjax.train.workdir import locate
 
-TASKS = {"pretrain": Pretrain, "sft": Sft, "reward": Reward, "ppo": RL, "grpo": RL, "reinforce": RL}
+TASKS = {"pretrain": Pretrain, "sft": Sft, "reward": Reward, "dpo": Dpo, "ppo": RL, "grpo": RL, "reinforce": RL}
 
 
 class NonFinite(Diverged):

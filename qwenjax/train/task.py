@@ -215,13 +215,17 @@ class Task:
         """What a checkpoint's description says beside parameters and rows; JSON."""
         return {"frozen": self.fingerprints} if self.fingerprints else {}
 
-    def held_out_nats(self, state: State) -> tuple[float, float]:
-        """Summed nll of the held-out rows (`held_out`, by `nll`), and their summed weight; every row once."""
+    def held_out_nats(self, state: State, batch: dict | None = None) -> tuple[float, float]:
+        """Summed nll of the held-out rows (`held_out`, by `nll`), and their summed weight; every row once.
+
+        Args:
+          batch: places of their arrays, if they are not those of a step's batch.
+        """
         total, weight = jnp.float32(0), 0.0
         with jax.set_mesh(self.mesh):
-            for batch in self.held_out.batches:
-                total += self.nll(state.params, state.frozen, self._place(batch, self.program.batch), None)[0]
-                weight += float(batch["weights"].sum())
+            for rows in self.held_out.batches:
+                total += self.nll(state.params, state.frozen, self._place(rows, batch or self.program.batch), None)[0]
+                weight += float(rows["weights"].sum())
         return float(total), weight
 
     def write(self, state: State, prompts: list[list[int]], stops: list[int], top_p: float = 0.9) -> list[str]:

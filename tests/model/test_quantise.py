@@ -1,5 +1,7 @@
 """Weights in 8 and 4 bits: by hand, against the paper's formula, and bounds of the error."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +13,17 @@ from qwenjax.model.quantise import LEVELS, block_size, dequantise, quantise
 def test_int8_by_hand():
     """absmax 2: units of 2/127. 0.5 is 31.75 of them, -1 is -63.5 (half to even: -64)."""
     q = quantise(jnp.array([[2.0, 0.5, -1.0, 0.0]]), "int8")
-    assert q["codes"].tolist() == [[127, 32, -64, 0]] and q["codes"].dtype == jnp.int8
+    assert q["codes"].tolist() == [[127, 32, -64, 0]]
+    assert q["codes"].dtype == jnp.int8
     np.testing.assert_allclose(q["scale"], [[2 / 127]], rtol=1e-7)
     np.testing.assert_allclose(dequantise(q), [[2.0, 64 / 127, -128 / 127, 0.0]], rtol=1e-6)
 
 
 def test_nf4_by_hand():
-    """absmax 4: in units of it -1, 0, 0.5 and 1. Beside 0.5 are levels 12 (0.44) and 13 (0.56), their middle is 0.502."""
+    """absmax 4: in units of it -1, 0, 0.5 and 1. 0.5 lies between levels 12 (0.441) and 13 (0.563)."""
     q = quantise(jnp.array([[-4.0, 0.0, 2.0, 4.0]]), "nf4")
-    assert q["codes"].tolist() == [[0 | 7 << 4, 12 | 15 << 4]] and q["codes"].dtype == jnp.uint8
+    assert q["codes"].tolist() == [[0 | 7 << 4, 12 | 15 << 4]]
+    assert q["codes"].dtype == jnp.uint8
     np.testing.assert_allclose(dequantise(q), [[-4.0, 0.0, 4 * LEVELS[12], 4.0]], rtol=1e-6)
 
 
@@ -30,7 +34,7 @@ def test_nf4_levels_are_the_normal_quantiles_of_the_paper():
     up, down = jnp.linspace(0.5, last, 9), jnp.linspace(0.5, last, 8)
     want = np.concatenate([-ppf(down[::-1])[:-1], ppf(up)]) / ppf(last)
     np.testing.assert_allclose(LEVELS, want, atol=1e-6)
-    assert len(LEVELS) == 16 and LEVELS[0] == -1 and LEVELS[7] == 0 and LEVELS[15] == 1
+    assert (len(LEVELS), LEVELS[0], LEVELS[7], LEVELS[15]) == (16, -1, 0, 1)
 
 
 def test_nf4_serves_normal_values_better_than_even_steps_do():
@@ -49,10 +53,11 @@ def test_no_value_is_further_off_than_half_a_step(kind, shape, dtype):
     w = jax.random.normal(jax.random.key(1), shape).astype(dtype)
     q = jax.jit(lambda w: quantise(w, kind))(w)
     size = block_size(shape[-1])
-    assert q["scale"].shape == (*shape[:-1], shape[-1] // size) and q["scale"].dtype == jnp.float32
+    assert q["scale"].shape == (*shape[:-1], shape[-1] // size)
+    assert q["scale"].dtype == jnp.float32
     assert q["codes"].shape == (*shape[:-1], shape[-1] // (2 if kind == "nf4" else 1))
     error = jnp.abs(dequantise(q) - w.astype(jnp.float32)).reshape(*q["scale"].shape, size)
-    half = 0.5 if kind == "int8" else max(b - a for a, b in zip(LEVELS, LEVELS[1:], strict=False)) / 2
+    half = 0.5 if kind == "int8" else max(b - a for a, b in itertools.pairwise(LEVELS)) / 2
     assert (error <= half * q["scale"][..., None] * (1 + 1e-5)).all()
 
 

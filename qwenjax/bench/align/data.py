@@ -66,9 +66,9 @@ def read(path: Path | str) -> list[Text]:
             f"no file {path}; wanted ratings.jsonl of {{source, rating, text}}: the human ratings in the sdist of the "
             "PyPI package vaderSentiment 3.3.2, hutto_ICWSM_2014/"
         )
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    opener = gzip.open if path.suffix == ".gz" else open
     found: dict[str, tuple[str, float, str]] = {}
-    with opened as file:
+    with opener(path, "rt", encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)

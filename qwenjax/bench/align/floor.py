@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def linear_margins(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
 def features(direction: str, text: str) -> set[str]:
     """Words and pairs of neighbours in a text, each once."""
     words = ["<", *WORD.findall(text.lower()), ">"]
-    return {f"{direction} {name}" for name in (*words, *map(" ".join, zip(words, words[1:])))}
+    return {f"{direction} {name}" for name in (*words, *map(" ".join, pairwise(words)))}
 
 
 def _difference(pair: Pair, place: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:

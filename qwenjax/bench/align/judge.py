@@ -10,6 +10,7 @@ import numpy as np
 
 from qwenjax import storage
 from qwenjax.bench.align.data import Pair, Turns, answer
+from qwenjax.config import RL
 
 ROWS = 128  # responses written together
 EDGES = (0.5, 1.0, 2.0)  # accuracy is of pairs whose ratings are so far apart, or farther
@@ -76,12 +77,12 @@ def margins(reward: Path, pairs: Sequence[Pair]) -> np.ndarray:
     return np.array([found[place[p.direction, p.better]] - found[place[p.direction, p.worse]] for p in pairs])
 
 
-def judged(
-    run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Path, *, top_p: float, new: int
-) -> list[dict]:
-    """A row for each answer of a run: text, ended, tokens, vader, and a score of each judge; kept in `file`."""
+def judged(run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Path, rl: RL) -> list[dict]:
+    """A row for each answer of a run, sampled as `rl` samples: text, whether it ended, tokens, what was asked, VADER's
+    compound and the score of each judge; kept in `file`.
+    """
     if not file.is_file():
-        made = answers(run, asked, top_p=top_p, new=new)
+        made = answers(run, asked, top_p=rl.top_p, new=rl.new_tokens)
         texts = [one.text for one in made]
         columns = {"text": texts, "ended": [one.ended for one in made], "tokens": [one.tokens for one in made]}
         columns |= {"asked": [turns[-1]["content"] for turns in asked], "vader": lexicon(texts).tolist()}

@@ -1,4 +1,4 @@
-"""Stages of an alignment run: each a `python -m qwenjax.train` of its own, done once, with progress over all of them."""
+"""Stages of an alignment run: each a `python -m qwenjax.train` of its own, done once; progress over all of them."""
 
 import os
 import subprocess
@@ -28,8 +28,8 @@ class Stage:
 
     @property
     def experiment(self) -> Experiment:
-        """What is run."""
-        return lookup.experiment(self.exp, dict(self.settings))
+        """What is run: with the settings as the command line gives them."""
+        return lookup.experiment(self.exp, {name: str(value) for name, value in self.settings.items()})
 
     @property
     def work(self) -> float:

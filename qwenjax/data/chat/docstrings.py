@@ -1,8 +1,9 @@
 """Functions of this Python's standard library and what their docstrings say: alignment data that needs no download.
 
-A row asks for a function's docstring. Its answer is the first sentence of the function's own; the worse answer is that
-of another function of the same module. Within a module each sentence is the better answer to one prompt and the worse
-one to one other, so neither length nor style tells them apart: a reward model has to read the prompt.
+A row asks for a function's docstring. Three answers are scored: the first sentence of the function's own (3), that of
+another function of the same module (2), and the words of that other one in disorder (0). Each sentence is the best
+answer to one prompt and the second best to another, so that length and style do not tell these two apart: one has to
+read the prompt, which takes a larger model than the disorder does.
 """
 
 import ast
@@ -17,6 +18,7 @@ from qwenjax.data.worker import keyed_hash
 
 ASK = "Write a docstring for this function of the module {module}:\n\n{signature}"
 WORDS = (3, 30)  # of a sentence that says something, and is no paragraph
+SCORES = [3.0, 2.0, 0.0]
 LONGEST = 200  # characters of a signature and of a sentence: about 120 tokens together with what is around them
 CALL = re.compile(r"[\w.]+\([^()]*\)(\s*->\s*[\w, ()\[\]]+)?\.?")  # a signature in place of a sentence
 SENTENCE = re.compile(r".+?[.!?](?=\s+[A-Z'\"`(]|$)|.+")
@@ -33,8 +35,8 @@ class Function(NamedTuple):
 def rows() -> Iterator[tuple[str, dict]]:
     """(place, row) of every function whose docstring begins with a sentence that no function before it had.
 
-    A row has 'prompt' and 'responses', best first, as the format `ranked` reads them; of a module's only function one
-    response. The same Python gives the same rows in the same order.
+    A row has 'prompt', 'responses', best first, and 'scores', as the format `ranked` reads them; of a module's only
+    function one response. The same Python gives the same rows in the same order.
     """
     known: set[str] = set()
     for document in sources.documents(sources.STDLIB, Report()):
@@ -51,8 +53,16 @@ def rows() -> Iterator[tuple[str, dict]]:
         other = {this.place: after.says for this, after in zip(order, [*order[1:], *order[:1]])}
         for place, signature, says in found:
             prompt = ASK.format(module=module.replace("/", "."), signature=signature)
-            responses = [says] if len(found) == 1 else [says, other[place]]
-            yield place, {"prompt": prompt, "responses": responses}
+            responses = [says] if len(found) == 1 else [says, other[place], disordered(other[place])]
+            yield place, {"prompt": prompt, "responses": responses, "scores": SCORES[: len(responses)]}
+
+
+def disordered(sentence: str) -> str:
+    """The words of a sentence in an order that is drawn by their hashes, and never the one they had."""
+    words = sentence.split()
+    order = sorted(range(len(words)), key=lambda i: keyed_hash("words", i, sentence))
+    mixed = [words[i] for i in order]
+    return " ".join(mixed if mixed != words else [*words[1:], words[0]])
 
 
 def functions(text: str, origin: str) -> Iterator[Function]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qwenjax import telemetry
 from qwenjax.telemetry import Panel
 
@@ -25,6 +27,13 @@ PANELS = (
     Panel("value model", "explained variance of returns", ("explained_variance",)),
     Panel("held-out text", "nats per token", ("eval_lm_loss",)),
 )
+
+
+def summary(found: dict[str, Any]) -> dict[str, float]:
+    """Means over the answers to the held-out prompts, under the names of metrics.jsonl."""
+    names = {"reward": "eval_score", "gold": "eval_gold"}
+    means = {names.get(k, f"eval_{k}"): float(np.mean(v)) for k, v in found.items() if k != "answers"}
+    return means | {"eval_unique": len(set(found["answers"])) / len(found["answers"])}
 
 
 def judged(metrics: dict[str, float], before: dict[str, float]) -> str:

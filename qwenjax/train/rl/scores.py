@@ -20,7 +20,7 @@ from qwenjax.api.source import open_source
 from qwenjax.config import Compute, ModelConfig
 from qwenjax.model import reward, transformer
 from qwenjax.train import step as steps
-from qwenjax.train.rl_steps import Responses
+from qwenjax.train.rl.steps import Responses
 
 # fn(prompts: lists of turns, responses: texts, answers: texts or None) -> one number for each response
 Function = Callable[[Sequence[list], Sequence[str], Sequence[str | None]], Sequence[float]]

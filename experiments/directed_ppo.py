@@ -1,0 +1,45 @@
+"""PPO with the report's preset (§3.2.2) at a laptop's size, asked for a positive or a negative text.
+
+    python -m qwenjax.bench align --experiment=B --data=ratings.jsonl.gz
+
+50 iterations of the value model alone, two responses to each prompt, top-p 0.9, KL 0.04 against the reference, values
+clipped at 0.15, the value model's rate five times the policy's, and the pretraining loss (docs/alignment.md). The rates
+themselves are those of a model 30,000 times smaller than the report's.
+"""
+
+from qwenjax.config import RL, AdamW, Chat, ChatFile, Compute, Data, Experiment, ModelConfig, Source
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="directed_ppo",
+        task="ppo",
+        init_from="runs/directed_sft",
+        model=ModelConfig(vocab=2048, layers=2, embed=128, heads=4, ffn=344, context=64),
+        data=Data(
+            sources=(Source(text="texts.jsonl"),), tokenizer="init_from", length=64, batch=64, eval_tokens=50_000
+        ),
+        chat=Chat(files=(ChatFile("prompts.jsonl"),), validation=0.2),
+        optim=AdamW(peak=3e-4, schedule="constant", warmup=0, decay=0.0),
+        rl=RL(
+            reward="runs/directed_rm",
+            responses=2,
+            new_tokens=28,
+            top_p=0.9,
+            kl_coef=0.04,
+            missing_end=-1.0,
+            value_clip=0.15,
+            value_steps=50,
+            value_optim=AdamW(peak=1.5e-3, schedule="constant", warmup=0, decay=0.0),
+            epochs=1,
+            minibatches=4,
+            ptx=0.2,
+            ptx_rows=16,
+        ),
+        compute=Compute(dtype="float32", remat="none", scan=False, loss_tokens=2048),
+        steps=170,
+        log_every=1,
+        eval_every=10,
+        save_every=25,
+        keep_every=25,
+    )

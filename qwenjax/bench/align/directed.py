@@ -1,0 +1,153 @@
+"""Experiment B: the report's whole path (§3.2), asked for a positive or a negative text.
+
+LM -> SFT -> preference-model pretraining (PMP) on reviews -> a reward model from 1000 comparisons of tweets and
+newspaper sentences -> PPO with the report's preset. Whoever says one nice word to everything gains nothing: half of the
+requests want the other direction, which a gold reward model on texts of its own looks for as well.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwenjax.bench.align import data, floor, judge
+from qwenjax.bench.align.claims import Wanted
+from qwenjax.bench.align.data import DIRECTIONS, Pair, Text
+from qwenjax.bench.align.sentiment import ASKED, course
+from qwenjax.bench.align.stages import Stage, Stages
+from qwenjax.jsonl import read_rows
+
+ARMS = {"preset": {}}  # the one there is
+REVIEWS = ("movie review", "product review")  # what PMP reads; the reward model proper reads the other kinds
+COMPARISONS = 1000  # rows that the reward model proper is trained on: half as many pairs, in both directions
+FEW_STEPS = 150  # of training on these
+WIDE = {"model.embed": 128, "model.ffn": 344}
+
+CLAIMS = (
+    Wanted("PMP then RM, accuracy at a gap of 1", lambda r: r["accuracy"]["rm"]["1"], ">=", 0.6),
+    Wanted(
+        "by how much RM without PMP is worse",
+        lambda r: r["accuracy"]["rm"]["0.5"] - r["accuracy"]["alone"]["0.5"],
+        ">=",
+        0.02,
+    ),
+    Wanted("policy the same after the value-only iterations", lambda r: r["arms"]["preset"]["kept"], ">=", 1),
+    Wanted("fall of the value loss in them", lambda r: r["arms"]["preset"]["value_fall"], ">=", 0.3),
+    *(
+        Wanted(f"gain by the gold RM, {one} asked for, z", lambda r, d=one: r["arms"]["preset"][d]["gold_z"], ">=", 0.4)
+        for one in DIRECTIONS
+    ),
+    Wanted("KL, nats per response", lambda r: r["arms"]["preset"]["kl"], "<=", 8),
+    Wanted(
+        "rise of the LM loss",
+        lambda r: r["arms"]["preset"]["lm_loss"] - r["arms"]["preset"]["lm_loss_before"],
+        "<=",
+        0.35,
+    ),
+)
+
+
+def make(texts: Sequence[Text], folder: Path) -> None:
+    """The files that the stages read, unless they are there. No text of the part 'test' is in any."""
+    learnt = [text for text in texts if text.part != "test"]
+    data.write(folder / "texts.jsonl", ({"text": text.whole} for text in learnt))
+    leaning = [(text, data.leaning(text)) for text in learnt if data.leaning(text)]
+    data.write(folder / "directed.jsonl", (data.conversation(*one) for one in leaning))
+    data.write(folder / "directed-prompts.jsonl", (data.prompt(text, way) for text in learnt for way in DIRECTIONS))
+    for name, some in comparisons(texts).items():
+        if name != "test":
+            data.write(folder / f"directed-{name}.jsonl", map(data.preference, some))
+
+
+def comparisons(texts: Sequence[Text]) -> dict[str, list[Pair]]:
+    """Pairs in both directions: to pretrain on, to tune on, of the gold reward model, and to test on."""
+
+    def chosen(part: str, kinds: Sequence[str], partners: int = data.PARTNERS) -> list[Pair]:
+        return data.both_directions(data.pairs((t for t in texts if t.part == part and t.kind in kinds), partners))
+
+    others = [kind for kind in data.KINDS.values() if kind not in REVIEWS]
+    return {
+        "pmp": chosen("proxy", REVIEWS),
+        "rm": chosen("proxy", others, 1)[:COMPARISONS],
+        "gold": chosen("gold", [*data.KINDS.values()]),
+        "test": chosen("test", others),
+    }
+
+
+def floors(texts: Sequence[Text]) -> dict[str, dict[str, float]]:
+    """Accuracies that a reward model must be compared with, on pairs of 'test'."""
+    pairs = comparisons(texts)
+    return {
+        "length": judge.accuracy(floor.length_margins(pairs["test"]), pairs["test"]),
+        "linear, 1000 comparisons": judge.accuracy(floor.linear_margins(pairs["rm"], pairs["test"]), pairs["test"]),
+    }
+
+
+def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[str, Stage]:
+    """The training runs of a seed, in their order, by name."""
+    read = {"seed": seed, "data.sources.0.text": files / "texts.jsonl"}
+    tuned = {"seed": seed, "init_from": folder / "sft"}
+    few = {"steps": FEW_STEPS, "optim.warmup": FEW_STEPS // 10}
+
+    def chat(name: str) -> dict[str, Path]:
+        return {"chat.files.0.path": files / f"{name}.jsonl"}
+
+    found = [
+        Stage("lm", "sentiment_lm", read | WIDE),
+        Stage("sft", "sentiment_sft", {"seed": seed, "init_from": folder / "lm"} | chat("directed") | WIDE),
+        Stage("pmp", "sentiment_rm", tuned | chat("directed-pmp") | WIDE),
+        Stage("rm", "sentiment_rm", tuned | {"init_from": folder / "pmp"} | chat("directed-rm") | few | WIDE),
+        Stage("rm-alone", "sentiment_rm", tuned | chat("directed-rm") | few | WIDE),
+        Stage("rm-gold", "sentiment_rm", tuned | chat("directed-gold") | WIDE),
+    ]
+    models = {"rl.reward": folder / "rm", "rl.gold": folder / "rm-gold"}
+    for arm in arms:
+        settings = read | tuned | chat("directed-prompts") | models | ARMS[arm]
+        found.append(Stage(f"ppo-{arm}", "directed_ppo", settings))
+    return {stage.name: stage for stage in found}
+
+
+def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]) -> dict:
+    """Everything of one seed: trains what is not trained, judges what is not judged."""
+    done = {name: stages.run(stage) for name, stage in todo.items() if not name.startswith("ppo-")}
+    pairs = comparisons(texts)["test"]
+    result = {"seed": seed, "accuracy": {}, "arms": {}}
+    for name, workdir in (("pmp", "pmp"), ("rm", "rm"), ("alone", "rm-alone"), ("gold", "rm-gold")):
+        result["accuracy"][name] = judge.accuracy(judge.margins(done[workdir], pairs), pairs)
+    judges = {"proxy": done["rm"], "gold": done["rm-gold"]}
+    test = [text for text in texts if text.part == "test"][: ASKED // 2]
+    asked = [data.request(text.kind, text.word, way) for way in DIRECTIONS for text in test]
+    for name, stage in todo.items():
+        if name.startswith("ppo-"):
+            workdir = stages.run(stage)
+            before, after = (
+                judge.judged(path, judges, asked, stages.folder / f"answers-{path.name}.jsonl", stage.experiment.rl)
+                for path in (done["sft"], workdir)
+            )
+            found = course(workdir, stage) | warm_up(done["sft"], workdir, stage)
+            for i, way in enumerate(DIRECTIONS):
+                mine = slice(i * len(test), (i + 1) * len(test))
+                found[way] = judge.gains(before[mine], after[mine], [*judges])
+            result["arms"][name.removeprefix("ppo-")] = found
+    return result
+
+
+def warm_up(sft: Path, workdir: Path, stage: Stage) -> dict[str, float]:
+    """What the value-only iterations did: `kept` is 1 if every array of the policy is bit by bit that of the SFT run
+    after them, `value_fall` by what share their loss fell, first and last tenth.
+    """
+    last = stage.experiment.rl.value_steps
+    start = hashes(max((sft / "checkpoints").iterdir(), key=lambda step: int(step.name)))
+    end = hashes(workdir / "checkpoints" / str(last))
+    losses = [
+        row["value_loss"] for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= last and "value_loss" in row
+    ]
+    some = max(1, len(losses) // 10)
+    fall = 1 - statistics.fmean(losses[-some:]) / statistics.fmean(losses[:some])
+    return {"kept": float(set(start.values()) <= set(end.values())), "value_fall": fall}
+
+
+def hashes(checkpoint: Path) -> dict[str, str]:
+    """The hash of every parameter array in a checkpoint."""
+    kept = json.loads((checkpoint / "meta" / "metadata").read_text())["hashes"]
+    return {name: value for name, value in kept.items() if name.startswith("['params']")}

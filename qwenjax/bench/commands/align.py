@@ -1,0 +1,57 @@
+"""Does alignment work: SFT, reward models and PPO on people's ratings, with claims that hold or not.
+
+Experiment A makes texts more positive, with and without the pretraining loss and with shuffled scores as a control;
+two reward models and a lexicon that the policy never learnt from judge it. Experiment B is the report's whole path,
+with preference-model pretraining and the report's settings of PPO, for texts of a direction that is asked for.
+Every stage is a `python -m qwenjax.train`; what is finished in the workdir is not run again. Exit code 1 if a claim
+fails.
+"""
+
+import argparse
+
+from qwenjax.cli import DONE, FAILED
+
+EXAMPLES = """
+examples:
+  python -m qwenjax.bench align --data=ratings.jsonl.gz
+      experiment A with three seeds
+  python -m qwenjax.bench align --data=ratings.jsonl.gz --seeds=0,1,2,3,4,5,6,7,8,9 --arms=ptx
+      does every one of ten seeds improve
+  python -m qwenjax.bench align --data=ratings.jsonl.gz --experiment=B --png=directed.png --json > directed.json
+"""
+
+
+def numbers(text: str) -> list[int]:
+    """Type of an option that lists whole numbers from 0."""
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted different whole numbers, such as 0,1,2")
+    return [int(part) for part in parts]
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    add("--data", required=True, metavar="FILE", help="ratings.jsonl or .gz: {source, rating, text} a line")
+    add("--experiment", choices=["A", "B"], default="A", help="which one (default: A)")
+    add("--seeds", type=numbers, default=[0, 1, 2], metavar="N,N", help="of all training (default: 0,1,2)")
+    add("--arms", default="", metavar="NAME,NAME", help="of A: ptx, no_ptx, shuffled (default: all)")
+    add("--workdir", default="runs/align", metavar="DIR", help="keeps everything (default: runs/align)")
+    add("--png", metavar="FILE", help="draw the curves")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, judges and prints."""
+    import json
+    from pathlib import Path
+
+    from qwenjax.bench.align import harness
+
+    arms = [arm for arm in options.arms.split(",") if arm]
+    result = harness.bench(options.experiment, Path(options.data), Path(options.workdir), options.seeds, arms)
+    if options.png:
+        from qwenjax.bench.align import figure
+
+        figure.draw(result["seeds"], Path(options.png))
+    print(json.dumps(result, indent=2) if options.json else harness.table(result))
+    return DONE if all(claim["holds"] for claim in result["claims"]) else FAILED

@@ -1,0 +1,1 @@
+"""Reinforcement learning from scores: tasks ppo, grpo and reinforce. `task.RL` is what the loop runs."""

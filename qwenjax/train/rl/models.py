@@ -1,0 +1,179 @@
+"""The models of a run: policy, reference, value model and reward models, on one mesh; which of them are frozen.
+
+State.params is the policy, so that a checkpoint of the run is one of a language model. The value model, the optimizers,
+the running mean of the scores and the KL coefficient are State.opt_state; what never changes is State.frozen:
+
+    policy      the base under the policy's adapters; () without them
+    reference   the policy that the run began with, in the compute dtype; () with adapters: it is their base
+    value       the base under the value model's adapters; () without them
+    reward      a reward model, if a model gives the scores; gold: another one that only looks on
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qwenjax import checkpoint, optim, storage
+from qwenjax.api.source import open_source
+from qwenjax.config import Compute, Experiment
+from qwenjax.model import reward, transformer
+from qwenjax.objectives.returns import RunningMean
+from qwenjax.train import step as steps
+from qwenjax.train.backbone import Backbone
+from qwenjax.train.rl import scores
+from qwenjax.train.rl.scores import Judge
+from qwenjax.train.rl.steps import Learner
+from qwenjax.train.step import Program, State
+
+Check = Callable[[str, str], None]  # (a tokenizer's fingerprint, whose) raises if it is another one
+REWARD, GOLD = "reward", "gold"
+
+
+class Models:
+    """Shapes, places and loading of all models of an experiment.
+
+    Raises:
+      ValueError: a reward model was trained on shorter texts than this run makes, or embeddings are to be trained.
+    """
+
+    def __init__(self, experiment: Experiment, compute: Compute, policy: Backbone):
+        self.experiment, self.compute, self.policy = experiment, compute, policy
+        rl, self.adapters = experiment.rl, experiment.lora.rank > 0
+        if experiment.lora.whole:
+            raise ValueError("lora.whole trains embeddings, but the reference needs them as they were: leave it out")
+        named = {name: path for name, path in ((REWARD, rl.reward), (GOLD, rl.gold)) if path}
+        self.functions = {n: scores.load_function(path) for n, path in named.items() if scores.is_function(path)}
+        self.judges = {
+            n: Judge.of(path, experiment.model, compute) for n, path in named.items() if n not in self.functions
+        }
+        for name, judge in self.judges.items():
+            if judge.network.cfg.context < experiment.data.length:
+                raise ValueError(
+                    f"data.length={experiment.data.length} exceeds what rl.{name} was trained on "
+                    f"({judge.network.cfg.context}): its scores of longer texts mean nothing; lower data.length"
+                )
+        updates = rl.epochs * rl.minibatches
+        self.tx = optim.make(experiment.optim, experiment.steps, every=updates)
+        self.value_tx = optim.make(rl.value_optim, experiment.steps, every=updates)
+        self.critic = experiment.task == "ppo"
+        self.valuer = Backbone(self._value_experiment(), compute, head=False)
+        self.reference = transformer.Transformer(experiment.model, compute)  # without adapters
+
+    def _value_experiment(self) -> Experiment:
+        """Shape of the value model: that of the model it starts from."""
+        cfg, path = self.experiment.model, self.experiment.rl.value_from
+        if path and storage.path(path).exists():
+            cfg = open_source(path).config
+        elif REWARD in self.judges and not path:
+            cfg = replace(self.judges[REWARD].network.cfg, tie_embeddings=cfg.tie_embeddings)
+        return replace(self.experiment, model=cfg)
+
+    # ---- shapes ----
+
+    def random(self, key: jax.Array) -> tuple[Any, Any, Any]:
+        """Random parameters, boxed with their logical axes: policy's, value model's, frozen ones."""
+        policy, base = self.policy.random(key)
+        value, frozen = (), {"policy": base, "reference": () if self.adapters else self._held(policy)}
+        if self.critic:
+            trained, frozen["value"] = self.valuer.random(key)
+            value = {"backbone": trained, "reward": reward.init_head(self.valuer.cfg, key)}
+        return policy, value, frozen | {name: judge.random(key) for name, judge in self.judges.items()}
+
+    def _held(self, params: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(self.compute.dtype), params)
+
+    def fresh(self, policy: Any, value: Any, frozen: Any) -> State:
+        """The state of a run that begins with these parameters."""
+        rest = {
+            "policy": self.tx.init(policy),
+            "value": Learner(value, self.value_tx.init(value)) if self.critic else (),
+            "scores": RunningMean.zero(),
+            "kl_coef": jnp.float32(self.experiment.rl.kl_coef),
+        }
+        return State(jnp.int32(0), policy, rest, frozen)
+
+    def program(self, mesh: Mesh, prompt: int, step: Callable) -> Program:
+        """Shapes and places of state and batch. prompt: tokens of a prompt."""
+        experiment = self.experiment
+        steps.check_batch(experiment, mesh)
+
+        def init() -> State:
+            return self.fresh(*nn.meta.unbox(self.random(jax.random.key(experiment.seed))))
+
+        policy, value, frozen = steps.shardings(mesh, jax.eval_shape(self.random, jax.random.key(0)))
+        here = NamedSharding(mesh, PartitionSpec())
+        shapes = jax.eval_shape(init)
+        rest = jax.tree.map(lambda x: here, shapes.opt_state)
+        rest["policy"] = steps.optimizer_places(self.tx, shapes.opt_state["policy"], policy, here)
+        if self.critic:
+            moments = shapes.opt_state["value"].opt_state
+            rest["value"] = Learner(value, steps.optimizer_places(self.value_tx, moments, value, here))
+        places = State(here, policy, rest, frozen)
+        b = experiment.data.batch
+        batch = {
+            "prompts": jax.ShapeDtypeStruct((b, prompt), np.int32),
+            "lengths": jax.ShapeDtypeStruct((b,), np.int32),
+            "rows": jax.ShapeDtypeStruct((b,), np.int32),
+        }
+        return Program(
+            mesh=mesh,
+            shapes=shapes,
+            shardings=places,
+            batch=steps.placed_batch(batch, experiment.data.length, mesh),
+            init=steps.in_mesh(mesh, jax.jit(init, out_shardings=places)),
+            start=steps.in_mesh(mesh, jax.jit(self.fresh, in_shardings=(policy, value, frozen), out_shardings=places)),
+            step=step,
+        )
+
+    # ---- parameters ----
+
+    def reference_parts(self, frozen: dict) -> dict:
+        """What the reference computes with: a copy of the policy, or the base that the adapters stand on."""
+        return frozen["policy"] if self.adapters else {"params": frozen["reference"]}
+
+    def reference_params(self, frozen: dict) -> dict:
+        """The same as full parameters, for decoding."""
+        if not self.adapters:
+            return frozen["reference"]
+        return self.policy.params({"params": {}}, frozen["policy"])
+
+    def freeze(self, trained: Any, base: Any, fingerprints: dict[str, str]) -> dict[str, Any]:
+        """The frozen parts that come with the policy."""
+        if self.adapters:
+            return {"policy": base, "reference": ()}
+        held = jax.jit(self._held)(trained)
+        fingerprints["reference"] = checkpoint.fingerprint(held)
+        return {"policy": base, "reference": held}
+
+    def load_judges(self, mesh: Mesh, check: Check, fingerprints: dict[str, str]) -> dict[str, Any]:
+        """The reward models, frozen."""
+        loaded = {}
+        for name, judge in self.judges.items():
+            path = getattr(self.experiment.rl, name)
+            loaded[name], fingerprints[name] = judge.load(path, mesh, check)
+        return loaded
+
+    def load_value(self, mesh: Mesh, check: Check, frozen: dict, fingerprints: dict[str, str]) -> tuple[Any, Any, str]:
+        """Value model, its frozen part and where it came from: the reward model, whose scores it is to foretell.
+
+        `rl.value_from` names another; where a function gives the scores it is the policy's own start.
+        """
+        rl = self.experiment.rl
+        path = rl.value_from or (rl.reward if REWARD in self.judges else self.experiment.init_from)
+        found = self.valuer.load(path, mesh, self.experiment.seed, lambda text: None)
+        if found.tokenizer is not None:
+            check(found.tokenizer.fingerprint, path)
+        head = found.reward
+        if head is None:
+            head = reward.init_head(self.valuer.cfg, jax.random.key(self.experiment.seed)).value
+        elif path == rl.reward:
+            head = head * frozen[REWARD]["gain"]
+        if self.adapters:
+            fingerprints["value"] = checkpoint.fingerprint(found.frozen)
+        return {"backbone": found.trained, "reward": head}, found.frozen, path
