@@ -15,16 +15,16 @@ def experiment() -> Experiment:
         name="directed_ppo",
         task="ppo",
         init_from="runs/directed_sft",
-        model=ModelConfig(vocab=2048, layers=2, embed=128, heads=4, ffn=344, context=64),
+        model=ModelConfig(vocab=2048, layers=2, embed=128, heads=4, ffn=344, context=72),
         data=Data(
-            sources=(Source(text="texts.jsonl"),), tokenizer="init_from", length=64, batch=64, eval_tokens=50_000
+            sources=(Source(text="texts.jsonl"),), tokenizer="init_from", length=72, batch=64, eval_tokens=50_000
         ),
         chat=Chat(files=(ChatFile("prompts.jsonl"),), validation=0.2),
         optim=AdamW(peak=3e-4, schedule="constant", warmup=0, decay=0.0),
         rl=RL(
             reward="runs/directed_rm",
             responses=2,
-            new_tokens=28,
+            new_tokens=32,
             top_p=0.9,
             kl_coef=0.04,
             missing_end=-1.0,

@@ -83,7 +83,8 @@ class Experiment:
 
     @property
     def tokens_per_step(self) -> int:
-        return self.data.batch * self.data.length
+        each = self.preference.responses if self.task in ("reward", "dpo") else 1  # rows of a list
+        return self.data.batch * self.data.length * each
 
     def compute_on(self, platform: str, mesh: Mapping[str, int]) -> Compute:
         """`compute` with every 'auto' decided for a platform ('cpu', 'gpu', 'tpu') and sizes of mesh axes."""

@@ -109,7 +109,7 @@ def _ready(model, params):
     dtype = "float32" if cpu else model.compute.dtype
     compute = dataclasses.replace(model.compute, dtype=dtype, attention="xla")  # which reads caches
     model = model.clone(compute=compute, dropout=0.0, prepared=True)
-    params = transformer._prepare(params, model)
+    params = transformer.unstack(params, model)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
     axes = {"head": jax.sharding.PartitionSpec("embed", "vocab"), **nn.get_partition_spec(shapes)}
 

@@ -75,7 +75,8 @@ class Needs(NamedTuple):
     """Which steps any row of a batch needs; what none needs is not compiled in."""
 
     draw: bool
-    cut: bool
+    top_k: bool
+    top_p: bool
     penalise: bool
 
 
@@ -83,7 +84,8 @@ def needs(rules: Rules) -> Needs:
     """Of rules still on the host."""
     return Needs(
         draw=bool((rules.temperature > 0).any()),
-        cut=bool((rules.top_k > 0).any() or (rules.top_p < 1).any()),
+        top_k=bool((rules.top_k > 0).any()),
+        top_p=bool((rules.top_p < 1).any()),
         penalise=bool((rules.repetition_penalty != 1).any()),
     )
 
@@ -129,8 +131,7 @@ def pick(
     if needs.draw:
         greedy = rules.temperature == 0
         drawn = scores / jnp.where(greedy, 1.0, rules.temperature)[:, None]
-        if needs.cut:
-            drawn = truncate(drawn, rules.top_k, rules.top_p)
+        drawn = truncate(drawn, rules.top_k if needs.top_k else None, rules.top_p if needs.top_p else None)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(keys)
         scores = jnp.where(greedy[:, None], scores, drawn + noise)
         token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
@@ -144,18 +145,21 @@ def _at(values, token):
     return jnp.take_along_axis(values, token[:, None], axis=-1)[:, 0]
 
 
-def truncate(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+def truncate(logits: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None) -> jax.Array:
     """[b v] with everything outside the top k at -inf, then everything outside the nucleus of what is left.
 
-    The crossing token stays, as in the released helper (spec §6.3). Equal scores stay or go together.
+    The crossing token stays, as in the released helper (spec §6.3). Equal scores stay or go together. None: no cut.
     """
-    order = _ordered(logits)
-    k = jnp.where(top_k > 0, top_k, logits.shape[-1])[:, None]
-    least = _greatest(lambda t: jnp.sum(order >= t, axis=-1, keepdims=True) >= k, len(logits))
-    logits = jnp.where(order >= least, logits, -jnp.inf)
-    probs, p = jax.nn.softmax(logits, axis=-1), top_p[:, None]
-    reached = _greatest(lambda t: jnp.sum(jnp.where(order >= t, probs, 0), axis=-1, keepdims=True) >= p, len(logits))
-    return jnp.where((order >= reached) | (p == 1), logits, -jnp.inf)
+    order, rows = _ordered(logits), len(logits)
+    if top_k is not None:
+        k = jnp.where(top_k > 0, top_k, logits.shape[-1])[:, None]
+        least = _greatest(lambda t: jnp.sum(order >= t, axis=-1, keepdims=True) >= k, rows)
+        logits = jnp.where(order >= least, logits, -jnp.inf)
+    if top_p is not None:
+        probs, p = jax.nn.softmax(logits, axis=-1), top_p[:, None]
+        reached = _greatest(lambda t: jnp.sum(jnp.where(order >= t, probs, 0), axis=-1, keepdims=True) >= p, rows)
+        logits = jnp.where((order >= reached) | (p == 1), logits, -jnp.inf)
+    return logits
 
 
 def _ordered(x):

@@ -63,11 +63,12 @@ def empty(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype, kind: str
 
 def write(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Cache:
     """The cache with new entries [b t k h] at their positions [b t]; padding (-1) is dropped."""
-    rows = jnp.arange(k.shape[0])[:, None]
 
     def put(old, new):
         slots = jnp.where(positions < 0, old.shape[2], positions)  # out of range, so mode="drop" skips it
-        return _placed(old.at[rows, :, slots].set(new.astype(old.dtype), mode="drop"))
+        # by vmap the partitioner sees that a row writes into itself; by an index it would gather all rows
+        row = jax.vmap(lambda old, new, slots: old.at[:, slots].set(new, mode="drop"))
+        return _placed(row(old, new.swapaxes(1, 2).astype(old.dtype), slots))
 
     def quantised(old, new):
         if isinstance(old, Int8):

@@ -174,11 +174,12 @@ def prepare(model: Transformer, params: dict) -> tuple[Transformer, dict]:
     if jax.default_backend() == "cpu":
         compute = dataclasses.replace(compute, dtype="float32")
     model = model.clone(compute=compute, dropout=0.0, prepared=True)
-    return model, _prepare(params, model)
+    return model, unstack(params, model)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _prepare(params, model):
+def unstack(params: dict, model: Transformer) -> dict:
+    """Parameters for a prepared model: each layer's by itself, in the compute dtype, fused if it fuses."""
     cfg, fused, dtype = model.cfg, model.compute.fuse == "yes", model.compute.dtype
     params = jax.tree.map(lambda w: w.astype(dtype), params)
     out = {name: params[name] for name in ("embed", "norm", "head") if name in params}

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from qwenjax.cli import DONE, FAILED, experiment, experiment_arguments, positive
+from qwenjax.config import RL_TASKS
 
 EXAMPLES = """
 examples:
@@ -56,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
     from qwenjax.plan import report, search
     from qwenjax.plan.estimate import DoesNotFit, plan
 
+    if chosen.task in RL_TASKS:
+        return _iteration(chosen, wanted, options)
     if options.search:
         _say(f"compiling settings of {chosen.name} for {wanted.name}, one to three minutes each")
         best = search.search(chosen, wanted, options.search, _say)
@@ -79,6 +82,24 @@ def run(options: argparse.Namespace) -> int:
         print(f"program in {path}", file=sys.stderr)
     as_json = json.dumps(report.as_dict(made, options.price), indent=1) if options.json else None
     print(as_json or report.text(made, options.price))
+    return DONE
+
+
+def _iteration(chosen, wanted, options: argparse.Namespace) -> int:
+    """The same for reinforcement learning, whose step is several programs."""
+    from qwenjax.cli import Usage
+    from qwenjax.plan import rl
+    from qwenjax.plan.estimate import DoesNotFit
+
+    if options.search or options.hlo or options.price is not None:
+        raise Usage(f"--search, --hlo and --price are for a single program; {chosen.task} has several")
+    _say(f"compiling the programs of {chosen.name} for {wanted.name}, one to three minutes each")
+    try:
+        found = rl.plan_rl(chosen, wanted)
+    except DoesNotFit as error:
+        print(f"{chosen.name} does not fit on {wanted.name}: {error}")
+        return FAILED
+    print(json.dumps(rl.as_dict(chosen, wanted, *found), indent=1) if options.json else rl.text(chosen, wanted, *found))
     return DONE
 
 

@@ -34,7 +34,7 @@ class Plan:
     topology: Topology
     mesh: dict[str, int]
     attention: str
-    memory: dict[str, int]  # parameters, optimizer, gradients, vocabulary, code, rest; sums to peak
+    memory: dict[str, int]  # parameters, optimizer, gradients, frozen, vocabulary, code, rest; sums to peak
     peak: int
     matmul_flops: float
     model_flops: float
@@ -74,34 +74,20 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
       DoesNotFit: with how much memory it would take.
       ValueError: the mesh, the batch or a parameter does not divide over the devices; or no TPU compiler.
     """
-    import jax
-
     from qwenjax import sharding
     from qwenjax.train.loop import TASKS
-    from qwenjax.train.step import UNLIMITED
 
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed, topology.devices())
     task = TASKS[experiment.task](experiment, mesh)
-    program = task.program
-    state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), program.shapes, program.shardings
-    )
-    lowered = program.step.lower(state, program.batch, UNLIMITED)
-    started = time.monotonic()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise ValueError(f"the TPU compiler refuses the step: {str(error)[:2000]}") from None
-        raise DoesNotFit(_used(str(error))) from None
-    seconds = time.monotonic() - started
+    state = task.program.abstract_state()
+    compiled, seconds = compile_for(task.lowered()["step"])
     analysis, text = compiled.memory_analysis(), compiled.as_text()
     parsed = Program(text)
     spent = costs(parsed)
     sizes = {axis: mesh.shape[axis] for axis in mesh.axis_names}
     memory = _memory(experiment, state, sizes, analysis)
     compute = spent.cycles / topology.chip.clock
-    exposed, hidden, table = _collectives(spent.collectives, topology, compute)
+    exposed, hidden, table = collective_seconds(spent.collectives, topology, compute)
     model = experiment.model.flops_per_token(experiment.data.length) * experiment.tokens_per_step
     return Plan(
         experiment=experiment,
@@ -125,6 +111,24 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
     )
 
 
+def compile_for(lowered: Any) -> tuple[Any, float]:
+    """The compiled program, and seconds that took.
+
+    Raises:
+      DoesNotFit: with how much memory it would take. ValueError: the compiler refuses it.
+    """
+    import jax
+
+    started = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise ValueError(f"the TPU compiler refuses the step: {str(error)[:2000]}") from None
+        raise DoesNotFit(_used(str(error))) from None
+    return compiled, time.monotonic() - started
+
+
 def _used(message: str) -> str:
     """The amounts in the compiler's message: of everything at its peak, or of the temporary values alone."""
     found = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", message)
@@ -134,17 +138,12 @@ def _used(message: str) -> str:
 
 def _memory(experiment: Experiment, state: Any, mesh: dict[str, int], analysis: Any) -> dict[str, int]:
     """Bytes of a chip by what they are for. What the shapes do not tell is in `activations`."""
-    import jax
-
-    def held(tree: Any) -> int:
-        leaves = jax.tree.leaves(tree)
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-
     model, compute = experiment.model, experiment.compute
     parts = {
         "parameters": held(state.params),
         "optimizer": held(state.opt_state),
         "gradients": held(state.params),
+        "frozen": held(state.frozen),
         "code": analysis.generated_code_size_in_bytes,
     }
     rest = analysis.peak_memory_in_bytes - sum(parts.values())
@@ -153,6 +152,13 @@ def _memory(experiment: Experiment, state: Any, mesh: dict[str, int], analysis: 
     vocabulary = columns * (2 + 4) + 4 * compute.loss_tokens * model.vocab // mesh["tensor"]
     vocabulary = min(vocabulary, rest)
     return parts | {"vocabulary": vocabulary, "activations": rest - vocabulary}
+
+
+def held(tree: Any) -> int:
+    """Bytes of ShapeDtypeStructs on each device."""
+    import jax
+
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _attention(experiment: Experiment, mesh: dict[str, int], spent: Costs, topology: Topology) -> float:
@@ -169,7 +175,7 @@ def _attention(experiment: Experiment, mesh: dict[str, int], spent: Costs, topol
     return total
 
 
-def _collectives(found: list[Collective], topology: Topology, compute: float) -> tuple[float, float, dict]:
+def collective_seconds(found: list[Collective], topology: Topology, compute: float) -> tuple[float, float, dict]:
     """Seconds of the exposed and of the hidden ones, and a table by kind and group size.
 
     What slices send each other goes on beside all compute, and is exposed as far as it takes longer than that.

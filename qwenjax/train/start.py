@@ -29,10 +29,7 @@ FREE = (
 
 def state(task: Task, checkpoints: checkpoint.Checkpoints, say: Callable[[str], None]) -> tuple[State, dict]:
     """The run's own newest whole checkpoint, else `init_from`, else random parameters; and the meta saved with it."""
-    program = task.program
-    placed = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), program.shapes, program.shardings
-    )
+    placed = task.program.abstract_state()
     rest = {"step": placed.step, "opt_state": placed.opt_state}
     restored = checkpoints.restore(placed.params, rest)
     for trouble in checkpoints.damaged:

@@ -45,6 +45,12 @@ class Program(NamedTuple):
     start: Callable[[dict, Any], State]  # given parameters, trained and frozen; everything else fresh
     step: Callable[[State, dict, jax.Array], tuple[State, dict]]  # the state is donated
 
+    def abstract_state(self) -> State:
+        """The state as ShapeDtypeStructs in their places."""
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.shapes, self.shardings
+        )
+
 
 def gradients(
     loss_fn: LossFn, params: Any, frozen: Any, batch: dict, rng: jax.Array, accumulate: int = 1

@@ -199,9 +199,13 @@ class Task:
 
     def compile(self) -> tuple[Step, Any]:
         """The step, compiled, and what the compiler says of its memory (None: several programs, compiled when used)."""
-        program = self.program
-        compiled = program.step.lower(program.shapes, program.batch, UNLIMITED).compile()
+        compiled = self.lowered()["step"].compile()
         return compiled, compiled.memory_analysis()
+
+    def lowered(self) -> dict[str, Any]:
+        """Every program of a step, by name, ready to be compiled for the devices of the mesh."""
+        program = self.program
+        return {"step": program.step.lower(program.abstract_state(), program.batch, UNLIMITED)}
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Held-out numbers, `headline` among them; {} if nothing is held out."""

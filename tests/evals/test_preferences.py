@@ -91,7 +91,7 @@ def test_what_others_call_preferences_is_read_and_the_rest_is_counted(tmp_path):
     sets = measured(tmp_path, *paths)["sets"]
     assert [(one["pairs"], one["accuracy"]) for one in sets] == [(1, 1), (1, 1), (3, 1)]
     assert [one["left_out"] for one in sets[::2]] == [[], []]
-    assert sets[1]["left_out"][0].startswith("skipped 1 x no known format (first: pairs.jsonl:2")
+    assert sets[1]["left_out"][0].startswith("skipped 1 x fewer than two responses (first: pairs.jsonl:2")
     with pytest.raises(ValueError, match=r"no pair of responses in .*alpaca.*1 x fewer than two responses"):
         measured(tmp_path, write(tmp_path / "alpaca.jsonl", alpaca))
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwenjax.bench.align import data, floor, judge
-from qwenjax.bench.align.claims import Wanted
 from qwenjax.bench.align.data import DIRECTIONS, Pair, Text
+from qwenjax.bench.align.outcome import Wanted
 from qwenjax.bench.align.sentiment import ASKED, course
 from qwenjax.bench.align.stages import Stage, Stages
 from qwenjax.jsonl import read_rows
@@ -144,7 +144,7 @@ def warm_up(sft: Path, workdir: Path, stage: Stage) -> dict[str, float]:
     ]
     some = max(1, len(losses) // 10)
     fall = 1 - statistics.fmean(losses[-some:]) / statistics.fmean(losses[:some])
-    return {"kept": float(set(start.values()) <= set(end.values())), "value_fall": fall}
+    return {"kept": float(start == end), "value_fall": fall}
 
 
 def hashes(checkpoint: Path) -> dict[str, str]:

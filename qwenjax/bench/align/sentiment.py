@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwenjax.bench.align import data, floor, judge
-from qwenjax.bench.align.claims import Wanted
 from qwenjax.bench.align.data import Text
+from qwenjax.bench.align.outcome import Wanted
 from qwenjax.bench.align.stages import Stage, Stages
 from qwenjax.jsonl import read_rows
 

@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ class Stages:
     """Stages of one seed, in a folder of their own.
 
     Attributes:
-      data_root: where prepared data lie, shared by the seeds. progress: told the work that was done.
+      data_root: where prepared data lie, shared by the seeds. progress: told the work that is done now.
     """
 
     folder: Path
@@ -58,7 +57,6 @@ class Stages:
         """
         workdir = self.folder / stage.name
         if finished(workdir, stage.experiment):
-            self.progress(stage.work)
             return workdir
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{stage.name}.log"
@@ -105,13 +103,6 @@ def finished(workdir: Path, experiment: Experiment) -> bool:
     if not (workdir / "report.md").is_file():
         return False
     return config.to_dict(lookup.experiment(str(workdir))) == config.to_dict(experiment)
-
-
-@contextmanager
-def progress(name: str, stages: Sequence[Stage]) -> Iterator[Callable[[float], Any]]:
-    """A meter over the work of these stages."""
-    with cli.meter(name, sum(stage.work for stage in stages), "tok") as step:
-        yield step
 
 
 def say(text: str) -> None:

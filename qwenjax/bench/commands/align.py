@@ -45,13 +45,11 @@ def run(options: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from qwenjax.bench.align import harness
+    from qwenjax.bench.align import harness, outcome
 
     arms = [arm for arm in options.arms.split(",") if arm]
     result = harness.bench(options.experiment, Path(options.data), Path(options.workdir), options.seeds, arms)
     if options.png:
-        from qwenjax.bench.align import figure
-
-        figure.draw(result["seeds"], Path(options.png))
-    print(json.dumps(result, indent=2) if options.json else harness.table(result))
+        outcome.draw(result["seeds"], Path(options.png))
+    print(json.dumps(result, indent=2) if options.json else outcome.table(result))
     return DONE if all(claim["holds"] for claim in result["claims"]) else FAILED

@@ -12,7 +12,8 @@ from qwenjax.generate.sampling import Sample
 from qwenjax.model import reward, transformer
 from qwenjax.train.rl import steps
 from qwenjax.train.rl.models import REWARD, Models
-from qwenjax.train.rl.steps import Experience
+from qwenjax.train.rl.steps import Experience, Learner
+from qwenjax.train.step import Program, State, placed_batch
 
 
 class Programs(NamedTuple):
@@ -36,8 +37,13 @@ class Programs(NamedTuple):
     look: Callable
 
 
-def make(models: Models, stops: tuple[int, ...], size: int, pad: int) -> Programs:
-    """The programs of an experiment; the ids are the tokenizer's."""
+def make(models: Models, places: State, stops: tuple[int, ...], size: int, pad: int) -> Programs:
+    """The programs of an experiment.
+
+    Args:
+      places: of the state; what comes out of an update lies where it lay.
+      stops, size, pad: the tokenizer's: ids that end a response, number of ids, id behind responses.
+    """
     experiment, policy, valuer = models.experiment, models.policy, models.valuer
     rl = experiment.rl
     parts = rl.minibatches * experiment.accumulate  # as many rows at a time as an update has
@@ -105,12 +111,54 @@ def make(models: Models, stops: tuple[int, ...], size: int, pad: int) -> Program
         found["entropy"] = jnp.sum(entropy, axis=1) / jnp.maximum(length, 1)
         return found | {name: judge.score(frozen[name], read) for name, judge in models.judges.items()}
 
+    here = places.step
+    policy_places = Learner(places.params, places.opt_state["policy"])
     return Programs(
         jax.jit(roll),
         jax.jit(roll_before),
         jax.jit(measure),
-        jax.jit(learn),
-        jax.jit(policy_step, donate_argnums=0),
-        jax.jit(value_step, donate_argnums=0),
+        jax.jit(learn, out_shardings=(None, here, here, here)),
+        jax.jit(policy_step, donate_argnums=0, out_shardings=(policy_places, here)),
+        jax.jit(value_step, donate_argnums=0, out_shardings=(places.opt_state["value"] or here, here)),
         jax.jit(look),
     )
+
+
+def lowered(models: Models, program: Program) -> dict[str, Any]:
+    """The programs of an iteration for the devices of the mesh, without a tokenizer or any file."""
+    experiment, mesh, state = models.experiment, program.mesh, program.abstract_state()
+    run = make(models, program.shardings, (0,), experiment.model.vocab, 0)
+    length, rl = experiment.data.length, experiment.rl
+
+    def placed(tree):
+        return jax.tree.map(lambda x: placed_batch({"x": x}, length, mesh)["x"], tree)
+
+    def abstract(f: Callable, *args) -> Any:
+        return jax.eval_shape(f, *args)
+
+    seeds = placed(jax.ShapeDtypeStruct((experiment.data.batch,), jnp.uint32))
+    asked = (state.params, state.frozen, program.batch["prompts"], program.batch["lengths"], seeds)
+    size = experiment.data.batch // rl.minibatches
+    rows = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=program.shardings.step)
+    critic = state.opt_state["value"]
+    with jax.set_mesh(mesh):
+        rolled = placed(abstract(run.roll, *asked))
+        measured = placed(abstract(run.measure, state.params, critic.params if critic else (), state.frozen, rolled)[0])
+        running = (state.opt_state["scores"], state.opt_state["kl_coef"], state.step)
+        learned = (measured, rolled.ended, measured[-1], *running)
+        experience = placed(abstract(run.learn, *learned)[0])
+        text: Any = ()
+        if rl.ptx:
+            text = {
+                name: jax.ShapeDtypeStruct((rl.ptx_rows, length), jnp.float32 if name == "weights" else jnp.int32)
+                for name in ("inputs", "targets", "positions", "weights")
+            }
+        policy = Learner(state.params, state.opt_state["policy"])
+        found = {
+            "rollout": run.roll.lower(*asked),
+            "measure": run.measure.lower(state.params, critic.params if critic else (), state.frozen, rolled),
+            "policy step": run.policy_step.lower(policy, state.frozen["policy"], experience, rows, placed(text)),
+        }
+        if models.critic:
+            found["value step"] = run.value_step.lower(critic, state.frozen["value"], experience, rows)
+    return found

@@ -35,7 +35,7 @@ from qwenjax.train.backbone import Loaded
 from qwenjax.train.rl import report as rl_report
 from qwenjax.train.rl import scores
 from qwenjax.train.rl.models import REWARD, Models
-from qwenjax.train.rl.programs import Programs, make
+from qwenjax.train.rl.programs import Programs, lowered, make
 from qwenjax.train.rl.steps import Experience, Learner
 from qwenjax.train.step import State
 from qwenjax.train.task import Step, Task
@@ -94,7 +94,7 @@ class RL(Task):
             said += lines
         elif self.rl.ptx:
             raise ValueError(f"rl.ptx={self.rl.ptx} is the weight of a loss on data.sources, of which there are none")
-        self.programs = make(self.models, self.stops, self.tokenizer.size, self.tokenizer.eot)
+        self.programs = make(self.models, self.program.shardings, self.stops, self.tokenizer.size, self.tokenizer.eot)
         return [f"data        {line}" for line in said]
 
     @property
@@ -162,6 +162,9 @@ class RL(Task):
 
     def compile(self) -> tuple[Step, Any]:
         return self._iterate, None  # its programs are compiled when they are first called
+
+    def lowered(self) -> dict[str, Any]:
+        return lowered(self.models, self.program)
 
     def _iterate(self, state: State, batch: dict, limits: np.ndarray) -> tuple[State, dict]:
         began = time.perf_counter()
