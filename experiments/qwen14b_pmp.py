@@ -1,0 +1,23 @@
+"""Qwen-14B: preference-model pretraining (report §3.2.1), on a large set of comparisons.
+
+    python -m qwenjax.train --exp=qwen14b_pmp --set init_from=BASE --set chat.files.0.path=FILE.jsonl --set steps=N
+
+The report gives values for "this process", which reads as the reward model's; PMP takes the same here.
+"""
+
+from qwenjax.config import QWEN_14B, AdamW, Chat, ChatFile, Data, Experiment
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="qwen14b_pmp",
+        task="reward",
+        init_from="runs/qwen14b",
+        model=QWEN_14B,
+        data=Data(tokenizer="qwen", length=2048, batch=64),
+        chat=Chat(files=(ChatFile("data/preferences.jsonl"),)),
+        optim=AdamW(peak=3e-6, schedule="constant", warmup=0, decay=0.1, clip=1.0),
+        steps=10_000,
+        eval_every=1000,
+        save_every=1000,
+    )

@@ -1,0 +1,35 @@
+"""Qwen-1.8B: PPO against the reward model, the report's recipe (§3.2.2) with the pretrained gradient.
+
+    python -m qwenjax.train --exp=qwen1b8_ppo --set init_from=SFT --set rl.reward=RM --set chat.files.0.path=FILE.jsonl
+
+From the report: 50 iterations of the value model alone, two responses a query, KL coefficient 0.04, scores less their
+running mean, learning rates 1e-6 and 5e-6, value clip 0.15, top-p 0.9, pretraining data in much larger volume. Not
+published, so ours: batch, clip of the ratio, gamma, lambda, updates per iteration, coefficient of the pretrained
+gradient, number of iterations.
+"""
+
+from qwenjax.config import QWEN_1B8, RL, AdamW, Chat, ChatFile, Data, Experiment, Source
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="qwen1b8_ppo",
+        task="ppo",
+        init_from="runs/qwen1b8_chat_sft",
+        model=QWEN_1B8,
+        data=Data(sources=(Source(shards="data/pretrain"),), tokenizer="qwen", length=2048, batch=256),
+        chat=Chat(files=(ChatFile("data/prompts.jsonl"),)),
+        optim=AdamW(peak=1e-6, schedule="constant", warmup=0, decay=0.0),
+        rl=RL(
+            reward="runs/qwen1b8_rm",
+            new_tokens=1024,
+            minibatches=2,
+            value_optim=AdamW(peak=5e-6, schedule="constant", warmup=0, decay=0.0),
+            ptx=0.1,
+            ptx_rows=512,
+        ),
+        steps=1000,
+        log_every=1,
+        eval_every=50,
+        save_every=50,
+    )

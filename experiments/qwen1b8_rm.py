@@ -1,0 +1,23 @@
+"""Qwen-1.8B: the reward model (report §3.2.1), on annotated comparisons, from the PMP.
+
+    python -m qwenjax.train --exp=qwen1b8_rm --set init_from=PMP --set chat.files.0.path=FILE.jsonl --set steps=N
+
+A constant 3e-6, 64 pairs a step, one epoch: set `steps` to the number of pairs / 64.
+"""
+
+from qwenjax.config import QWEN_1B8, AdamW, Chat, ChatFile, Data, Experiment
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="qwen1b8_rm",
+        task="reward",
+        init_from="runs/qwen1b8_pmp",
+        model=QWEN_1B8,
+        data=Data(tokenizer="qwen", length=2048, batch=64),
+        chat=Chat(files=(ChatFile("data/annotated.jsonl"),)),
+        optim=AdamW(peak=3e-6, schedule="constant", warmup=0, decay=0.1, clip=1.0),
+        steps=1000,
+        eval_every=250,
+        save_every=250,
+    )
