@@ -30,7 +30,7 @@ COMMANDS = [
     "qwenjax.convert",
     *(f"qwenjax.data {name}" for name in ("tokenize", "publish", "stats", "show", "convert")),
     *(f"qwenjax.tokenizer {name}" for name in ("train", "extend", "compression")),
-    *(f"qwenjax.bench {name}" for name in ("train", "data", "decode")),
+    *(f"qwenjax.bench {name}" for name in ("train", "data", "decode", "align")),
     "qwenjax.plan",
     "qwenjax.eval",
     "qwenjax.profile",

@@ -2,13 +2,16 @@
 
 directory with config.json of the hubs     Qwen-v1, Qwen2, Qwen3 or Llama tensors; safetensors, .bin or GPTQ
 FILE.gguf                                  llama, qwen, qwen2 or qwen3
+directory with adapter_config.json         low-rank adapters of the PEFT library, and the model that they name
 a run, its checkpoints/, or one of these   ours; in a bucket (gs://…), too
+
+Adapters are merged into the model beneath them when the parameters are read.
 """
 
 import base64
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +21,14 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from qwenjax import checkpoint, cli, config, fields, storage
 from qwenjax.api.habits import Habits
-from qwenjax.config import Experiment, ModelConfig
-from qwenjax.interop import open_checkpoint
-from qwenjax.interop.load import load_params, total_bytes
+from qwenjax.config import Experiment, Lora, ModelConfig
+from qwenjax.interop import open_checkpoint, peft
+from qwenjax.interop.directory import KEPT, read_json
+from qwenjax.interop.load import load_params, param_shardings, total_bytes
 from qwenjax.interop.tensors import Foreign
 from qwenjax.model import lora, reward, transformer
 from qwenjax.text import FILES, Tokenizer, load_tokenizer
@@ -40,20 +45,33 @@ class Source:
     Attributes:
       path: of a run, the checkpoint that was chosen.
       config: of the model, with overrides.
-      foreign: what interop opened; None for a run of ours.
+      foreign: what interop opened, of a model that is whole; None for adapters and for a run of ours.
       meta: what was saved with a checkpoint of ours; {} for others.
+      base: the model beneath low-rank adapters, of a run or of PEFT; None for a model that is whole.
     """
 
     path: Path
     config: ModelConfig
     foreign: Foreign | None
     meta: Mapping[str, Any]
+    base: "Source | None" = None
+
+    @property
+    def name(self) -> str:
+        """What a file made of it may be called: of a run, its folder's."""
+        run = self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path
+        return run.name if self.meta else self.path.stem
+
+    @property
+    def experiment(self) -> Experiment | None:
+        """Of a run of ours."""
+        return config.from_dict(self.meta["experiment"]) if self.meta else None
 
     @cached_property
     def dtype(self) -> str:
         """Of the stored embedding, as parameters can be written: what is neither of these two is read as float32."""
         if self.foreign is None:
-            return "float32"
+            return "float32" if self.meta else self.base.dtype
         name = "transformer.wte.weight" if self.foreign.layout == "qwen" else "model.embed_tokens.weight"
         stored = self.foreign.tensors.get(name)
         return "bfloat16" if stored is not None and stored.dtype.name == "bfloat16" else "float32"
@@ -73,50 +91,57 @@ class Source:
         return found
 
     def _tokenizer(self) -> Tokenizer | None:
-        if self.foreign is None:
+        if self.meta:
             with tempfile.TemporaryDirectory() as folder:
                 for name, data in self.meta["tokenizer"].items():
                     (Path(folder) / Path(name).name).write_bytes(base64.b64decode(data))
                 return load_tokenizer(folder)
-        if "gguf" in self.foreign.files:
+        if self.foreign and "gguf" in self.foreign.files:
             return tokenizer_of(self.foreign.files["gguf"], str(self.path))
-        there = any((self.path / name).is_file() for name in FILES)
-        return load_tokenizer(self.path) if there else None
+        if any((self.path / name).is_file() for name in FILES):
+            return load_tokenizer(self.path)
+        return None if self.foreign else self.base._tokenizer()
 
     def habits(self) -> Habits:
-        """How the checkpoint's files say that it is used."""
-        if self.foreign is None:
+        """How the checkpoint's files say that it is used; of adapters, those of the model beneath say the rest."""
+        if self.meta:
             return Habits.of_run(self.meta)
-        return Habits.of_files(self.foreign.files)
+        if self.foreign:
+            return Habits.of_files(self.foreign.files)
+        own = {name: read_json(self.path / name) for name in KEPT if (self.path / name).is_file()}
+        said, below = Habits.of_files({"config.json": {}, **own}), self.base.habits()
+        sampling = {**below.sampling, **said.sampling}
+        return replace(below, chat=said.chat or below.chat, ends=said.ends | below.ends, sampling=sampling)
 
     def params(self, shardings: dict | None = None, dtype: str = "float32") -> dict:
         """The parameters, in their places (`interop.load.param_shardings`; None: the default device).
 
-        Progress is on stderr. Raises ValueError for tensors that are not those of `config`, or a damaged file.
+        Progress is on stderr. Raises ValueError for tensors that are not those of `config`, a damaged file, a reward
+        model, or adapters of another model than lies beneath them now.
         """
-        if self.foreign is None:
-            return self._restored(shardings, dtype)
-        foreign = self.foreign._replace(config=self.config)
-        with cli.meter(f"reading {self.path.name}", total_bytes(self.foreign), "B") as step:
-            return load_params(foreign, shardings, jnp.dtype(dtype), step)
-
-    @property
-    def experiment(self) -> Experiment | None:
-        """Of a run of ours."""
-        return config.from_dict(self.meta["experiment"]) if self.meta else None
-
-    def _restored(self, shardings: dict | None, dtype: str) -> dict:
-        if self.experiment.task == "reward":
-            raise ValueError(
-                f"{self.path} is a reward model: it scores texts and writes none. Give a language model here, and this "
-                "one where a reward model is asked for (rl.reward, --reward, --table=4)"
-            )
-        shapes = _shapes(self.config)
-        if self.experiment.lora.rank:
-            params = self._adapted(self.config, lambda trained: trained, shardings)
-        else:
-            params = checkpoint.load(self.path, _placed(shapes, shardings)).params
+        if self.foreign is not None:
+            foreign = self.foreign._replace(config=self.config)
+            with cli.meter(f"reading {self.path.name}", total_bytes(self.foreign), "B") as step:
+                return load_params(foreign, shardings, jnp.dtype(dtype), step)
+        if self.base is not None:
+            adapter = self.adapter(shardings)
+            return self._merged(self.config, adapter.trained, adapter.lora, shardings, dtype)
+        self._check_writes()
+        params = checkpoint.load(self.path, _placed(_shapes(self.config), shardings)).params
         return params if dtype == "float32" else jax.tree.map(lambda x: x.astype(dtype), params)
+
+    def adapter(self, shardings: dict | None = None) -> peft.Adapter:
+        """The low-rank adapters, and what was trained in full beside them; on every device of `shardings`.
+
+        Raises:
+          ValueError: the model has none, or is a reward model; see `interop.peft.load_adapter` for others' adapters.
+        """
+        if self.base is None:
+            raise ValueError(f"{self.path} has no low-rank adapters: it is a whole model")
+        if not self.meta:
+            return peft.load_adapter(self.path, self.config)
+        self._check_writes()
+        return peft.Adapter(self._trained(self.config, shardings), self.experiment.lora, self.experiment.init_from)
 
     def scorer(self, shardings: dict | None = None) -> tuple[dict, jax.Array]:
         """Of a reward model: parameters of the network without head, float32, adapters merged in; and weights [d].
@@ -124,48 +149,64 @@ class Source:
         Raises:
           ValueError: it is none.
         """
-        if self.foreign is not None or self.experiment.task != "reward":
+        if not self.meta or self.experiment.task != "reward":
             raise ValueError(
                 f"{self.path} is no reward model of ours; train one: python -m qwenjax.train --exp=tiny_rm "
                 f"--set init_from={self.path}"
             )
         cfg = reward.headless(self.config)
-        head = {"reward": jax.ShapeDtypeStruct((cfg.embed,), jnp.float32)}
-        if self.experiment.lora.rank:
-            found: dict = {}
-            params = self._adapted(cfg, lambda trained: {"backbone": trained, **_placed(head)}, shardings, found)
-            return params, found["reward"]
-        read = checkpoint.load(self.path, {"backbone": _placed(_shapes(cfg), shardings), **_placed(head)}).params
+        if self.base is not None:
+            read = self._trained(cfg, shardings)
+            return self._merged(cfg, read["backbone"], self.experiment.lora, shardings), read["reward"]
+        wanted = {"backbone": _placed(_shapes(cfg), shardings), "reward": _placed(_reward_head(cfg), _whole(shardings))}
+        read = checkpoint.load(self.path, wanted).params
         return read["backbone"], read["reward"]
 
-    def _adapted(self, cfg: ModelConfig, tree: Callable, shardings: dict | None, rest: dict | None = None) -> dict:
-        """Full parameters of a run that trained adapters: what it started from, with these merged in.
-
-        Args:
-          tree: from the abstract trained parameters to the whole tree of the checkpoint. rest: takes what else it has.
-        """
-        run = self.experiment
-        base = open_source(run.init_from)
-        whole = "float32" if run.lora.base == "float32" else "bfloat16"
-        if base.experiment is not None and base.experiment.task == "reward":
-            params = jax.tree.map(lambda x: x.astype(whole), base.scorer(shardings)[0])
-        else:
-            params = replace(base, config=run.model).params(None if shardings is None else shardings, whole)
-        if cfg.tie_embeddings:
-            params.pop("head", None)
-        trained, frozen = lora.split(params, run.lora)
-        begun = checkpoint.fingerprint(frozen)
-        if begun != (known := self.meta.get("frozen", {}).get("base", begun)):
+    def _check_writes(self) -> None:
+        """Raises ValueError for a reward model."""
+        if self.experiment.task == "reward":
             raise ValueError(
-                f"{run.init_from} is not the model that the adapters in {self.path} were trained on (fingerprint "
-                f"{known} then, {begun} now): put it back"
+                f"{self.path} is a reward model: it scores texts and writes none. Give a language model here, and this "
+                "one where a reward model is asked for (rl.reward, --reward, --table=4)"
             )
-        adapters = jax.eval_shape(lambda: nn.meta.unbox(lora.init(cfg, run.lora, jax.random.key(0))))
-        wanted = tree({"params": _placed(jax.eval_shape(lambda: trained["params"])), "lora": _placed(adapters)})
-        read = checkpoint.load(self.path, wanted).params
-        if rest is not None:
-            rest.update(read)
-        return lora.merge(lora.variables(read.get("backbone", read), frozen), run.lora)
+
+    def _trained(self, cfg: ModelConfig, shardings: dict | None) -> dict:
+        """The parameters in a checkpoint of a run that trained adapters; of a reward model, the head beside them."""
+        run, shapes = self.experiment, _shapes(cfg)
+        wanted: dict = {
+            "params": {name: shapes[name] for name in run.lora.whole},
+            "lora": jax.eval_shape(lambda: nn.meta.unbox(lora.init(cfg, run.lora, jax.random.key(0)))),
+        }
+        if run.task == "reward":
+            wanted = {"backbone": wanted, "reward": _reward_head(cfg)}
+        return checkpoint.load(self.path, _placed(wanted, _whole(shardings))).params
+
+    def _merged(
+        self, cfg: ModelConfig, trained: dict, how: Lora, shardings: dict | None, dtype: str = "float32"
+    ) -> dict:
+        """One tree of parameters of `cfg`: the model beneath, held as in training, with what was trained merged in."""
+        frozen = jax.jit(lambda params: lora.split(params, how)[1])(self._beneath(cfg, how, shardings))
+        known = self.meta.get("frozen", {}).get("base")
+        if known and known != (now := checkpoint.fingerprint(frozen)):
+            raise ValueError(
+                f"{self.experiment.init_from} is not the model that the adapters in {self.path} were trained on "
+                f"(fingerprint {known} then, {now} now): put it back"
+            )
+
+        def merge(collections: dict) -> dict:
+            return jax.tree.map(lambda x: x.astype(dtype), lora.merge(collections, how))
+
+        return jax.jit(merge, out_shardings=shardings)(lora.variables(trained, frozen))
+
+    def _beneath(self, cfg: ModelConfig, how: Lora, shardings: dict | None) -> dict:
+        """Parameters of the model beneath adapters on `cfg`, as wide as `how` holds them."""
+        wide = how.base == "float32" and self.base.dtype == "float32"
+        dtype = jnp.dtype("float32" if wide else "bfloat16")
+        if self.meta and self.experiment.task == "reward" and self.base.meta and self.base.experiment.task == "reward":
+            return jax.tree.map(lambda x: x.astype(dtype), self.base.scorer(shardings)[0])
+        places = None if shardings is None else param_shardings(self.config, _whole(shardings).mesh)
+        params = replace(self.base, config=self.config).params(places, dtype.name)
+        return {name: x for name, x in params.items() if name != "head" or not cfg.tie_embeddings}
 
 
 def _shapes(cfg: ModelConfig) -> dict:
@@ -173,11 +214,21 @@ def _shapes(cfg: ModelConfig) -> dict:
     return jax.eval_shape(lambda: nn.meta.unbox(transformer.init_params(cfg, jax.random.key(0))))
 
 
-def _placed(shapes: dict, shardings: dict | None = None) -> dict:
-    if shardings is None:
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda x: here, shapes)
+def _reward_head(cfg: ModelConfig) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((cfg.embed,), jnp.float32)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes with places: a tree of them, one for all, or None for the default device."""
+    if shardings is None or isinstance(shardings, Sharding):
+        place = shardings or SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda x: place, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _whole(shardings: dict | None) -> Sharding | None:
+    """A copy on each of the devices, for what is small."""
+    return None if shardings is None else NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
 
 
 def open_source(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Source:
@@ -190,11 +241,33 @@ def open_source(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if _is_run(place):
         step = checkpoint.newest(place)
         meta = _meta(step)
-        found = Source(step, config.from_dict(meta["experiment"]).model, None, meta)
+        run, base = config.from_dict(meta["experiment"]), None
+        if run.lora.rank:
+            base = _open_base(run.init_from, step, "run this where it was trained, or link that model to this path")
+        found = Source(step, run.model, None, meta, base)
+    elif (place / peft.CONFIG).is_file():
+        file = place / peft.CONFIG
+        name = read_json(file).get("base_model_name_or_path") or ""
+        base = _open_base(name, place, f"write its path into base_model_name_or_path of {file}")
+        found = Source(place, base.config, None, {}, base)
     else:
         foreign = open_checkpoint(place)
         found = Source(place, foreign.config, foreign, {})
-    return dataclasses.replace(found, config=fields.override(found.config, dict(overrides or {})))
+    return replace(found, config=fields.override(found.config, dict(overrides or {})))
+
+
+def _open_base(name: str, adapters: Path, advice: str) -> Source:
+    """The model beneath adapters: at the path `name`, or there as seen from their folder.
+
+    Raises:
+      ValueError: it is not there; with advice.
+    """
+    for place in (storage.path(name), adapters / name):
+        if name and place.exists() and storage.absolute(place) != storage.absolute(adapters):
+            return open_source(place)
+    raise ValueError(
+        f"{adapters} holds low-rank adapters of {name or 'a model that is not named'}, and no model is there: {advice}"
+    )
 
 
 def start_from(
@@ -219,7 +292,7 @@ def start_from(
         if field.name not in (*SHAPE, "kv_heads", "head_width")
         and getattr(source.config, field.name) != getattr(model, field.name)
     ]
-    params = dataclasses.replace(source, config=model).params(shardings, dtype)
+    params = replace(source, config=model).params(shardings, dtype)
     return params, source.tokenizer(), differing
 
 

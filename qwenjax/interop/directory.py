@@ -67,8 +67,8 @@ def open_tensors(folder: Path) -> Tensors:
     A single .safetensors file may have any name, as those of GPTQ do.
     """
     for stem, suffix, read in (
-        ("model", ".safetensors", _safetensors),
-        ("pytorch_model", ".bin", _pickle),
+        ("model", ".safetensors", read_safetensors),
+        ("pytorch_model", ".bin", read_pickle),
     ):
         whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
         if whole.is_file():
@@ -77,7 +77,7 @@ def open_tensors(folder: Path) -> Tensors:
             return Tensors(_sharded(index, read))
     stray = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     if len(stray) == 1 and stray[0].endswith(".safetensors") and "-of-" not in stray[0]:
-        return Tensors(_safetensors(folder / stray[0]))
+        return Tensors(read_safetensors(folder / stray[0]))
     raise ValueError(
         f"{folder} holds no weights: wanted model.safetensors or pytorch_model.bin, or the .index.json of either"
         + (f"; {stray[0]} is there, its index is not" if stray else "")
@@ -112,7 +112,8 @@ def _pointer(path: Path) -> str:
     return " (a pointer of Git LFS: run `git lfs pull` there)" if stub else ""
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, by name. Raises ValueError for a file that is cut short or holds an unknown dtype."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -137,8 +138,14 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _pickle(path: Path) -> dict[str, Tensor]:
-    """Of a file of torch.save. Nothing in it is run: torch's unpickler of weights knows tensors and containers only."""
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save, by name.
+
+    Nothing in it is run: torch's unpickler of weights knows tensors and containers only.
+
+    Raises:
+      ValueError: torch is not installed, or the file is cut short or holds more than tensors.
+    """
     try:
         import torch
     except ImportError:

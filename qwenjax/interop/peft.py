@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from qwenjax.config import PROJECTIONS, Lora, ModelConfig
-from qwenjax.interop.directory import _pickle, _safetensors, read_json
+from qwenjax.interop.directory import read_json, read_pickle, read_safetensors
 from qwenjax.interop.layout import Part, Table
 from qwenjax.interop.save import MADE_BY
 from qwenjax.interop.tensors import Tensor
@@ -28,7 +28,8 @@ from qwenjax.model import transformer
 from qwenjax.model.lora import TARGETS, init
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-BLOCKS = "qwenjax_blocks"  # in the header of a file: which of q, k, v have a block of the c_attn adapters
+# In the header of a file of ours: which of q, k, v have a block of the c_attn adapters, and `lora.base`.
+BLOCKS, HELD = "qwenjax_blocks", "qwenjax_base"
 PREFIX = "base_model.model."
 FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 HEAD = "lm_head.weight"
@@ -49,7 +50,7 @@ class Adapter(NamedTuple):
     """An adapter and how it is to be read."""
 
     trained: dict  # {"lora": …, "params": what was trained in full}, as `model.lora.variables` takes it; numpy, float32
-    lora: Lora
+    lora: Lora  # base: 'float32', the model as it is, if its writer was another program
     base: str  # the model that it was trained on, as its writer called it; may be ''
 
 
@@ -95,7 +96,7 @@ def save_adapter(
         "alpha_pattern": {module: _number(n * lora.alpha) for module, n in several.items()},
         "inference_mode": True,
     }
-    header = {**MADE_BY, BLOCKS: " ".join(name for name in "qkv" if name in adapters)}
+    header = {**MADE_BY, BLOCKS: " ".join(name for name in "qkv" if name in adapters), HELD: lora.base}
     folder.mkdir(parents=True, exist_ok=True)
     made = {
         folder / WEIGHTS: folder / f".{WEIGHTS}.{os.getpid()}",
@@ -126,7 +127,7 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
         raise ValueError(f"{folder} holds no {CONFIG}: it is no adapter of the PEFT library")
     values = read_json(folder / CONFIG)
     _check_kind(values, folder / CONFIG)
-    tensors, blocks = _open(folder)
+    tensors, header = _open(folder)
     factors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # module -> A and B
     rest = {}
     for name, tensor in tensors.items():
@@ -141,7 +142,7 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
     for module, pair in factors.items():
         a, b = (pair[x].read().astype(np.float32) for x in "AB")
         scale = _pattern(values, "lora_alpha", module) / len(a)
-        for part, rows in _apart(table.parts[f"{module}.weight"], a, b, blocks):
+        for part, rows in _apart(table.parts[f"{module}.weight"], a, b, header.get(BLOCKS, "").split()):
             pieces[_name(part)][part.layer] = (*_to_ours(part, table, *rows), scale)
     if not pieces:
         raise ValueError(f"{folder}: no low-rank adapter is in it")
@@ -153,6 +154,7 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
         dropout=float(values.get("lora_dropout", 0.0)),
         targets=tuple(name for name in PROJECTIONS if name in pieces),
         whole=tuple(params),
+        base=header.get(HELD, "float32"),
     )
     adapters: dict = {}
     for name in lora.targets:
@@ -317,14 +319,14 @@ def _check_trained(trained: dict, lora: Lora, cfg: ModelConfig) -> None:
         raise ValueError("adapters are spread over several processes: restore them in one process to write them")
 
 
-def _open(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors, and which of q, k, v have a block of each c_attn adapter, if it is one of ours."""
+def _open(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, and what the file's header says."""
     if (folder / WEIGHTS).is_file():
-        tensors = _safetensors(folder / WEIGHTS)
+        tensors = read_safetensors(folder / WEIGHTS)
         with safe_open(folder / WEIGHTS, framework="numpy") as file:
-            return tensors, (file.metadata() or {}).get(BLOCKS, "").split()
+            return tensors, file.metadata() or {}
     if (folder / PICKLE).is_file():
-        return _pickle(folder / PICKLE), []
+        return read_pickle(folder / PICKLE), {}
     raise ValueError(f"{folder} holds neither {WEIGHTS} nor {PICKLE}")
 
 

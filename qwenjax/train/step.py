@@ -42,7 +42,7 @@ class Program(NamedTuple):
     shardings: State
     batch: dict[str, jax.ShapeDtypeStruct]  # of one step, in their places
     init: Callable[[], State]  # random parameters, frozen ones too
-    start: Callable[[dict, Any], State]  # given parameters, trained and frozen; everything else fresh
+    start: Callable[..., State]  # given what is trained; everything else fresh, and nothing frozen
     step: Callable[[State, dict, jax.Array], tuple[State, dict]]  # the state is donated
 
     def abstract_state(self) -> State:
@@ -134,11 +134,12 @@ def build(
     check_batch(experiment, mesh)
     parts = parts or (lambda key: (transformer.init_params(experiment.model, key), ()))
 
-    def fresh(params, frozen) -> State:
-        return State(jnp.int32(0), params, tx.init(params), frozen)
+    def fresh(params) -> State:
+        return State(jnp.int32(0), params, tx.init(params))
 
     def init() -> State:
-        return fresh(*nn.meta.unbox(parts(jax.random.key(experiment.seed))))
+        params, frozen = nn.meta.unbox(parts(jax.random.key(experiment.seed)))
+        return fresh(params)._replace(frozen=frozen)
 
     params, frozen = shardings(mesh, jax.eval_shape(lambda: parts(jax.random.key(0))))
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -153,7 +154,7 @@ def build(
         shardings=places,
         batch=batch,
         init=in_mesh(mesh, jax.jit(init, out_shardings=places)),
-        start=in_mesh(mesh, jax.jit(fresh, in_shardings=(params, frozen), out_shardings=places)),
+        start=in_mesh(mesh, jax.jit(fresh, in_shardings=(params,), out_shardings=places._replace(frozen=()))),
         step=in_mesh(
             mesh,
             jax.jit(

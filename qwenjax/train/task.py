@@ -158,7 +158,8 @@ class Task:
         """The state of a new run: from `init_from`, or random."""
         if not self.experiment.init_from:
             return self.program.init()
-        return self.program.start(*self.load(say))
+        params, frozen = self.load(say)
+        return self.program.start(params)._replace(frozen=frozen)
 
     def load(self, say: Callable[[str], None]) -> tuple[Any, Any]:
         """Parameters of `init_from` in their places: trained, and frozen."""

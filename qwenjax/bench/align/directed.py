@@ -109,25 +109,25 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
 
 def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]) -> dict:
     """Everything of one seed: trains what is not trained, judges what is not judged."""
-    done = {name: stages.run(stage) for name, stage in todo.items() if not name.startswith("ppo-")}
+    done = {name: stages.run(stage) for name, stage in todo.items()}
     pairs = comparisons(texts)["test"]
     result = {"seed": seed, "accuracy": {}, "arms": {}}
     for name, workdir in (("pmp", "pmp"), ("rm", "rm"), ("alone", "rm-alone"), ("gold", "rm-gold")):
-        result["accuracy"][name] = judge.accuracy(judge.margins(done[workdir], pairs), pairs)
+        result["accuracy"][name] = judge.accuracy(*judge.margins(done[workdir], pairs))
     judges = {"proxy": done["rm"], "gold": done["rm-gold"]}
-    test = [text for text in texts if text.part == "test"][: ASKED // 2]
-    asked = [data.request(text.kind, text.word, way) for way in DIRECTIONS for text in test]
+    test = [text for text in texts if text.part == "test"]
     for name, stage in todo.items():
         if name.startswith("ppo-"):
-            workdir = stages.run(stage)
-            before, after = (
-                judge.judged(path, judges, asked, stages.folder / f"answers-{path.name}.jsonl", stage.experiment.rl)
-                for path in (done["sft"], workdir)
-            )
+            workdir, rl = done[name], stage.experiment.rl
             found = course(workdir, stage) | warm_up(done["sft"], workdir, stage)
-            for i, way in enumerate(DIRECTIONS):
-                mine = slice(i * len(test), (i + 1) * len(test))
-                found[way] = judge.gains(before[mine], after[mine], [*judges])
+            for way in DIRECTIONS:
+                asked = [data.request(text.kind, text.word, way) for text in test]
+                some = judge.answerable(done["sft"], asked, rl)[: ASKED // 2]
+                before, after = (
+                    judge.judged(path, judges, some, stages.folder / f"answers-{path.name}-{way}.jsonl", rl)
+                    for path in (done["sft"], workdir)
+                )
+                found[way] = judge.gains(before, after, [*judges])
             result["arms"][name.removeprefix("ppo-")] = found
     return result
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenjax import storage
-from qwenjax.bench.align.data import Pair, Turns, answer
+from qwenjax.bench.align.data import Pair, Turns, answer, request
 from qwenjax.config import RL
 
 ROWS = 128  # responses written together
@@ -22,6 +22,15 @@ class Answer(NamedTuple):
     text: str
     ended: bool
     tokens: int
+
+
+def answerable(run: Path, asked: Sequence[Turns], rl: RL) -> list[Turns]:
+    """The conversations that leave room for an answer and its end token, for the model of a run and its judges."""
+    from qwenjax.api.source import open_source
+
+    source = open_source(run)
+    encode, room = source.tokenizer().encode_chat, source.config.context - rl.new_tokens - 1
+    return [turns for turns in asked if len(encode(turns)) <= room]
 
 
 def answers(run: Path, asked: Sequence[Turns], *, top_p: float, new: int, seed: int = 0) -> list[Answer]:
@@ -66,15 +75,22 @@ def accuracy(margins: np.ndarray, pairs: Sequence[Pair]) -> dict[str, float]:
     return {f"{edge:g}": float(right[gaps >= edge].mean()) for edge in EDGES if (gaps >= edge).any()}
 
 
-def margins(reward: Path, pairs: Sequence[Pair]) -> np.ndarray:
-    """By how much a reward model scores the better texts higher [n]. Every text is read once for each request."""
-    from qwenjax.bench.align.data import request
+def margins(reward: Path, pairs: Sequence[Pair]) -> tuple[np.ndarray, list[Pair]]:
+    """By how much a reward model scores the better texts higher [n], and the pairs, without those too long for it.
 
-    rows = {(p.direction, text): i for i, (p, text) in enumerate((p, t) for p in pairs for t in p[:2])}
-    place = {key: n for n, key in enumerate(rows)}
-    asked = [request(text.kind, text.word, direction) for direction, text in place]
-    found = scores(reward, asked, [text.text for _, text in place])
-    return np.array([found[place[p.direction, p.better]] - found[place[p.direction, p.worse]] for p in pairs])
+    Every text is read once for each request.
+    """
+    from qwenjax.api.reward import load_reward
+
+    model = load_reward(reward)
+    rows = dict.fromkeys((p.direction, text) for p in pairs for text in p[:2])
+    turns = [[*request(text.kind, text.word, direction), answer(text.text)] for direction, text in rows]
+    ids = [model.tokenizer.encode_chat(one, add_generation_prompt=False) for one in turns]
+    fits = [i for i, row in enumerate(ids) if len(row) <= model.config.context]
+    found = dict(zip((list(rows)[i] for i in fits), model.score_ids([ids[i] for i in fits])))
+    ends = [((p.direction, p.better), (p.direction, p.worse)) for p in pairs]
+    kept = [i for i, both in enumerate(ends) if all(end in found for end in both)]
+    return np.array([found[ends[i][0]] - found[ends[i][1]] for i in kept]), [pairs[i] for i in kept]
 
 
 def judged(run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Path, rl: RL) -> list[dict]:

@@ -95,20 +95,20 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
 
 def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]) -> dict:
     """Everything of one seed: trains what is not trained, judges what is not judged."""
-    done = {name: stages.run(stage) for name, stage in todo.items() if not name.startswith("ppo-")}
+    done = {name: stages.run(stage) for name, stage in todo.items()}
     test = [text for text in texts if text.part == "test"]
     pairs = data.pairs(test)
     result = {"seed": seed, "accuracy": {}, "arms": {}}
     for name in REWARDS:
-        result["accuracy"][name] = judge.accuracy(judge.margins(done[f"rm-{name}"], pairs), pairs)
+        result["accuracy"][name] = judge.accuracy(*judge.margins(done[f"rm-{name}"], pairs))
     judges = {name: done[f"rm-{name}"] for name in ("proxy", "gold")}
-    asked = [data.request(text.kind, text.word) for text in test[:ASKED]]
-
+    asked = [data.request(text.kind, text.word) for text in test]
     for name, stage in todo.items():
         if name.startswith("ppo-"):
-            workdir = stages.run(stage)
+            workdir, rl = done[name], stage.experiment.rl
+            some = judge.answerable(done["sft"], asked, rl)[:ASKED]
             before, after = (
-                judge.judged(path, judges, asked, stages.folder / f"answers-{path.name}.jsonl", stage.experiment.rl)
+                judge.judged(path, judges, some, stages.folder / f"answers-{path.name}.jsonl", rl)
                 for path in (done["sft"], workdir)
             )
             result["arms"][name.removeprefix("ppo-")] = judge.gains(before, after, [*judges]) | course(workdir, stage)

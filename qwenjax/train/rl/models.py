@@ -88,15 +88,15 @@ class Models:
     def _held(self, params: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(self.compute.dtype), params)
 
-    def fresh(self, policy: Any, value: Any, frozen: Any) -> State:
-        """The state of a run that begins with these parameters."""
+    def fresh(self, policy: Any, value: Any) -> State:
+        """The state of a run that begins with these parameters, without the frozen ones."""
         rest = {
             "policy": self.tx.init(policy),
             "value": Learner(value, self.value_tx.init(value)) if self.critic else (),
             "scores": RunningMean.zero(),
             "kl_coef": jnp.float32(self.experiment.rl.kl_coef),
         }
-        return State(jnp.int32(0), policy, rest, frozen)
+        return State(jnp.int32(0), policy, rest)
 
     def program(self, mesh: Mesh, prompt: int, step: Callable) -> Program:
         """Shapes and places of state and batch. prompt: tokens of a prompt."""
@@ -104,7 +104,8 @@ class Models:
         steps.check_batch(experiment, mesh)
 
         def init() -> State:
-            return self.fresh(*nn.meta.unbox(self.random(jax.random.key(experiment.seed))))
+            policy, value, frozen = nn.meta.unbox(self.random(jax.random.key(experiment.seed)))
+            return self.fresh(policy, value)._replace(frozen=frozen)
 
         policy, value, frozen = steps.shardings(mesh, jax.eval_shape(self.random, jax.random.key(0)))
         here = NamedSharding(mesh, PartitionSpec())
@@ -127,7 +128,9 @@ class Models:
             shardings=places,
             batch=steps.placed_batch(batch, experiment.data.length, mesh),
             init=steps.in_mesh(mesh, jax.jit(init, out_shardings=places)),
-            start=steps.in_mesh(mesh, jax.jit(self.fresh, in_shardings=(policy, value, frozen), out_shardings=places)),
+            start=steps.in_mesh(
+                mesh, jax.jit(self.fresh, in_shardings=(policy, value), out_shardings=places._replace(frozen=()))
+            ),
             step=step,
         )
 
@@ -174,6 +177,9 @@ class Models:
             head = reward.init_head(self.valuer.cfg, jax.random.key(self.experiment.seed)).value
         elif path == rl.reward:
             head = head * frozen[REWARD]["gain"]
+        base = found.frozen
         if self.adapters:
-            fingerprints["value"] = checkpoint.fingerprint(found.frozen)
-        return {"backbone": found.trained, "reward": head}, found.frozen, path
+            fingerprints["value"] = checkpoint.fingerprint(base)
+            if path == rl.reward and self.experiment.lora.base == self.compute.dtype:
+                base = base | {"params": frozen[REWARD]["backbone"]}  # the same weights are held once
+        return {"backbone": found.trained, "reward": head}, base, path

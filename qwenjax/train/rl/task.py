@@ -55,6 +55,7 @@ class RL(Task):
         self.room = experiment.data.length - rl.new_tokens  # for a prompt
         self.program = self.models.program(mesh, self.room, self._iterate)
         self.nll = jax.jit(self.backbone.loss(learning=False))
+        self._replicate = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
         self.before: dict[str, Any] = {}
         self.after: dict[str, Any] = {}
 
@@ -138,7 +139,8 @@ class RL(Task):
     def begin(self, say: Callable[[str], None]) -> State:
         if not self.experiment.init_from:
             raise ValueError(f"{self.experiment.name} teaches a model; name it: --set init_from=PATH of an SFT run")
-        return self.program.start(*self._load(say))
+        policy, value, frozen = self._load(say)
+        return self.program.start(policy, value)._replace(frozen=frozen)
 
     def frozen(self, say: Callable[[str], None], meta: dict) -> Any:
         frozen = self._load(lambda text: None)[-1]
@@ -174,10 +176,11 @@ class RL(Task):
             made = int(jnp.sum(rolled.mask))
             rolled_at = time.perf_counter()
             value = rest["value"].params if self.models.critic else ()
-            found, seen = jax.block_until_ready(run.measure(state.params, value, frozen, rolled))
+            found, seen = run.measure(state.params, value, frozen, rolled)
             raw = found[-1]
-            if REWARD in self.models.functions:
+            if REWARD in self.models.functions:  # while the devices measure
                 raw = self._told(REWARD, rolled, self.mixture.texts(self._rows_of(batch) // self.rl.responses))
+            jax.block_until_ready(found)
             learned, running, kl_coef, numbers = run.learn(
                 found, rolled.ended, raw, rest["scores"], rest["kl_coef"], state.step
             )
@@ -234,8 +237,7 @@ class RL(Task):
 
     def _whole(self, x: jax.Array) -> np.ndarray:
         """A global array on every host."""
-        here = NamedSharding(self.mesh, PartitionSpec())
-        return np.asarray(jax.jit(lambda x: x, out_shardings=here)(x))
+        return np.asarray(self._replicate(x))
 
     def _answers(self, rolled: Rollout) -> list[str]:
         """The responses as texts, without their end."""

@@ -1,0 +1,37 @@
+"""A reward model from SmolLM2-135M-Instruct, with adapters: real preferences on a laptop (report §3.2.1).
+
+    python -m qwenjax.train --exp=smollm2_rm --set init_from=SmolLM2.gguf --set chat.files.0.path=FILE.jsonl
+
+About 30 minutes on 2 CPU cores.
+"""
+
+from qwenjax.config import AdamW, Chat, ChatFile, Compute, Data, Experiment, Lora, ModelConfig
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="smollm2_rm",
+        task="reward",
+        init_from="SmolLM2-135M-Instruct.gguf",
+        model=ModelConfig(
+            vocab=49_152,
+            layers=30,
+            embed=576,
+            heads=9,
+            kv_heads=3,
+            ffn=1536,
+            context=8192,
+            rope_base=100_000.0,
+            norm_eps=1e-5,
+            qkv_bias=False,
+            tie_embeddings=True,
+        ),
+        data=Data(tokenizer="init_from", length=256, batch=4, eval_tokens=60_000),
+        chat=Chat(files=(ChatFile("pairs.jsonl"),), validation=0.1),
+        lora=Lora(rank=16, alpha=16, dropout=0.05, base="float32"),
+        optim=AdamW(peak=1e-4, warmup=5, floor=0.1, decay=0.1),
+        compute=Compute(dtype="float32", remat="none", loss_tokens=256),
+        steps=100,
+        eval_every=50,
+        save_every=25,
+    )
