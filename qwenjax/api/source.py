@@ -133,15 +133,17 @@ class Source:
     def adapter(self, shardings: dict | None = None) -> peft.Adapter:
         """The low-rank adapters, and what was trained in full beside them; on every device of `shardings`.
 
+        Its `base` is the path where the model beneath was found.
+
         Raises:
           ValueError: the model has none, or is a reward model; see `interop.peft.load_adapter` for others' adapters.
         """
         if self.base is None:
             raise ValueError(f"{self.path} has no low-rank adapters: it is a whole model")
         if not self.meta:
-            return peft.load_adapter(self.path, self.config)
+            return peft.load_adapter(self.path, self.config)._replace(base=str(self.base.path))
         self._check_writes()
-        return peft.Adapter(self._trained(self.config, shardings), self.experiment.lora, self.experiment.init_from)
+        return peft.Adapter(self._trained(self.config, shardings), self.experiment.lora, str(self.base.path))
 
     def scorer(self, shardings: dict | None = None) -> tuple[dict, jax.Array]:
         """Of a reward model: parameters of the network without head, float32, adapters merged in; and weights [d].

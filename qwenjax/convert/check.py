@@ -2,15 +2,18 @@
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 
 from qwenjax.api.source import Source, open_source
 from qwenjax.config import ModelConfig
 from qwenjax.convert import layers
+from qwenjax.interop.peft import Adapter
 from qwenjax.interop.save import as_tensors
 
 TEXT = "The cat's 3 hats, naïve “quotes” and\n\n\tif x != 7:  # 天地玄黄 👩\u200d👧 \r\n"
@@ -28,6 +31,33 @@ def check(source: Source, params: dict, out: Path, to: str, dtype: str, quant: s
     yield _same_tensors(source.config, params, again, to, dtype, quant)
     yield from _same_tokenizer(source, again)
     yield from _same_mathematics(source, params, again, to)
+
+
+def check_adapter(source: Source, adapter: Adapter, out: Path) -> Iterator[str]:
+    """Lines about what agrees of adapters that were written.
+
+    Raises:
+      ValueError: something does not.
+    """
+    again = open_source(out)
+    read = again.adapter()
+    for name in ("rank", "alpha", "base"):
+        ours, theirs = getattr(adapter.lora, name), getattr(read.lora, name)
+        if ours != theirs and not (name == "alpha" and math.isclose(ours, theirs)):
+            raise ValueError(f"{out} reads as adapters of lora.{name}={theirs} instead of {ours}")
+    wanted, got = (dict(jax.tree_util.tree_flatten_with_path(x.trained)[0]) for x in (adapter, read))
+    for path, ours in wanted.items():
+        if path not in got or not np.array_equal(_bits(np.asarray(ours)), _bits(got[path])):
+            raise ValueError(f"{jax.tree_util.keystr(path)} of {out} is not what was to be written")
+    yield f"adapters      {len(wanted)} arrays read back bit by bit as written"
+    yield from _same_tokenizer(source, again)
+    size = layers.ROWS, min(layers.LENGTH, source.config.context)
+    ids = np.random.default_rng(0).integers(0, source.config.vocab, size)
+    ours, theirs = (dict(layers.states(source.config, one.params(), ids))["logits"] for one in (source, again))
+    relative = float((np.abs(ours - theirs).max(axis=-1) / np.abs(ours).max(axis=-1)).max())
+    if not relative <= layers.TOLERANCE:
+        raise ValueError(f"with {out} merged in, logits are off by {relative:.1e} of the largest of their position")
+    yield f"mathematics   merged in where they were written to, logits are off by {relative:.1e} of the largest at most"
 
 
 def _same_config(wanted: ModelConfig, got: ModelConfig) -> Iterator[str]:

@@ -1,14 +1,17 @@
 """A source's parameters in each of the formats."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from qwenjax import cli
 from qwenjax.api.source import Source
 from qwenjax.interop import gguf_tokens
+from qwenjax.interop.directory import CONFIG
 from qwenjax.interop.gguf_write import write_gguf
+from qwenjax.interop.peft import Adapter, save_adapter
 from qwenjax.interop.save import as_tensors, save_params, saved_bytes
-from qwenjax.interop.vocabulary import CHAT_TEMPLATE
+from qwenjax.interop.vocabulary import CHAT_TEMPLATE, write_tokenizer
 from qwenjax.text.gguf_vocab import metadata
 from qwenjax.text.hub import HubTokenizer
 
@@ -41,12 +44,38 @@ def gguf(source: Source, params: dict, out: Path, kind: str) -> tuple[Path, list
     Raises:
       ValueError: no tokenizer, or what the format cannot hold; see `interop.gguf_write.write_gguf`.
     """
-    name = source.path.stem if source.foreign else source.path.parent.parent.name
-    file = out if out.suffix == ".gguf" else out / f"{name}-{kind}.gguf"
+    name, file = source.name, out if out.suffix == ".gguf" else out / f"{source.name}-{kind}.gguf"
     facts = _vocabulary(source)
     with cli.meter(f"writing {file.name}", source.config.params, "") as step:
         tensors = as_tensors(source.config, params, "qwen2")
         return file, write_gguf(file, source.config, tensors, facts, kind, name, step)
+
+
+def adapter(source: Source, found: Adapter, out: Path) -> list[str]:
+    """Writes adapters for PEFT, and the tokenizer; returns a sentence for each thing that a reader has to know.
+
+    Raises:
+      ValueError: see `interop.peft.save_adapter`.
+    """
+    base, how = source.base, found.lora
+    layout = base.foreign.layout if base.foreign else "qwen2"
+    save_adapter(out, found.trained, how, source.config, found.base, layout)
+    notes = []
+    if not (base.foreign and (base.path / CONFIG).is_file()):
+        notes.append(
+            f"PEFT cannot read the model beneath; write it, too: python -m qwenjax.convert --model={base.path} "
+            "--to=qwen2 --out=FOLDER, and PeftModel.from_pretrained takes FOLDER and the adapters"
+        )
+    if how.base != base.dtype and how.base != "float32":
+        notes.append(f"the model beneath was held as {how.base} in training, which PEFT must be told by how it is read")
+    for field in dataclasses.fields(source.config):
+        ours, theirs = getattr(source.config, field.name), getattr(base.config, field.name)
+        if ours != theirs:
+            notes.append(f"adapters do not say that {field.name} is {ours}; beneath it is {theirs}")
+    tokenizer = source.tokenizer()
+    if tokenizer is not None:
+        notes += write_tokenizer(tokenizer, out, layout, source.config, source.habits().chat)
+    return notes
 
 
 def _vocabulary(source: Source) -> dict[str, Any]:

@@ -87,6 +87,6 @@ def as_dict(experiment: Experiment, topology: Topology, parts: list[Part], model
         "experiment": experiment.name,
         "topology": topology.name,
         "chips": topology.chips,
-        "model_bytes": {name: size for name, size in models.items()},
+        "model_bytes": models,
         "programs": [vars(part) for part in parts],
     }

@@ -42,7 +42,8 @@ def banner(experiment: Experiment, task, workdir: Path) -> str:
             f"compute     {c.dtype}, remat {c.remat}, attention {c.attention}, "
             f"projections {'fused' if c.fuse == 'yes' else 'apart'}, {'scanned' if c.scan else 'unrolled'} layers",
             f"optimizer   AdamW peak {experiment.optim.peak:g}, {experiment.optim.schedule}, warm-up "
-            f"{experiment.optim.warmup}, decay {experiment.optim.decay:g} on all but {', '.join(kept)}",
+            f"{experiment.optim.warmup}, decay {experiment.optim.decay:g} on all"
+            + (f" but {', '.join(kept)}" if kept else ""),
         )
     )
 

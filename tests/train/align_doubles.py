@@ -1,24 +1,29 @@
 """Tiny stages of alignment for tests: chat data made of real lines, experiments on it, tasks on a mesh of one device."""
 
 import argparse
+import contextlib
+import dataclasses
 import inspect
 import json
 import re
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from runs import experiment
+import pytest
+import runs
+from jax.experimental.compilation_cache import compilation_cache
 
 from qwenjax import sharding
-from qwenjax.config import RL, AdamW, Chat, ChatFile, Data, Experiment, MeshShape, Preference, Source
+from qwenjax.config import RL, AdamW, Chat, ChatFile, Data, Experiment, MeshShape, Source
 from qwenjax.jsonl import read_rows
+from qwenjax.sharding import make_mesh
 from qwenjax.train.loop import TASKS
 from qwenjax.train.task import Task
 
 SYSTEM = {"role": "system", "content": ""}
 STEADY = AdamW(peak=1e-2, warmup=0, schedule="constant", decay=0.0)
-CLOCK = re.compile("seconds|per_second|mfu")
+CLOCK = re.compile("second|mfu")
 
 
 def user(text: str) -> dict:
@@ -68,4 +73,76 @@ def stage(corpus: Path, task: str, file: str, start: Path | str = "", **change) 
         "dropout": 0.0,
         "prompts": (),
     }
-    return experiment(corpus, **(settings | change))
+    return runs.experiment(corpus, **(settings | change))
+
+
+def rl_stage(corpus: Path, task: str, start: Path | str, reward: Path | str, **change) -> Experiment:
+    """Four iterations of sixteen responses; fields of `RL` are given as such."""
+    names = {field.name for field in dataclasses.fields(RL)}
+    more = {name: change.pop(name) for name in list(change) if name in names}
+    small = {"new_tokens": 8, "value_steps": 1, "minibatches": 2, "epochs": 2, "value_optim": STEADY, "eval_prompts": 8}
+    data = Data(tokenizer="init_from", length=48, batch=16, eval_tokens=600)
+    settings = {"data": data, "steps": 4, "eval_every": 0, "save_every": 2, "rl": RL(str(reward), **(small | more))}
+    return stage(corpus, task, "prompts.jsonl", start, **(settings | change))
+
+
+def texts(corpus: Path) -> tuple[Source, ...]:
+    """Pretraining data, for the pretrained gradient."""
+    return (Source(text=str(corpus / "text.jsonl")),)
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """Runs in this process use the first of its eight devices: collectives on two cores take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda shape, embed: make_mesh(shape, embed, jax.devices()[:1]))
+        yield
+
+
+@contextlib.contextmanager
+def kept_programs(folder: Path) -> Iterator[None]:
+    """What is compiled here is kept, and not compiled again by a run that resumes or a second task."""
+    settings = {
+        "jax_compilation_cache_dir": str(folder / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def run(experiment: Experiment, corpus: Path, workdir: Path):
+    """A whole run in this process, on one device."""
+    with one_device(), kept_programs(corpus):
+        return runs.run(experiment, corpus, workdir)
+
+
+def task_of(experiment: Experiment, corpus: Path, devices: int = 1, **mesh: int) -> Task:
+    """A prepared task, as `fit` makes it."""
+    task = TASKS[experiment.task](experiment, make_mesh(MeshShape(**mesh), 16, jax.devices()[:devices]))
+    task.prepare(corpus / "data")
+    return task
+
+
+def numbers(workdir: Path) -> list[dict]:
+    """metrics.jsonl without what the clock says."""
+    rows = read_rows(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not CLOCK.search(k)} for row in rows]
+
+
+def column(workdir: Path, name: str) -> list[float]:
+    return [row[name] for row in numbers(workdir) if name in row]
+
+
+def saved(workdir: Path, step: int) -> dict:
+    """All that a checkpoint says of itself: hashes of every array, rows, frozen models, calibration."""
+    meta = json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+    return {name: meta[name] for name in meta.keys() - {"experiment", "tokenizer", "digest"}}

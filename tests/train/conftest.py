@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import align_doubles
 import pytest
 import runs
 from paths import ROOT
@@ -51,3 +52,38 @@ def pair(corpus, killable) -> Path:
     codes, said = runs.ended(*runs.two(corpus, corpus / "pair", path))
     assert codes == [0, 0], said
     return path
+
+
+# ---- alignment: each stage starts from the one before ----
+
+
+@pytest.fixture(scope="session")
+def chats(corpus) -> Path:
+    """The corpus, and beside it conversations, preferences and prompts."""
+    align_doubles.write_chats(corpus)
+    return corpus
+
+
+def _stage(name: str, chats: Path, experiment) -> Path:
+    """The workdir of a finished run on one device."""
+    assert align_doubles.run(experiment, chats, chats / name).finished
+    return chats / name
+
+
+@pytest.fixture(scope="session")
+def base(chats) -> Path:
+    """A pretrained model, of 12 steps."""
+    return _stage("base", chats, runs.experiment(chats, eval_every=0, prompts=()))
+
+
+@pytest.fixture(scope="session")
+def sft(chats, base) -> Path:
+    """Fine-tuned until most answers end."""
+    change = {"steps": 40, "eval_every": 20, "save_every": 20, "dropout": 0.1}
+    return _stage("sft", chats, align_doubles.stage(chats, "sft", "chat.jsonl", base, **change))
+
+
+@pytest.fixture(scope="session")
+def rm(chats, sft) -> Path:
+    """A reward model from it."""
+    return _stage("rm", chats, align_doubles.stage(chats, "reward", "pairs.jsonl", sft, save_every=4))

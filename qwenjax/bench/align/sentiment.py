@@ -84,12 +84,13 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
     found = [
         Stage("lm", "sentiment_lm", read),
         Stage("sft", "sentiment_sft", {"seed": seed, "init_from": folder / "lm", **chat("conversations")}),
-        *(Stage(f"rm-{name}", "sentiment_rm", tuned | chat(name)) for name in REWARDS),
+        *(Stage(f"rm-{name}", "sentiment_rm", tuned | chat(name)) for name in REWARDS[:2]),
     ]
     models = {"rl.reward": folder / "rm-proxy", "rl.gold": folder / "rm-gold"}
     for arm in arms:
         settings = read | tuned | chat("prompts") | models | ARMS[arm]
         found.append(Stage(f"ppo-{arm}", "sentiment_ppo", settings))
+    found.append(Stage("rm-random", "sentiment_rm", tuned | chat("random")))  # no stage waits for it
     return {stage.name: stage for stage in found}
 
 
