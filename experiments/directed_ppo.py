@@ -17,7 +17,12 @@ def experiment() -> Experiment:
         init_from="runs/directed_sft",
         model=ModelConfig(vocab=2048, layers=2, embed=128, heads=4, ffn=344, context=72),
         data=Data(
-            sources=(Source(text="texts.jsonl"),), tokenizer="init_from", length=72, batch=64, eval_tokens=50_000
+            sources=(Source(text="texts.jsonl"),),
+            tokenizer="init_from",
+            length=72,
+            batch=64,
+            isolate=True,
+            eval_tokens=50_000,
         ),
         chat=Chat(files=(ChatFile("prompts.jsonl"),), validation=0.2),
         optim=AdamW(peak=3e-4, schedule="constant", warmup=0, decay=0.0),

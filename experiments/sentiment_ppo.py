@@ -16,7 +16,12 @@ def experiment() -> Experiment:
         init_from="runs/sentiment_sft",
         model=ModelConfig(vocab=2048, layers=2, embed=64, heads=4, ffn=176, context=72),
         data=Data(
-            sources=(Source(text="texts.jsonl"),), tokenizer="init_from", length=72, batch=64, eval_tokens=50_000
+            sources=(Source(text="texts.jsonl"),),
+            tokenizer="init_from",
+            length=72,
+            batch=64,
+            isolate=True,
+            eval_tokens=50_000,
         ),
         chat=Chat(files=(ChatFile("prompts.jsonl"),), validation=0.2),
         optim=AdamW(peak=3e-4, schedule="constant", warmup=0, decay=0.0),
@@ -24,7 +29,7 @@ def experiment() -> Experiment:
             reward="runs/sentiment_rm",
             new_tokens=32,
             top_p=1.0,
-            kl_coef=0.1,
+            kl_coef=0.2,
             missing_end=-1.0,
             value_steps=5,
             value_optim=AdamW(peak=1e-3, schedule="constant", warmup=0, decay=0.0),

@@ -253,6 +253,12 @@ def test_bad_rows_are_named(tmp_path, text, message):
         jobs.read_requests(tmp_path / "in.jsonl")
 
 
+def test_prompts_of_the_chat_schema_are_conversations(tmp_path):
+    turns = [{"role": "user", "content": "Hello"}]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": turns, "answer": "Hi"}) + "\n")
+    assert jobs.read_requests(tmp_path / "in.jsonl") == [{"answer": "Hi", "messages": turns}]
+
+
 # ---- a real model ----
 
 

@@ -30,6 +30,8 @@ class Job(NamedTuple):
 def read_requests(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file, each with 'prompt' (text) or 'messages' (a conversation), all of one kind.
 
+    Prompts of the chat schema, which are turns, become 'messages'.
+
     Raises:
       ValueError: a line that is neither; its number is named.
     """
@@ -42,6 +44,8 @@ def read_requests(path: str | Path) -> list[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
+            if isinstance(row, dict) and isinstance(row.get("prompt"), list) and "messages" not in row:
+                row["messages"] = row.pop("prompt")
             kinds = {"prompt", "messages"} & row.keys() if isinstance(row, dict) else set()
             if len(kinds) != 1 or (kinds == {"prompt"} and not isinstance(row["prompt"], str)):
                 raise ValueError(f'{path}, line {number}: wanted an object with "prompt" (a text) or "messages"')

@@ -79,6 +79,12 @@ class Experiment:
             self.task == "ppo" or rl.responses > 1,
             f"{self.task} compares the responses to one prompt; rl.responses={rl.responses} is too few",
         )
+        check(self.dropout == 0, f"dropout={self.dropout}: {self.task} learns from what the whole network wrote; use 0")
+        check(
+            self.recovery.deviations == 0,
+            f"recovery.deviations={self.recovery.deviations} is for losses that do not depend on the model's own "
+            f"samples; use 0 with {self.task}",
+        )
         check(rl.ptx_rows % self.accumulate == 0, f"rl.ptx_rows={rl.ptx_rows} does not divide by accumulate")
 
     @property

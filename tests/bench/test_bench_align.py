@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import sys
 from collections import Counter
@@ -183,6 +184,19 @@ def test_gains_are_in_deviations_of_before():
     assert (found["unique_before"], found["unique"]) == (1.0, 0.5)
 
 
+def test_what_was_run_again_is_judged_again(tmp_path):
+    file, run = tmp_path / "answers.jsonl", tmp_path / "run"
+    run.mkdir()
+    (run / "report.md").write_text("old")
+    assert not judge.fresh(file, [run])
+    file.write_text("")
+    os.utime(run / "report.md", ns=(0, 0))
+    assert judge.fresh(file, [run])
+    os.utime(run / "report.md")
+    os.utime(file, ns=(1, 1))
+    assert not judge.fresh(file, [run])
+
+
 def test_the_lexicon_knows_good_from_bad():
     good, bad = judge.lexicon(["A wonderful, lovely film.", "A horrible, ugly film."])
     assert good > 0.5 > -0.5 > bad
@@ -227,7 +241,7 @@ def arm(**change) -> dict:
         "vader_rise": 0.4,
         "vader_error": 0.02,
     }
-    good |= {"unique": 0.95, "lm_loss_before": 4.6, "lm_loss": 4.8}
+    good |= {"unique": 0.95, "lm_loss_pretrained": 4.6, "lm_loss": 4.8}
     good["curves"] = {"step": [5, 10], **{name: [0.0, 1.0] for name in outcome.PANELS}}
     return good | change
 
@@ -249,8 +263,8 @@ def test_all_claims_hold_of_what_was_found_before():
     [
         ({"gold_z": 0.5, "proxy_z": 0.6}, ["gain by the gold RM, z"]),
         ({"proxy_z": 3.0}, ["gain by gold over gain by proxy"]),
-        ({"lm_loss": 5.0}, ["rise of the LM loss with ptx"]),
-        ({"lm_loss": 5.4}, ["rise of the LM loss with ptx", "by how much more it rises without"]),
+        ({"lm_loss": 5.0}, ["LM loss above the pretrained model's, with ptx"]),
+        ({"lm_loss": 5.4}, ["LM loss above the pretrained model's, with ptx", "how much higher it is without"]),
         ({"vader_error": 0.05}, ["that gain in standard errors"]),
         ({"kl": 9.0}, ["KL, nats per response"]),
         ({"ratio_error": 0.1}, ["sampler against trainer, ratio - 1"]),

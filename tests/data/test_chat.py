@@ -92,6 +92,7 @@ def test_rows_know_their_kind_and_come_back_as_they_were():
         ),
         ({**PREFERENCE, "scores": [1]}, "malformed scores", "one finite number for each"),
         ({**PREFERENCE, "scores": [True, 0]}, "malformed scores", "one finite number"),
+        ({**PREFERENCE, "scores": [10**400, 0]}, "malformed scores", "one finite number"),
         ({**PREFERENCE, "scores": [1, float("nan")]}, "malformed scores", "one finite number"),
         ({**PREFERENCE, "scores": [0, 1]}, "scores against the ranking", "wanted them to fall"),
         ({**PREFERENCE, "scores": [1, 1]}, "scores against the ranking", "wanted them to fall"),

@@ -1,4 +1,4 @@
-"""Tiny stages of alignment for tests: chat data made of real lines, experiments on it, tasks on a mesh of one device."""
+"""Tiny stages of alignment for tests: chat data made of real lines, experiments on it, tasks on one device."""
 
 import argparse
 import contextlib

@@ -13,7 +13,7 @@ from pathlib import Path
 from qwenjax.bench.align import data, floor, judge
 from qwenjax.bench.align.data import DIRECTIONS, Pair, Text
 from qwenjax.bench.align.outcome import Wanted
-from qwenjax.bench.align.sentiment import ASKED, course
+from qwenjax.bench.align.sentiment import ASKED, course, forgotten
 from qwenjax.bench.align.stages import Stage, Stages
 from qwenjax.jsonl import read_rows
 
@@ -38,12 +38,7 @@ CLAIMS = (
         for one in DIRECTIONS
     ),
     Wanted("KL, nats per response", lambda r: r["arms"]["preset"]["kl"], "<=", 8),
-    Wanted(
-        "rise of the LM loss",
-        lambda r: r["arms"]["preset"]["lm_loss"] - r["arms"]["preset"]["lm_loss_before"],
-        "<=",
-        0.35,
-    ),
+    Wanted("LM loss above the pretrained model's", lambda r: forgotten(r["arms"]["preset"]), "<=", 0.35),
 )
 
 
@@ -119,7 +114,7 @@ def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]
     for name, stage in todo.items():
         if name.startswith("ppo-"):
             workdir, rl = done[name], stage.experiment.rl
-            found = course(workdir, stage) | warm_up(done["sft"], workdir, stage)
+            found = course(done["lm"], workdir, stage) | warm_up(done["sft"], workdir, stage)
             for way in DIRECTIONS:
                 asked = [data.request(text.kind, text.word, way) for text in test]
                 some = judge.answerable(done["sft"], asked, rl)[: ASKED // 2]

@@ -95,9 +95,9 @@ def margins(reward: Path, pairs: Sequence[Pair]) -> tuple[np.ndarray, list[Pair]
 
 def judged(run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Path, rl: RL) -> list[dict]:
     """A row for each answer of a run, sampled as `rl` samples: text, whether it ended, tokens, what was asked, VADER's
-    compound and the score of each judge; kept in `file`.
+    compound and the score of each judge; kept in `file`, and read from there until one of these runs is another one.
     """
-    if not file.is_file():
+    if not fresh(file, [run, *judges.values()]):
         made = answers(run, asked, top_p=rl.top_p, new=rl.new_tokens)
         texts = [one.text for one in made]
         columns = {"text": texts, "ended": [one.ended for one in made], "tokens": [one.tokens for one in made]}
@@ -106,6 +106,11 @@ def judged(run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Pat
         rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
         storage.write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def fresh(file: Path, runs: Sequence[Path]) -> bool:
+    """Whether a file is there and was written after these runs ended: one that was run again is judged again."""
+    return file.is_file() and all((run / "report.md").stat().st_mtime_ns < file.stat().st_mtime_ns for run in runs)
 
 
 def gains(before: Sequence[dict], after: Sequence[dict], judges: Sequence[str]) -> dict[str, float]:

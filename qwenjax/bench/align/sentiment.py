@@ -36,10 +36,10 @@ CLAIMS = (
     Wanted("gain by gold over gain by proxy", lambda r: _ratio(r["arms"]["ptx"]), ">=", 0.5),
     Wanted("KL, nats per response", lambda r: r["arms"]["ptx"]["kl"], "<=", 8),
     Wanted("share of distinct answers", lambda r: r["arms"]["ptx"]["unique"], ">=", 0.85),
-    Wanted("rise of the LM loss with ptx", lambda r: _forgotten(r["arms"]["ptx"]), "<=", 0.35),
+    Wanted("LM loss above the pretrained model's, with ptx", lambda r: forgotten(r["arms"]["ptx"]), "<=", 0.35),
     Wanted(
-        "by how much more it rises without",
-        lambda r: _forgotten(r["arms"]["no_ptx"]) - _forgotten(r["arms"]["ptx"]),
+        "how much higher it is without",
+        lambda r: forgotten(r["arms"]["no_ptx"]) - forgotten(r["arms"]["ptx"]),
         ">=",
         0.3,
     ),
@@ -112,12 +112,14 @@ def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]
                 judge.judged(path, judges, some, stages.folder / f"answers-{path.name}.jsonl", rl)
                 for path in (done["sft"], workdir)
             )
-            result["arms"][name.removeprefix("ppo-")] = judge.gains(before, after, [*judges]) | course(workdir, stage)
+            result["arms"][name.removeprefix("ppo-")] = judge.gains(before, after, [*judges]) | course(
+                done["lm"], workdir, stage
+            )
     return result
 
 
-def course(workdir: Path, stage: Stage) -> dict:
-    """What a PPO run's own log says: KL, loss on held-out text before and after, and curves."""
+def course(lm: Path, workdir: Path, stage: Stage) -> dict:
+    """What a PPO run's own log says: KL, curves, and the loss on held-out text; `lm`: the pretrained model's run."""
     rows, first = read_rows(workdir / "metrics.jsonl"), stage.experiment.rl.value_steps
     steps = [row for row in rows if "kl" in row]
     evals = [row for row in rows if "eval_kl" in row]
@@ -126,7 +128,8 @@ def course(workdir: Path, stage: Stage) -> dict:
         "kl_first": begun["eval_kl"],
         "kl": statistics.fmean(row["kl"] for row in steps[-LATE:]),
         "ratio_error": max(row["ratio_error"] for row in steps),
-        "lm_loss_before": begun["eval_lm_loss"],
+        "lm_loss_sft": begun["eval_lm_loss"],
+        "lm_loss_pretrained": [row for row in read_rows(lm / "metrics.jsonl") if "eval_loss" in row][-1]["eval_loss"],
         "lm_loss": evals[-1]["eval_lm_loss"],
         "curves": {
             "step": [row["step"] for row in evals],
@@ -147,5 +150,6 @@ def _ratio(arm: dict) -> float:
     return arm["gold_z"] / arm["proxy_z"]
 
 
-def _forgotten(arm: dict) -> float:
-    return arm["lm_loss"] - arm["lm_loss_before"]
+def forgotten(arm: dict) -> float:
+    """By how much the loss on held-out text is above that of the pretrained model."""
+    return arm["lm_loss"] - arm["lm_loss_pretrained"]

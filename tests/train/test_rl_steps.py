@@ -1,0 +1,385 @@
+"""The arithmetic of an iteration on a real, tiny network: each test fails by one of the classic bugs of PPO codes."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_model
+
+from qwenjax.config import RL, Compute, Data, Experiment, ModelConfig
+from qwenjax.generate.rollout import Rollout, rollout
+from qwenjax.generate.sampling import Sample
+from qwenjax.model import reward, transformer
+from qwenjax.objectives.returns import RunningMean
+from qwenjax.train.backbone import Backbone
+from qwenjax.train.rl import steps
+from qwenjax.train.rl.steps import Experience, Learner, Responses
+
+MODEL = ModelConfig(vocab=24, layers=1, embed=16, heads=2, ffn=16, context=48)
+COMPUTE = Compute(dtype="float32", remat="none", attention="xla", fuse="no", loss_tokens=16)
+EXPERIMENT = Experiment("tiny", MODEL, Data(length=16, batch=8), 1, compute=COMPUTE, dropout=0.3)
+STOP, PAD, NEW = 3, 5, 7
+B = 8  # responses
+POLICY, VALUER = Backbone(EXPERIMENT, COMPUTE), Backbone(EXPERIMENT, COMPUTE, head=False)
+PARAMS = tiny_model.params(MODEL)
+BASE = {name: x for name, x in PARAMS.items() if name != "head"}  # of a value model
+HEAD = np.random.default_rng(5).normal(size=16).astype(np.float32)
+RULES = RL("none", responses=2, new_tokens=NEW, kl_coef=0.1, gamma=0.9, lam=0.8)
+
+
+def rolled(compute: Compute = COMPUTE, params=PARAMS, rows: int = B, **change) -> Rollout:
+    """Responses to prompts of 2 to 9 tokens; some end at once, some late, some never."""
+    rng = np.random.default_rng(1)
+    prompts, lengths = rng.integers(6, 24, (rows, 9)), rng.integers(2, 10, rows)
+    how = {"new": NEW, "sampling": Sample(top_p=0.9), "stops": (STOP, 11), "size": 24, "pad": PAD} | change
+    make = jax.jit(partial(rollout, transformer.Transformer(MODEL, compute), **how))
+    seeds = np.arange(rows, dtype=np.uint32)
+    return make(params, prompts.astype(np.int32), lengths.astype(np.int32), seeds)
+
+
+@pytest.fixture(scope="module")
+def some() -> Rollout:
+    found = rolled()
+    ended = np.asarray(found.ended)
+    assert 0 < ended.sum() < B  # both kinds
+    assert len(set(np.asarray(found.mask).sum(1).tolist())) > 2  # of different lengths
+    return found
+
+
+def log_probs(params, read: Responses, network=POLICY.plain):
+    return steps.log_probs(network, {"params": params}, read)
+
+
+def learned(some: Rollout, task: str = "ppo", rl: RL = RULES, noise: float = 0.2) -> Experience:
+    """An experience of which every part is something else."""
+    rng = np.random.default_rng(2)
+    read = steps.responses(some)
+    logp = log_probs(PARAMS, read)[0]
+    ref, values = (jnp.where(read.mask, x, 0) for x in (logp + noise * rng.normal(size=logp.shape), HEAD[None]))
+    values = jnp.where(read.mask, 0.3 * rng.normal(size=logp.shape), 0).astype(jnp.float32)
+    scores = jnp.asarray(rng.normal(size=len(logp)), jnp.float32)
+    running, kl = RunningMean.zero(), jnp.float32(rl.kl_coef)
+    return steps.experience(task, rl, read, scores, some.ended, logp, ref, values, running, kl)[0]
+
+
+# ---- train = sample ----
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.15)])
+def test_before_an_update_every_ratio_is_1(dtype, tolerance):
+    """Sampler with caches against the training forward. bfloat16 keeps 8 bits: logits of size 4 are off by 0.016 each.
+
+    A shift of one, a temperature, dropout or other positions are off by more than the probabilities themselves.
+    """
+    compute = replace(COMPUTE, dtype=dtype)
+    found = rolled(compute)
+    backbone = Backbone(replace(EXPERIMENT, compute=compute), compute)
+    logp, entropy = log_probs(PARAMS, steps.responses(found), backbone.plain)
+    numbers = steps.sampler_numbers(found, logp)
+    assert numbers["ratio_error"] < tolerance
+    assert 0 < numbers["truncated_mass"] < 0.2
+    assert np.all(np.asarray(entropy)[np.asarray(steps.responses(found).mask)] > 0)
+    wrong = steps.sampler_numbers(found, jnp.roll(logp, 1, axis=1))
+    assert wrong["ratio_error"] > 0.5
+
+
+def test_a_choice_is_scored_by_the_position_before_its_token(some):
+    """Against logits of each prefix alone: no cache, no padding, no mask."""
+    tokens, mask, lengths = (np.asarray(x) for x in (some.tokens, some.mask, some.lengths))
+    found = np.asarray(log_probs(PARAMS, steps.responses(some))[0])
+    network = jax.jit(lambda ids: transformer.logits(PARAMS, POLICY.plain.apply({"params": PARAMS}, ids)[0]))
+    for row in (0, 3, 6):
+        for at in range(lengths[row], lengths[row] + mask[row].sum()):
+            logits = np.asarray(network(tokens[row : row + 1, :at]), np.float64)[0, -1]
+            want = logits[tokens[row, at]] - np.log(np.exp(logits).sum())
+            assert found[row, at - 1] == pytest.approx(want, abs=1e-4)
+    assert np.count_nonzero(found) == mask.sum()
+
+
+def shifted(read: Responses, left: int, right: int) -> Responses:
+    """The same responses between padding of other tokens."""
+
+    def pad(x, value):
+        return jnp.pad(x, ((0, 0), (left, right)), constant_values=value)
+
+    return Responses(pad(read.tokens, 9), pad(read.positions, -1), pad(read.mask, False), read.end + left)
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 5), (5, 0), (17, 17)])
+@pytest.mark.parametrize("task", ["ppo", "grpo", "reinforce"])
+def test_padding_changes_neither_losses_nor_gradients(some, task, left, right):
+    batch = learned(some, task)
+    wide = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (left, right))), batch._replace(read=()))
+    wide = wide._replace(read=shifted(batch.read, left, right))
+    losses = [(steps.policy_loss(task, RULES, POLICY), PARAMS)]
+    losses += [(steps.value_loss(RULES, VALUER), {"backbone": BASE, "reward": HEAD})] * (task == "ppo")
+    for loss, params in losses:
+        one, two = (jax.jit(jax.value_and_grad(loss, has_aux=True))(params, (), x, None) for x in (batch, wide))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), one, two)
+
+
+def test_garbage_behind_a_response_is_not_read(some):
+    batch = learned(some)
+    behind = batch.read.positions < 0
+    assert behind.any()
+    other = batch._replace(read=batch.read._replace(tokens=jnp.where(behind, 7, batch.read.tokens)))
+    other = other._replace(advantages=jnp.where(batch.read.mask, batch.advantages, jnp.nan))
+    loss = jax.jit(jax.value_and_grad(steps.policy_loss("ppo", RULES, POLICY), has_aux=True))
+    one, two = (loss(PARAMS, (), x, None) for x in (batch, other))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), one, two)
+
+
+# ---- from scores to advantages ----
+
+
+def hand(some: Rollout, scores, rl: RL = RULES, task: str = "ppo", kl: float = 0.1, values=None, drift=0.0):
+    read = steps.responses(some)
+    logp = jnp.where(read.mask, -1.0, 0)
+    values = jnp.zeros(logp.shape) if values is None else values
+    given = (task, rl, read, jnp.asarray(scores, jnp.float32), some.ended, logp, jnp.where(read.mask, -1 - drift, 0))
+    return steps.experience(*given, values, RunningMean.zero(), jnp.float32(kl))
+
+
+def test_a_score_of_0_7_lands_once_at_the_end_token_and_what_did_not_end_has_the_fixed_one(some):
+    """γ = λ = 1, no values: every action's return is the whole score. The mean of all scores, 0.35, is subtracted."""
+    rl = replace(RULES, gamma=1.0, lam=1.0, missing_end=-2.5)
+    scores = np.array([0.7, 0.0] * 4)
+    found, running, _, numbers = hand(some, scores, rl)
+    want = np.where(some.ended, scores - 0.35, -2.5)[:, None] * np.asarray(steps.responses(some).mask)
+    np.testing.assert_allclose(found.returns, want, atol=1e-6)
+    assert running.mean == pytest.approx(0.35)
+    assert numbers["score"] == pytest.approx(0.35)
+    short = replace(rl, gamma=0.5)
+    last = np.asarray(found.read.end) - 1  # the choice of the response's last token
+    for row, at in enumerate(last):
+        n = int(np.asarray(found.read.mask)[row].sum())
+        back = np.asarray(hand(some, scores, short)[0].returns)[row, at - n + 1 : at + 1]
+        np.testing.assert_allclose(back, want[row, at] * 0.5 ** np.arange(n)[::-1], atol=1e-6)
+
+
+def test_advantages_are_whitened_gae_and_returns_are_of_the_raw_ones(some):
+    """Against the double sum A_t = Σ_k (γλ)^k δ_{t+k}, in float64; std over n - 1."""
+    rng = np.random.default_rng(3)
+    read = steps.responses(some)
+    mask = np.asarray(read.mask)
+    values = np.where(mask, rng.normal(size=mask.shape), 0)
+    scores = rng.normal(size=B)
+    found = hand(some, scores, values=jnp.asarray(values, jnp.float32), kl=0.1, drift=0.5)[0]
+    raw = np.zeros(mask.shape)
+    for i in range(B):
+        at = np.flatnonzero(mask[i])
+        v = np.append(values[i, at], 0)
+        r = np.full(len(at), -0.1 * 0.5)  # β (log π - log π_ref)
+        r[-1] += scores[i] - scores.mean() if some.ended[i] else RULES.missing_end
+        delta = r + RULES.gamma * v[1:] - v[:-1]
+        for t in range(len(at)):
+            raw[i, at[t]] = sum((RULES.gamma * RULES.lam) ** k * delta[t + k] for k in range(len(at) - t))
+    white = np.where(mask, (raw - raw[mask].mean()) / np.sqrt(raw[mask].var(ddof=1) + 1e-8), 0)
+    np.testing.assert_allclose(found.advantages, white, atol=2e-5)
+    np.testing.assert_allclose(found.returns, np.where(mask, raw + values, 0), atol=2e-5)
+
+
+def test_groups_are_of_one_prompt_and_reinforce_pays_the_penalty(some):
+    """Pairs (0, 1), (2, 3), …: neighbours answer the same prompt."""
+    some = some._replace(ended=jnp.ones(B, bool))
+    scores = np.array([1.0, 0.0, 0, 0, 5, 9, 2, 2])
+    mask = np.asarray(steps.responses(some).mask)
+    grpo = np.asarray(hand(some, scores, task="grpo")[0].advantages)
+    sign = np.array([1, -1, 0, 0, -1, 1, 0, 0]) / np.sqrt(2)  # ±d/2 over a deviation of d/√2
+    np.testing.assert_allclose(grpo, sign[:, None] * mask, atol=1e-5)
+    plain, paid = (np.asarray(hand(some, scores, task="reinforce", kl=kl, drift=0.5)[0].advantages) for kl in (0, 0.1))
+    gap = np.array([1.0, -1, 0, 0, -4, 4, 0, 0])
+    np.testing.assert_allclose(plain, gap[:, None] * mask, atol=1e-5)
+    length = mask.sum(1)
+    worth = scores - 0.1 * 0.5 * length
+    np.testing.assert_allclose(paid, (worth - worth[[1, 0, 3, 2, 5, 4, 7, 6]])[:, None] * mask, atol=1e-5)
+
+
+def test_the_coefficient_moves_towards_the_target_and_stays_without_one(some):
+    rl = replace(RULES, kl_target=1.0)
+    for drift, up in ((5.0, True), (0.01, False)):
+        found = hand(some, np.zeros(B), rl, drift=drift)[2]
+        assert (found > 0.1) == up
+        assert abs(found / 0.1 - 1) <= 0.2 * B / 10_000 + 1e-6
+    assert hand(some, np.zeros(B), RULES, drift=5.0)[2] == np.float32(0.1)
+
+
+def test_penalty_alone_is_a_reward_for_coming_back(some):
+    """Where the policy likes a token more than the reference does, the reward is negative: -0.1 · 0.5."""
+    found = hand(some, np.zeros(B), replace(RULES, gamma=1.0, lam=1.0, missing_end=0.0), drift=0.5)[0]
+    first = np.asarray(found.returns)[np.arange(B), np.asarray(some.lengths) - 1]
+    np.testing.assert_allclose(first, -0.05 * np.asarray(found.read.mask).sum(1), rtol=1e-5)
+
+
+# ---- gradients ----
+
+
+@pytest.mark.parametrize("task", ["ppo", "grpo", "reinforce"])
+def test_nothing_but_the_policy_gets_a_gradient(some, task):
+    """Old log-probabilities, the reference's, advantages and returns are data, even where they could be differentiated."""
+    batch = learned(some, task)
+    floats = ("old_logp", "ref_logp", "old_values", "advantages", "returns")
+
+    def total(params, parts):
+        return steps.policy_loss(task, RULES, POLICY)(params, (), batch._replace(**parts), None)[0]
+
+    given = {name: getattr(batch, name) for name in floats}
+    own, others = jax.jit(jax.grad(total, argnums=(0, 1)))(PARAMS, given)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(own)) > 1e-3
+    assert all(not jnp.any(g) for g in others.values())
+
+
+def test_nothing_but_the_value_model_gets_a_gradient(some):
+    batch = learned(some)
+
+    def total(trained, old_values, returns):
+        found = batch._replace(old_values=old_values, returns=returns)
+        return steps.value_loss(RULES, VALUER)(trained, (), found, None)[0]
+
+    trained = {"backbone": BASE, "reward": HEAD}
+    own, *others = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(trained, batch.old_values, batch.returns)
+    assert all(jnp.any(g) for name, g in own.items() if name == "reward")
+    assert jnp.any(own["backbone"]["embed"])
+    assert not any(jnp.any(g) for g in others)
+
+
+def test_what_is_learned_carries_no_gradient_to_what_measured_it(some):
+    def total(params, values):
+        read = steps.responses(some)
+        logp = log_probs(params, read)[0]
+        rest = (RunningMean.zero(), jnp.float32(0.1))
+        scores = jnp.sum(logp, axis=1)  # as if the score could be differentiated
+        found = steps.experience("ppo", RULES, read, scores, some.ended, logp, 2 * logp, values, *rest)[0]
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(found) if x.dtype == jnp.float32)
+
+    found = jax.jit(jax.grad(total, argnums=(0, 1)))(PARAMS, jnp.ones(some.tokens.shape))
+    assert all(not jnp.any(g) for g in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("task", ["ppo", "grpo"])
+def test_a_policy_that_went_far_enough_learns_no_more_and_one_that_went_wrong_does(some, task):
+    """Ratio e^0.5 = 1.6 > 1.2. grpo's KL term is switched off."""
+    rl, batch = replace(RULES, kl_coef=0.0, clip=0.2), learned(some)
+    loss = jax.jit(jax.grad(steps.policy_loss(task, rl, POLICY), has_aux=True))
+    for advantage, moves in ((1.0, False), (-1.0, True)):
+        ahead = jnp.where(batch.read.mask, batch.old_logp - 0.5, 0)
+        given = batch._replace(old_logp=ahead, advantages=jnp.where(batch.read.mask, advantage, 0.0))
+        grads, sums = loss(PARAMS, (), given, None)
+        assert any(bool(jnp.any(g)) for g in jax.tree.leaves(grads)) == moves
+        assert sums["clipped"] == (0 if moves else sums["tokens"])
+
+
+def test_a_value_that_went_far_enough_learns_no_more(some):
+    """0.2 from the old value, beyond 0.15, and further on towards its return: no gradient. Away from it: one."""
+    batch, trained = learned(some), {"backbone": BASE, "reward": HEAD}
+    read = batch.read
+    now = reward.values(VALUER.plain, {"params": BASE}, HEAD, read.tokens, read.positions)
+    loss = jax.jit(jax.grad(steps.value_loss(RULES, VALUER), has_aux=True))
+    for gap, moves in ((9.0, False), (-9.0, True)):
+        given = batch._replace(old_values=now - 0.2, returns=now + gap)
+        grads, _ = loss(trained, (), given, None)
+        assert bool(jnp.any(grads["reward"])) == moves
+
+
+# ---- an update ----
+
+
+def moved(before, after):
+    return jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), before, after)
+
+
+@pytest.mark.parametrize("task", ["ppo", "grpo", "reinforce"])
+def test_an_update_makes_rewarded_tokens_likelier(task):
+    """A bandit: one token is chosen, and half of the tokens earn 1. One update with plain gradient descent."""
+    found = rolled(rows=128, new=1, sampling=Sample(top_p=1.0), stops=tuple(range(24)))
+    assert found.ended.all()
+    read = steps.responses(found)
+    token = np.asarray(found.tokens)[np.arange(128), np.asarray(found.lengths)]
+    good = np.arange(24) % 2 == 0
+    logp = log_probs(PARAMS, read)[0]
+    rest = (jnp.zeros(logp.shape), RunningMean.zero(), jnp.float32(0))
+    scores = jnp.asarray(good[token], jnp.float32)
+    batch = steps.experience(task, RULES, read, scores, found.ended, logp, logp, *rest)[0]
+    tx = optax.sgd(0.3)
+    learner = Learner(PARAMS, tx.init(PARAMS))
+    after = jax.jit(lambda: steps.update(steps.policy_loss(task, RULES, POLICY), tx, learner, (), batch, 1)[0])().params
+
+    def likely(params):
+        hidden, _ = POLICY.plain.apply({"params": params}, read.tokens, read.positions)
+        probs = jax.nn.softmax(transformer.logits(params, hidden))
+        return float(probs[np.arange(128), np.asarray(found.lengths) - 1][:, good].sum(-1).mean())
+
+    assert likely(after) > likely(PARAMS) + 0.01
+
+
+@pytest.mark.parametrize("task", ["ppo", "grpo", "reinforce", "value"])
+def test_micro_batches_equal_the_whole_batch(some, task):
+    """Responses of unequal lengths, so that a mean of means would differ."""
+    loss, params = steps.policy_loss(task, RULES, POLICY), PARAMS
+    if task == "value":
+        loss, params = steps.value_loss(RULES, VALUER), {"backbone": BASE, "reward": HEAD}
+    batch = learned(some, "ppo" if task == "value" else task)
+    tx = optax.sgd(1.0)
+    one, four = (
+        jax.jit(partial(steps.update, loss, tx, accumulate=n))(Learner(params, tx.init(params)), (), batch)
+        for n in (1, 4)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, four)
+
+
+def text() -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(4).integers(6, 24, (4, 13), dtype=np.int32)
+    weights = np.ones((4, 12), np.float32)
+    weights[0, 5:] = 0
+    positions = np.broadcast_to(np.arange(12, dtype=np.int32), (4, 12))
+    return {"inputs": ids[:, :-1], "targets": ids[:, 1:], "positions": positions, "weights": weights}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_pretrained_gradient_is_added_and_changes_nothing_else(some, accumulate):
+    """With plain gradient descent: step with ptx - step without = -c · gradient of the mean loss on the text."""
+    loss, lm, batch, tx = steps.policy_loss("ppo", RULES, POLICY), POLICY.loss(learning=False), learned(some), optax.sgd(1.0)
+
+    def step(also):
+        return jax.jit(
+            lambda: steps.update(loss, tx, Learner(PARAMS, tx.init(PARAMS)), (), batch, accumulate, also)
+        )()
+
+    (plain, numbers), (both, more) = step(None), step((lm, text(), 0.25))
+    mean = jax.jit(jax.grad(lambda p: lm(p, (), text(), None)[0] / lm(p, (), text(), None)[1]))(PARAMS)
+    close = partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(lambda d, g: close(d, -0.25 * np.asarray(g)), moved(plain.params, both.params), mean)
+    assert more["loss"] == numbers["loss"]
+    assert more["lm_loss"] == pytest.approx(float(lm(PARAMS, (), text(), None)[0]) / 41, rel=1e-5)
+
+
+def test_an_update_that_is_not_finite_leaves_the_learner_as_it_was(some):
+    loss, tx = steps.policy_loss("ppo", RULES, POLICY), optax.adam(0.1)
+    bad = learned(some)
+    bad = bad._replace(advantages=bad.advantages.at[0, np.asarray(some.lengths)[0] - 1].set(jnp.inf))
+    before = Learner(PARAMS, tx.init(PARAMS))
+    after, numbers = jax.jit(partial(steps.update, loss, tx, accumulate=1))(before, (), bad)
+    assert not numbers["applied"]
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_parts_equal_the_whole(some):
+    """What is measured a part of the rows at a time, in the order of the rows."""
+
+    def f(rolled):
+        return steps.responses(rolled), log_probs(PARAMS, steps.responses(rolled))
+
+    one, four = (jax.jit(partial(steps.in_parts, f, parts))(some) for parts in (1, 4))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, four)
+
+
+def test_nothing_drops_while_measuring_and_updating(some):
+    """The experiment has dropout 0.3; a ratio of two draws would not be 1."""
+    batch = learned(some)
+    _, sums = jax.jit(steps.policy_loss("ppo", RULES, POLICY))(PARAMS, (), batch, jax.random.key(0))
+    assert sums["clipped"] == 0
+    assert sums["drift"] < 1e-6
