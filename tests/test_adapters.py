@@ -16,16 +16,17 @@ from safetensors.numpy import load_file, save_file
 
 import qwenjax
 from qwenjax import checkpoint, config
-from qwenjax.api.source import open_source, start_from
+from qwenjax.api.source import open_source
 from qwenjax.config import Compute, Lora, MeshShape, ModelConfig
 from qwenjax.convert import write
 from qwenjax.interop.load import param_shardings
 from qwenjax.interop.peft import save_adapter
 from qwenjax.model import lora, reward, transformer
+from qwenjax.model.quantise import dequantise
 from qwenjax.sharding import make_mesh
-from qwenjax.train import loop
+from qwenjax.train.backbone import Backbone
 
-PLAIN = Compute(dtype="float32", remat="none").resolved("cpu", 1)
+CONFIG = tiny_model.CONFIG
 HOW = Lora(rank=2, alpha=6.0, base="float32")
 IDS = np.arange(3, 27).reshape(2, 12)
 
@@ -43,15 +44,28 @@ def adapters(cfg: ModelConfig, how: Lora, seed: int = 1) -> dict:
     return {"lora": pairs, "params": {name: jnp.asarray(tiny_model.params(cfg, seed)[name]) for name in how.whole}}
 
 
-def frozen(below: dict, how: Lora) -> dict:
-    """The base as training holds it."""
-    held = below if how.base == "float32" else jax.tree.map(lambda x: x.astype(jnp.bfloat16), below)
-    return lora.split(held, how)[1]
+def held(below: dict, how: Lora) -> dict:
+    """Parameters of the base as training holds them, frozen."""
+    rounded = below if how.base == "float32" else jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), below)
+    return jax.jit(lambda x: lora.split(x, how)[1])(rounded)
+
+
+def merged(trained: dict, frozen: dict, how: Lora) -> dict:
+    """W + alpha/r A B, in numpy; letters as in model/lora.py."""
+    sums = dict.fromkeys("qkv", "lde,lenh->ldnh") | {"o": "lnhe,led->lnhd", "down": "lfe,led->ldf"}
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), frozen["params"] | trained["params"])
+    for module, codes in frozen["quantised"].get("blocks", {}).items():
+        params["blocks"][module] |= {name: np.asarray(dequantise(q)) for name, q in codes.items()}
+    for module, pairs in trained["lora"]["blocks"].items():
+        for name, ab in pairs.items():
+            product = np.einsum(sums.get(name, "lde,lef->ldf"), np.asarray(ab["a"]), np.asarray(ab["b"]))
+            params["blocks"][module][name] = params["blocks"][module][name] + how.alpha / how.rank * product
+    return params
 
 
 def write_run(folder: Path, start: Path, cfg: ModelConfig, how: Lora, params: dict, task: str = "sft", **meta) -> Path:
     """A run of ours with one checkpoint."""
-    experiment = qwenjax.experiment("quickstart", {"data.length": 64, "init_from": str(start), "task": task})
+    experiment = qwenjax.experiment("quickstart", {"data.length": 32, "init_from": str(start), "task": task})
     experiment = replace(experiment, model=cfg, lora=how)
     tiny_model.tokenizer().save(folder / "tokenizer")
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
@@ -61,59 +75,49 @@ def write_run(folder: Path, start: Path, cfg: ModelConfig, how: Lora, params: di
     return folder
 
 
-def tuned(folder: Path, start: Path, how: Lora, cfg: ModelConfig = tiny_model.CONFIG, seed: int = 1) -> tuple:
-    """A run that trained adapters on the model at `start`; and the collections that it computed with."""
-    trained, below = adapters(cfg, how, seed), frozen(open_source(start).params(), how)
-    write_run(folder, start, cfg, how, trained, frozen={"base": checkpoint.fingerprint(below)})
-    return folder, lora.variables(trained, below)
+def tuned(folder: Path, start: Path, how: Lora, below: dict, cfg: ModelConfig = CONFIG, seed: int = 1) -> dict:
+    """Makes a run that trained adapters on the model at `start`, of parameters `below`; returns the sum of the two."""
+    trained, frozen = adapters(cfg, how, seed), held(below, how)
+    write_run(folder, start, cfg, how, trained, frozen={"base": checkpoint.fingerprint(frozen)})
+    return merged(trained, frozen, how)
 
 
-def unmerged(collections: dict, how: Lora, cfg: ModelConfig = tiny_model.CONFIG, ids: np.ndarray = IDS) -> np.ndarray:
-    """Logits with the adapters beside the weights, as training computes them."""
-    network = transformer.Transformer(cfg, PLAIN, lora=replace(how, dropout=0.0))
-    hidden, _ = jax.jit(network.apply)(collections, jnp.asarray(ids))
-    return np.asarray(transformer.logits(collections["params"], hidden))
+def assert_same(got: dict, wanted: dict) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
+        np.testing.assert_allclose(np.asarray(a), b, atol=1e-5)
 
 
-def assert_close(got, wanted, atol: float = 2e-4) -> None:
-    assert float(np.abs(wanted).max()) > 1
-    np.testing.assert_allclose(np.asarray(got), wanted, atol=atol * float(np.abs(wanted).max()))
-
-
-@pytest.mark.parametrize("held", ["float32", "bfloat16", "int8", "nf4"])
-def test_a_run_is_read_as_it_was_trained(base, tmp_path, held):
-    how = replace(HOW, base=held)
-    run, collections = tuned(tmp_path / "run", base, how)
-    wanted = unmerged(collections, how)
-    assert np.abs(wanted - qwenjax.load(base).logits(IDS)).max() > 1  # the adapters say something
-    model = qwenjax.load(run)
-    assert_close(model.logits(IDS), wanted)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "nf4"])
+def test_a_run_is_read_as_it_was_trained(base, tmp_path, kind):
+    wanted = tuned(tmp_path / "run", base, replace(HOW, base=kind), tiny_model.params())
+    model = qwenjax.load(tmp_path / "run")
+    assert_same(model.params, wanted)
+    assert np.abs(wanted["blocks"]["attn"]["q"] - tiny_model.params()["blocks"]["attn"]["q"]).max() > 0.1
     assert model.habits.chat
     assert model.tokenizer.size == 480
+    assert open_source(tmp_path / "run").name == "run"
 
 
 def test_a_mesh_changes_where_and_not_what(base, tmp_path):
-    run, collections = tuned(tmp_path / "run", base, how := replace(HOW, base="int8"))
-    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), tiny_model.CONFIG.embed)
-    spread = qwenjax.load(run, mesh)
-    places = param_shardings(tiny_model.CONFIG, mesh)
-    assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, spread.params, places))
-    ids = np.concatenate([IDS, IDS])
-    assert_close(spread.logits(ids), unmerged(collections, how, ids=ids))
+    wanted = tuned(tmp_path / "run", base, replace(HOW, base="int8"), tiny_model.params())
+    places = param_shardings(CONFIG, make_mesh(MeshShape(data=2, fsdp=2, tensor=2), CONFIG.embed))
+    spread = open_source(tmp_path / "run").params(places)
+    assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, spread, places))
+    assert_same(spread, wanted)
 
 
 def test_adapters_on_adapters(base, tmp_path):
     """A run on a run on a PEFT folder; the last one trained its embedding, too."""
-    first = adapters(tiny_model.CONFIG, HOW, seed=5)
-    save_adapter(tmp_path / "peft", first, HOW, tiny_model.CONFIG, str(base))
-    once = lora.merge(lora.variables(first, frozen(open_source(base).params(), HOW)), HOW)
-    run, collections = tuned(tmp_path / "one", tmp_path / "peft", HOW, seed=6)
-    twice = lora.merge(lora.variables(adapters(tiny_model.CONFIG, HOW, seed=6), frozen(once, HOW)), HOW)
-    assert_close(qwenjax.load(run).logits(IDS), unmerged(collections, HOW))
-    last, collections = tuned(tmp_path / "two", run, how := replace(HOW, whole=("embed",)), seed=7)
-    wanted = unmerged(lora.variables(adapters(tiny_model.CONFIG, how, seed=7), frozen(twice, how)), how)
-    assert_close(unmerged(collections, how), wanted)
-    assert_close(qwenjax.load(last).logits(IDS), wanted)
+    first = adapters(CONFIG, HOW, seed=5)
+    save_adapter(tmp_path / "peft", first, HOW, CONFIG, str(base))
+    once = merged(first, held(tiny_model.params(), HOW), HOW)
+    twice = tuned(tmp_path / "one", tmp_path / "peft", HOW, qwenjax.load(tmp_path / "peft").params, seed=6)
+    assert_same(twice, merged(adapters(CONFIG, HOW, seed=6), held(once, HOW), HOW))
+    how = replace(HOW, whole=("embed",))
+    thrice = tuned(tmp_path / "two", tmp_path / "one", how, qwenjax.load(tmp_path / "one").params, seed=7)
+    assert_same(qwenjax.load(tmp_path / "two").params, thrice)
+    assert_same(thrice, merged(adapters(CONFIG, how, seed=7), held(twice, how), how))
 
 
 def gguf(folder: Path, base: Path) -> Path:
@@ -141,34 +145,45 @@ def gptq(folder: Path, base: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [gguf, gptq])
-@pytest.mark.parametrize("held", ["bfloat16", "nf4"])
-def test_a_base_of_another_form(base, tmp_path, make, held):
-    start = make(tmp_path / "start", base)
-    cfg, how = open_source(start).config, replace(HOW, base=held)
-    run, collections = tuned(tmp_path / "run", start, how, cfg)
-    ids = IDS % cfg.vocab
-    assert_close(qwenjax.load(run, ntk=False, logn=False).logits(ids), unmerged(collections, how, cfg, ids))
+@pytest.mark.parametrize(("make", "kind"), [(gguf, "nf4"), (gptq, "bfloat16")])
+def test_a_base_of_another_form(base, tmp_path, make, kind):
+    start = open_source(make(tmp_path / "start", base))
+    wanted = tuned(tmp_path / "run", start.path, replace(HOW, base=kind), start.params(), start.config)
+    assert_same(open_source(tmp_path / "run").params(), wanted)
 
 
-def test_a_base_that_is_another_model_now_is_refused(base, tmp_path):
-    start = tiny_model.write(tmp_path / "start")
-    run, _ = tuned(tmp_path / "run", start, HOW)
-    params = tiny_model.params()
+def test_a_run_is_written_for_peft_and_reads_back(base, tmp_path):
+    """What 8 bits and bfloat16 made of the base, the adapters say themselves; the rest is noted."""
+    how = replace(HOW, base="int8", targets=("down", "v"), whole=("embed",))
+    wanted = tuned(tmp_path / "run", base, how, tiny_model.params())
+    source = open_source(tmp_path / "run")
+    notes = write.adapter(source, source.adapter(), tmp_path / "peft")
+    assert notes == ["in training the model beneath was held as int8: read it so in PEFT, too"]
+    again = open_source(tmp_path / "peft")
+    assert again.base.path == base
+    assert again.habits().chat
+    assert_same(again.params(), wanted)
+    longer = open_source(tmp_path / "run", {"rope_base": 5e5})
+    assert "do not say that rope_base is 500000.0" in write.adapter(longer, longer.adapter(), tmp_path / "peft")[1]
+
+
+def test_a_base_that_is_another_model_now_is_refused(tmp_path):
+    start, params = tiny_model.write(tmp_path / "start"), tiny_model.params()
+    tuned(tmp_path / "run", start, HOW, params)
     params["norm"]["scale"][3] += 1
-    tiny_model.save_params(tiny_model.CONFIG, params, start)
+    tiny_model.save_params(CONFIG, params, start)
     with pytest.raises(ValueError, match=r"start is not the model that the adapters in .*run/checkpoints/7 were train"):
-        qwenjax.load(run)
+        qwenjax.load(tmp_path / "run")
 
 
-def test_a_base_that_is_gone_is_missed(base, tmp_path, monkeypatch):
+def test_a_base_that_is_gone_is_missed(tmp_path, monkeypatch):
     start = tiny_model.write(tmp_path / "start")
     monkeypatch.chdir(tmp_path)
-    run, _ = tuned(tmp_path / "run", Path("start"), HOW)
-    assert open_source(run).base.path == Path("start")
+    write_run(tmp_path / "run", Path("start"), CONFIG, HOW, adapters(CONFIG, HOW))
+    assert open_source("run").base.path == Path("start")
     start.rename(tmp_path / "other")
     with pytest.raises(ValueError, match="adapters of start, and no model is there: run this where it was trained"):
-        qwenjax.load(run)
+        qwenjax.load("run")
 
 
 # ---- folders of PEFT ----
@@ -191,7 +206,7 @@ def test_the_golden_of_peft_computes_what_peft_did(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(base, tmp_path) -> Path:
     """Adapters that name their base."""
-    save_adapter(tmp_path / "adapter", adapters(tiny_model.CONFIG, HOW), HOW, tiny_model.CONFIG, str(base))
+    save_adapter(tmp_path / "adapter", adapters(CONFIG, HOW), HOW, CONFIG, str(base))
     return tmp_path / "adapter"
 
 
@@ -204,7 +219,7 @@ def test_a_folder_is_used_like_the_model_beneath(base, folder):
     model, below = qwenjax.load(folder), qwenjax.load(base)
     assert model.tokenizer.fingerprint == below.tokenizer.fingerprint
     assert model.habits == below.habits
-    assert open_source(folder, {"ntk": "true"}).config == replace(tiny_model.CONFIG, ntk=True)
+    assert open_source(folder, {"ntk": "true"}).config == replace(CONFIG, ntk=True)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 9, "top_p": 0.3}))
     assert open_source(folder).habits().ends == below.habits.ends | {9}
     assert open_source(folder).habits().sampling == {**below.habits.sampling, "top_p": 0.3}
@@ -215,76 +230,72 @@ def test_a_folder_is_used_like_the_model_beneath(base, folder):
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen2-0.5B", None, "."])
-def test_a_base_that_is_no_folder_here_is_told(folder, name):
+def test_a_base_that_is_no_folder_here_is_told(folder, name, monkeypatch):
     name_base(folder, name)
+    monkeypatch.chdir(folder)  # where "." is the folder itself
     what = {None: "a model that is not named", ".": r"\."}.get(name, name)
     with pytest.raises(ValueError, match=f"adapters of {what}, and no .* write its path into base_model_name_or_path"):
         qwenjax.load(folder)
 
 
 def test_adapters_of_another_model_are_refused(folder, tmp_path):
-    tiny_model.write(tmp_path / "wide", replace(tiny_model.CONFIG, embed=64))
+    tiny_model.write(tmp_path / "wide", replace(CONFIG, embed=64))
     name_base(folder, "../wide")
     with pytest.raises(ValueError, match="not of the shapes that the model and adapter_config"):
         qwenjax.load(folder)
 
 
-def test_training_starts_from_adapters_and_its_run_loads(base, folder, tmp_path):
-    """Three real steps of QLoRA: what is loaded is what the task judged at the end."""
-    places = param_shardings(tiny_model.CONFIG, make_mesh(MeshShape(), tiny_model.CONFIG.embed))
-    params, tokenizer, differing = start_from(folder, tiny_model.CONFIG, places)
-    assert jax.tree.all(jax.tree.map(np.array_equal, params, qwenjax.load(folder).params))
-    assert (tokenizer.size, differing) == (480, [])
-
-    words = [f"{a} {b}" for a in ("add", "print", "raise") for b in ("one", "two", "three", "four", "five", "six")]
-    rows = [{"messages": [{"role": "user", "content": w}, {"role": "assistant", "content": w[::-1]}]} for w in words]
-    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = {"init_from": str(folder), "chat.files.0.path": str(tmp_path / "chat.jsonl"), "data.length": 64}
-    changes |= {"lora.rank": 2, "lora.base": "nf4", "lora.dropout": 0.0, "steps": 3, "optim.warmup": 0}
-    changes |= {"eval_every": 3, "chat.validation": 0.3, "data.eval_tokens": 64}
-    experiment = replace(qwenjax.experiment("tiny_sft", changes), model=tiny_model.CONFIG, prompts=("add",))
-    outcome = loop.fit(experiment, tmp_path / "run", data_root=tmp_path / "data")
-    assert outcome.finished
-    loaded = qwenjax.load(tmp_path / "run")  # with the fingerprint of the base that training took
-    held = open_source(tmp_path / "run").adapter()
-    assert held.lora == experiment.lora
-    assert max(float(jnp.abs(pair["b"]).max()) for x in held.trained["lora"]["blocks"].values() for pair in x.values())
-    below = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    collections = lora.variables(held.trained, lora.split(below, held.lora)[1])
-    assert_close(loaded.logits(IDS), unmerged(collections, held.lora))
+def test_training_starts_from_adapters_and_its_run_loads(folder, tmp_path):
+    """What a mesh of eight reads, holds in 4 bits and trains on is what one device finds beneath the adapters again."""
+    how = Lora(rank=2, base="nf4", dropout=0.0)
+    experiment = qwenjax.experiment("quickstart", {"data.length": 32, "init_from": str(folder), "dropout": 0.0})
+    experiment = replace(experiment, model=CONFIG, lora=how)
+    network = Backbone(experiment, Compute(dtype="float32", remat="none").resolved("cpu", 2))
+    found = network.load(folder, make_mesh(MeshShape(data=2, fsdp=2, tensor=2), CONFIG.embed), 0, lambda text: None)
+    below = merged(adapters(CONFIG, HOW), held(tiny_model.params(), HOW), HOW)
+    assert found.tokenizer.size == 480
+    trained, frozen = adapters(CONFIG, how, seed=8), held(below, how)
+    assert jax.tree.structure(trained) == jax.tree.structure(found.trained)
+    for a, b in zip(jax.tree.leaves(found.frozen), jax.tree.leaves(frozen)):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    prints = {"base": checkpoint.fingerprint(found.frozen)}
+    write_run(tmp_path / "run", folder, CONFIG, how, trained, frozen=prints)
+    hidden, _ = jax.jit(network.plain.apply)(lora.variables(trained, frozen), jnp.asarray(IDS))
+    wanted = transformer.logits(frozen["params"], hidden)  # adapters beside the weights, as in training
+    np.testing.assert_allclose(qwenjax.load(tmp_path / "run").logits(IDS), wanted, atol=1e-3)
 
 
 # ---- reward models ----
 
 
-def test_a_reward_model_with_adapters_scores(base, tmp_path):
-    """On a language model with a head of its own, then on that reward model; alone and on a mesh."""
-    cfg = replace(tiny_model.CONFIG, tie_embeddings=False)
-    tiny_model.write(tmp_path / "lm", cfg)
+def test_a_reward_model_with_adapters_scores(tmp_path):
+    """On a language model with a head of its own, then on that reward model; the latter on a mesh, too."""
+    cfg = replace(CONFIG, tie_embeddings=False)
     headless, how = reward.headless(cfg), replace(HOW, base="bfloat16", whole=("embed",))
-    below = {name: x for name, x in tiny_model.params(cfg).items() if name != "head"}
-    start, mesh = tmp_path / "lm", make_mesh(MeshShape(data=2, fsdp=2, tensor=2), cfg.embed)
+    below, start = tiny_model.params(cfg), tiny_model.write(tmp_path / "lm", cfg)
+    del below["head"]
     for name, seed in (("pmp", 1), ("rm", 2)):
-        trained, head = adapters(headless, how, seed), jnp.arange(cfg.embed, dtype=jnp.float32)
-        held = frozen(below, how)
-        prints = {"base": checkpoint.fingerprint(held)}
-        tree = {"backbone": trained, "reward": head}
-        run = write_run(tmp_path / name, start, cfg, how, tree, "reward", frozen=prints, calibration=[1.0, 0.0])
-        wanted = unmerged(lora.variables(trained, held), how, headless)
-        for places in (None, param_shardings(headless, mesh)):
-            params, found = open_source(run).scorer(places)
-            assert_close(unmerged({"params": params}, Lora(), headless), wanted)
-            np.testing.assert_array_equal(found, head)
+        trained, frozen = adapters(headless, how, seed), held(below, how)
+        about = {"frozen": {"base": checkpoint.fingerprint(frozen)}, "calibration": [1.0, 0.0]}
+        tree = {"backbone": trained, "reward": jnp.arange(cfg.embed, dtype=jnp.float32)}
+        start = write_run(tmp_path / name, start, cfg, how, tree, "reward", **about)
+        below, head = open_source(start).scorer()
+        assert_same(below, merged(trained, frozen, how))
+        np.testing.assert_array_equal(head, np.arange(cfg.embed))
         with pytest.raises(ValueError, match="is a reward model: it scores texts"):
-            qwenjax.load(run)
-        below, start = open_source(run).scorer()[0], run
+            qwenjax.load(start)
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), cfg.embed)
+    spread, head = open_source(start).scorer(param_shardings(headless, mesh))
+    assert_same(spread, below)
+    assert len(head.sharding.device_set) == 8
+    with pytest.raises(ValueError, match="no reward model of ours; train one"):
+        open_source(tmp_path / "lm").scorer()
 
 
 def test_a_reward_model_in_full_is_read_on_a_mesh(base, tmp_path):
-    cfg = reward.headless(tiny_model.CONFIG)
-    tree = {"backbone": jax.tree.map(jnp.asarray, tiny_model.params(cfg)), "reward": jnp.ones(cfg.embed)}
-    run = write_run(tmp_path / "rm", base, cfg, Lora(), tree, "reward", calibration=[1.0, 0.0])
-    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), cfg.embed)
-    params, head = open_source(run).scorer(param_shardings(cfg, mesh))
+    tree = {"backbone": jax.tree.map(jnp.asarray, tiny_model.params()), "reward": jnp.ones(CONFIG.embed)}
+    run = write_run(tmp_path / "rm", base, CONFIG, Lora(), tree, "reward", calibration=[1.0, 0.0])
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), CONFIG.embed)
+    params, head = open_source(run).scorer(param_shardings(CONFIG, mesh))
     assert len(head.sharding.device_set) == 8
-    np.testing.assert_array_equal(params["embed"], tree["backbone"]["embed"])
+    assert_same(params, tiny_model.params())

@@ -14,6 +14,8 @@ __all__ = ["load", "save"]
 def load(path: str | Path, mesh: "Mesh | None" = None, dtype: str | None = None, **config_overrides: Any) -> "Model":
     """The model at a path: a directory of the hubs (Qwen, Qwen2, Qwen3, Llama; GPTQ too), a .gguf, or a run of ours.
 
+    Low-rank adapters, of a run or in a directory of PEFT, are merged into the model that they were trained on.
+
     Args:
       mesh: where parameters and batches live (`sharding.make_mesh`); None is the first device.
       dtype: 'float32' or 'bfloat16', of the parameters and of what is computed; None: float32 on CPUs, whose matmuls

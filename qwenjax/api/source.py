@@ -10,10 +10,10 @@ Adapters are merged into the model beneath them when the parameters are read.
 
 import base64
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Source:
         """Of a run of ours."""
         return config.from_dict(self.meta["experiment"]) if self.meta else None
 
-    @cached_property
+    @functools.cached_property
     def dtype(self) -> str:
         """Of the stored embedding, as parameters can be written: what is neither of these two is read as float32."""
         if self.foreign is None:
@@ -187,18 +187,15 @@ class Source:
         self, cfg: ModelConfig, trained: dict, how: Lora, shardings: dict | None, dtype: str = "float32"
     ) -> dict:
         """One tree of parameters of `cfg`: the model beneath, held as in training, with what was trained merged in."""
-        frozen = jax.jit(lambda params: lora.split(params, how)[1])(self._beneath(cfg, how, shardings))
+        frozen = _frozen(self._beneath(cfg, how, shardings), how)
         known = self.meta.get("frozen", {}).get("base")
         if known and known != (now := checkpoint.fingerprint(frozen)):
             raise ValueError(
                 f"{self.experiment.init_from} is not the model that the adapters in {self.path} were trained on "
                 f"(fingerprint {known} then, {now} now): put it back"
             )
-
-        def merge(collections: dict) -> dict:
-            return jax.tree.map(lambda x: x.astype(dtype), lora.merge(collections, how))
-
-        return jax.jit(merge, out_shardings=shardings)(lora.variables(trained, frozen))
+        merge = jax.jit(_merge, static_argnums=(1, 2), out_shardings=shardings)
+        return merge(lora.variables(trained, frozen), how, dtype)
 
     def _beneath(self, cfg: ModelConfig, how: Lora, shardings: dict | None) -> dict:
         """Parameters of the model beneath adapters on `cfg`, as wide as `how` holds them."""
@@ -214,6 +211,15 @@ class Source:
 def _shapes(cfg: ModelConfig) -> dict:
     """The parameters of a model, abstract."""
     return jax.eval_shape(lambda: nn.meta.unbox(transformer.init_params(cfg, jax.random.key(0))))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _frozen(params: dict, how: Lora) -> dict:
+    return lora.split(params, how)[1]
+
+
+def _merge(collections: dict, how: Lora, dtype: str) -> dict:
+    return jax.tree.map(lambda x: x.astype(dtype), lora.merge(collections, how))
 
 
 def _reward_head(cfg: ModelConfig) -> jax.ShapeDtypeStruct:

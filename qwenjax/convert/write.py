@@ -67,7 +67,7 @@ def adapter(source: Source, found: Adapter, out: Path) -> list[str]:
             "--to=qwen2 --out=FOLDER, and PeftModel.from_pretrained takes FOLDER and the adapters"
         )
     if how.base != base.dtype and how.base != "float32":
-        notes.append(f"the model beneath was held as {how.base} in training, which PEFT must be told by how it is read")
+        notes.append(f"in training the model beneath was held as {how.base}: read it so in PEFT, too")
     for field in dataclasses.fields(source.config):
         ours, theirs = getattr(source.config, field.name), getattr(base.config, field.name)
         if ours != theirs:

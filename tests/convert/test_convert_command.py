@@ -5,16 +5,22 @@ import json
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import tiny_model
+from flax import linen as nn
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import qwenjax
 from qwenjax import cli
 from qwenjax.api.model import Model
-from qwenjax.config import ModelConfig
+from qwenjax.config import Lora, ModelConfig
 from qwenjax.convert import check, command, layers
+from qwenjax.interop.peft import save_adapter
 from qwenjax.interop.save import save_params
+from qwenjax.model import lora
 
 
 def convert(*words) -> tuple[int, str, str]:
@@ -129,3 +135,84 @@ def test_transformers_computes_the_same(folder, tmp_path):
     assert code == cli.DONE, err
     assert "LlamaForCausalLM of transformers reads" in out
     assert "they agree" in out
+
+
+# ---- adapters ----
+
+
+def write_adapters(folder, base, config, layout="qwen2"):
+    """Random ones, as PEFT keeps them."""
+    how, rng = Lora(rank=2, alpha=6.0, base="float32"), np.random.default_rng(1)
+    shapes = nn.unbox(jax.eval_shape(lambda: lora.init(config, how, jax.random.key(0))))
+    pairs = jax.tree.map(lambda x: (0.1 * rng.standard_normal(x.shape)).astype(np.float32), shapes)
+    save_adapter(folder, {"lora": pairs}, how, config, str(base), layout)
+    return folder
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_adapters_alone_and_merged(folder, tmp_path):
+    source = write_adapters(tmp_path / "source", folder, tiny_model.CONFIG)
+    code, out, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
+    assert (code, err) == (cli.DONE, "")
+    assert f"of rank 2 on {folder}, float32" in out
+    assert "14 arrays read back bit by bit" in out
+    there, back = (load_file(place / "adapter_model.safetensors") for place in (source, tmp_path / "again"))
+    assert there.keys() == back.keys()
+    assert all(np.array_equal(there[name], back[name]) for name in there)
+    assert (tmp_path / "again" / "tokenizer.model").is_file()
+    code, out, err = convert(f"--model={source}", "--to=qwen2", f"--out={tmp_path / 'merged'}", "--check")
+    assert (code, err) == (cli.DONE, "")
+    there, back = qwenjax.load(source), qwenjax.load(tmp_path / "merged")
+    np.testing.assert_array_equal(back.params["blocks"]["mlp"]["down"], there.params["blocks"]["mlp"]["down"])
+    assert np.abs(back.params["blocks"]["mlp"]["down"] - tiny_model.params()["blocks"]["mlp"]["down"]).max() > 0.1
+
+
+def test_adapters_have_the_names_of_the_model_beneath(tmp_path):
+    config = ModelConfig(vocab=512, layers=1, embed=16, heads=2, ffn=16, context=32)
+    save_params(config, tiny_model.params(config), tmp_path / "v1", "qwen")
+    source = write_adapters(tmp_path / "source", tmp_path / "v1", config, "qwen")
+    code, _, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
+    assert (code, err) == (cli.DONE, "")
+    names = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight" in names
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["target_modules"] == [
+        "c_attn",
+        "c_proj",
+        "w1",
+        "w2",
+    ]
+
+
+def test_a_model_without_adapters_has_none_to_write(folder, tmp_path):
+    code, _, err = convert(f"--model={folder}", "--to=peft", f"--out={tmp_path / 'x'}")
+    assert (code, err) == (cli.FAILED, f"error: {folder} has no low-rank adapters: it is a whole model\n")
+    code, _, err = convert(f"--model={folder}", "--to=peft", f"--out={tmp_path / 'x'}", "--dtype=bfloat16")
+    assert code == cli.USAGE
+    assert not (tmp_path / "x").exists()
+
+
+def test_adapters_on_a_gguf_say_what_peft_cannot_read(folder, tmp_path):
+    convert(f"--model={folder}", "--to=gguf", f"--out={tmp_path / 'base.gguf'}")
+    source = write_adapters(tmp_path / "source", tmp_path / "base.gguf", tiny_model.CONFIG)
+    code, _, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
+    assert code == cli.DONE
+    assert f"python -m qwenjax.convert --model={tmp_path / 'base.gguf'} --to=qwen2 --out=FOLDER" in err
+
+
+def test_an_adapter_that_is_not_what_was_written_is_found(folder, tmp_path, monkeypatch):
+    source = write_adapters(tmp_path / "source", folder, tiny_model.CONFIG)
+    opened = check.open_source
+
+    def damaged(path):
+        file = path / "adapter_model.safetensors"
+        with safe_open(file, framework="numpy") as there:
+            header = there.metadata()
+        tensors = load_file(file)
+        tensors["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"][3, 1] += 1e-6
+        save_file(tensors, file, header)
+        return opened(path)
+
+    monkeypatch.setattr(check, "open_source", damaged)
+    code, _, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
+    assert code == cli.FAILED
+    assert "['mlp']['up']['b'] of" in err

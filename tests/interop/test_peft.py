@@ -115,7 +115,7 @@ def test_one_a_for_all_of_c_attn_is_copied(tmp_path):
     tensors = pair(module, 3 * d, d)
     theirs(tmp_path, tensors, target_modules=["c_attn"])
     back = load_adapter(tmp_path, QWEN)
-    assert back.lora == Lora(rank=2, alpha=4.0, dropout=0.05, targets=("q", "k", "v"))
+    assert back.lora == Lora(rank=2, alpha=4.0, dropout=0.05, targets=("q", "k", "v"), base="float32")
     before = models.tensors(QWEN, models.params(QWEN), "qwen")
     after = models.tensors(QWEN, merged(QWEN, back.trained, back.lora), "qwen")
     a, b = tensors.values()

@@ -13,7 +13,7 @@ from qwenjax.config import RL_TASKS, Experiment
 from qwenjax.jsonl import read_rows
 
 POLL = 1.0  # seconds between looks at a running stage
-RL_WORK = 12  # an iteration writes its responses, reads them with four models and learns from them several times
+RL_WORK = 4  # measured: an iteration samples, reads with four models and updates two, but its rows are one response
 LAST_WORDS = 12  # lines of a failed stage's log that are shown
 
 
