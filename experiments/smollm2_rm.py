@@ -5,7 +5,7 @@
 About 30 minutes on 2 CPU cores.
 """
 
-from qwenjax.config import AdamW, Chat, ChatFile, Compute, Data, Experiment, Lora, ModelConfig
+from qwenjax.config import SMOLLM2_135M, AdamW, Chat, ChatFile, Compute, Data, Experiment, Lora
 
 
 def experiment() -> Experiment:
@@ -13,19 +13,7 @@ def experiment() -> Experiment:
         name="smollm2_rm",
         task="reward",
         init_from="SmolLM2-135M-Instruct.gguf",
-        model=ModelConfig(
-            vocab=49_152,
-            layers=30,
-            embed=576,
-            heads=9,
-            kv_heads=3,
-            ffn=1536,
-            context=8192,
-            rope_base=100_000.0,
-            norm_eps=1e-5,
-            qkv_bias=False,
-            tie_embeddings=True,
-        ),
+        model=SMOLLM2_135M,
         data=Data(tokenizer="init_from", length=256, batch=4, eval_tokens=60_000),
         chat=Chat(files=(ChatFile("pairs.jsonl"),), validation=0.1),
         lora=Lora(rank=16, alpha=16, dropout=0.05, base="float32"),

@@ -7,7 +7,7 @@ from qwenjax.config import AdamW
 
 # Weight decay is chosen by name: under the scan over layers a norm scale is two-dimensional, as a matrix is.
 DECAYED = {"embed", "head", "q", "k", "v", "o", "gate", "up", "down", "a", "b", "reward"}  # a, b: of adapters
-NOT_DECAYED = {"scale", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm"}
+NOT_DECAYED = {"scale", "bias", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm"}
 
 
 def schedule(config: AdamW, steps: int) -> optax.Schedule:

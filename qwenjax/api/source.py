@@ -59,8 +59,8 @@ class Source:
     @property
     def name(self) -> str:
         """What a file made of it may be called: of a run, its folder's."""
-        run = self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path
-        return run.name if self.meta else self.path.stem
+        run = self.path.parent.parent if self.meta and self.path.parent.name == "checkpoints" else self.path
+        return run.stem if run.suffix == ".gguf" else run.name
 
     @property
     def experiment(self) -> Experiment | None:
@@ -187,24 +187,23 @@ class Source:
         self, cfg: ModelConfig, trained: dict, how: Lora, shardings: dict | None, dtype: str = "float32"
     ) -> dict:
         """One tree of parameters of `cfg`: the model beneath, held as in training, with what was trained merged in."""
-        frozen = _frozen(self._beneath(cfg, how, shardings), how)
+        below = self._beneath(cfg, how, shardings)
         known = self.meta.get("frozen", {}).get("base")
-        if known and known != (now := checkpoint.fingerprint(frozen)):
+        if known and known != (now := checkpoint.fingerprint(_frozen(below, how))):
             raise ValueError(
                 f"{self.experiment.init_from} is not the model that the adapters in {self.path} were trained on "
                 f"(fingerprint {known} then, {now} now): put it back"
             )
-        merge = jax.jit(_merge, static_argnums=(1, 2), out_shardings=shardings)
-        return merge(lora.variables(trained, frozen), how, dtype)
+        merge = jax.jit(_merge, static_argnums=(2, 3), out_shardings=shardings)
+        return merge(trained, below, how, dtype)
 
     def _beneath(self, cfg: ModelConfig, how: Lora, shardings: dict | None) -> dict:
-        """Parameters of the model beneath adapters on `cfg`, as wide as `how` holds them."""
-        wide = how.base == "float32" and self.base.dtype == "float32"
-        dtype = jnp.dtype("float32" if wide else "bfloat16")
+        """Parameters of the model beneath adapters on `cfg`: as training read them, under others' as they are stored."""
+        dtype = "bfloat16" if how.base != "float32" else "float32" if self.meta else self.base.dtype
         if self.meta and self.experiment.task == "reward" and self.base.meta and self.base.experiment.task == "reward":
             return jax.tree.map(lambda x: x.astype(dtype), self.base.scorer(shardings)[0])
         places = None if shardings is None else param_shardings(self.config, _whole(shardings).mesh)
-        params = replace(self.base, config=self.config).params(places, dtype.name)
+        params = replace(self.base, config=self.config).params(places, dtype)
         return {name: x for name, x in params.items() if name != "head" or not cfg.tie_embeddings}
 
 
@@ -218,8 +217,9 @@ def _frozen(params: dict, how: Lora) -> dict:
     return lora.split(params, how)[1]
 
 
-def _merge(collections: dict, how: Lora, dtype: str) -> dict:
-    return jax.tree.map(lambda x: x.astype(dtype), lora.merge(collections, how))
+def _merge(trained: dict, below: dict, how: Lora, dtype: str) -> dict:
+    merged = lora.merge(lora.variables(trained, lora.split(below, how)[1]), how)
+    return jax.tree.map(lambda x: x.astype(dtype), merged)
 
 
 def _reward_head(cfg: ModelConfig) -> jax.ShapeDtypeStruct:
@@ -255,7 +255,7 @@ def open_source(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         found = Source(step, run.model, None, meta, base)
     elif (place / peft.CONFIG).is_file():
         file = place / peft.CONFIG
-        name = read_json(file).get("base_model_name_or_path") or ""
+        name = str(read_json(file).get("base_model_name_or_path") or "")
         base = _open_base(name, place, f"write its path into base_model_name_or_path of {file}")
         found = Source(place, base.config, None, {}, base)
     else:

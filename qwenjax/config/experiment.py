@@ -61,6 +61,10 @@ class Experiment:
             f"data.length={self.data.length} exceeds model.context={self.model.context}: "
             "context extension is for inference; raise model.context to train longer",
         )
+        check(
+            self.task != "dpo" or not self.preference.margin,
+            f"preference.margin={self.preference.margin} is of reward models; dpo has preference.beta",
+        )
         if self.task in RL_TASKS:
             self._check_rl()
 
@@ -84,6 +88,14 @@ class Experiment:
             self.recovery.deviations == 0,
             f"recovery.deviations={self.recovery.deviations} is for losses that do not depend on the model's own "
             f"samples; use 0 with {self.task}",
+        )
+        check(
+            self.task != "grpo" or not rl.kl_target,
+            "rl.kl_target adapts a penalty in the reward; grpo's is in its loss",
+        )
+        check(
+            self.task != "reinforce" or rl.epochs == 1,
+            f"rl.epochs={rl.epochs}: reinforce has no ratio that would correct for responses of an older policy; use 1",
         )
         check(rl.ptx_rows % self.accumulate == 0, f"rl.ptx_rows={rl.ptx_rows} does not divide by accumulate")
 

@@ -112,3 +112,16 @@ QWEN_14B = replace(QWEN_1B8, vocab=152_064, layers=40, embed=5120, heads=40, ffn
 QWEN_72B = replace(  # not in the report; as released (spec §3.1)
     QWEN_1B8, vocab=152_064, layers=80, embed=8192, heads=64, ffn=24576, rope_base=1e6, context=32_768
 )
+SMOLLM2_135M = ModelConfig(  # not a Qwen: small enough to be aligned on a laptop, and it speaks ChatML
+    vocab=49_152,
+    layers=30,
+    embed=576,
+    heads=9,
+    kv_heads=3,
+    ffn=1536,
+    context=8192,
+    rope_base=100_000.0,
+    norm_eps=1e-5,
+    qkv_bias=False,
+    tie_embeddings=True,
+)

@@ -10,15 +10,12 @@ from qwenjax.objectives.masked import Weighted, kept, masked_sum
 from qwenjax.objectives.ppo import kl_k3, policy_loss
 
 
-def group_advantages(scores: jax.Array, divide: bool = True) -> jax.Array:
+def group_advantages(scores: jax.Array) -> jax.Array:
     """(s_i - mean) / (std + 1e-6) over one prompt's responses [g] (DeepSeekMath, arXiv 2402.03300, §4.1.2).
 
-    std is over g - 1. divide=False leaves it out (Dr. GRPO, arXiv 2503.20783): dividing weighs prompts up on which the
-    responses hardly differ. Equal scores give 0.
+    std is over g - 1. Equal scores give 0.
     """
     centred = scores - jnp.mean(scores)
-    if not divide:
-        return centred
     return centred / (jnp.sqrt(jnp.sum(centred**2) / max(scores.size - 1, 1)) + 1e-6)
 
 
@@ -42,20 +39,15 @@ def grpo_loss(
     mask: jax.Array,
     clip: float = 0.2,
     kl_coef: float = 0.04,
-    per_response: bool = True,
 ) -> Weighted:
     """PPO's clipped loss with one advantage for all tokens, plus β k3 to the reference (DeepSeekMath, eq. 3).
 
     Args:
       logp, old_logp, ref_logp, mask: [t]. advantage: scalar, of `group_advantages`.
-      per_response: the paper's weighing, every response counts 1 whatever its length: (token mean, 1). False weighs
-        tokens alike (DAPO, arXiv 2503.14476): (sum, tokens); the paper's lets long wrong answers off lightly.
-    An empty response weighs 0.
+    Returns: (token mean, 1): every response counts alike, whatever its length, as in the paper; an empty one weighs 0.
     """
     total, tokens = policy_loss(logp, old_logp, jnp.broadcast_to(advantage, mask.shape), mask, clip)
     total += kl_coef * jnp.sum(kl_k3(logp, ref_logp, mask))
-    if not per_response:
-        return total, tokens
     return total / jnp.maximum(tokens, 1), jnp.minimum(tokens, 1)
 
 

@@ -36,17 +36,15 @@ def masked_variance(x: jax.Array, mask: jax.Array) -> jax.Array:
     return squares / jnp.maximum(count - 1, 1)
 
 
-def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True) -> jax.Array:
+def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
     """(x - mean) / std over all unmasked entries of the whole batch; 0 outside the mask.
 
     Args:
       x, mask: any shape, usually [b t]: per trajectory it would hide which trajectory was the better one.
-      shift_mean: False keeps the mean, for rewards, where 0 has a meaning.
     Variance over n - 1 plus 1e-8, as in the code of Ziegler et al. 2019 (arXiv 1909.08593).
     """
     mean = masked_mean(x, mask)
-    white = (x - mean) * jax.lax.rsqrt(masked_variance(x, mask) + 1e-8)
-    return kept(white if shift_mean else white + mean, mask)
+    return kept((x - mean) * jax.lax.rsqrt(masked_variance(x, mask) + 1e-8), mask)
 
 
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
@@ -62,8 +60,3 @@ def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -
 def last(mask: jax.Array) -> jax.Array:
     """[t] -> [t] bool: True at the last unmasked position only, wherever the padding is; nowhere if there is none."""
     return mask & (jnp.cumsum(mask[::-1])[::-1] == 1)
-
-
-def at_last(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """x [t] read at the last unmasked position; 0 if there is none. Pools a reward model at its end token."""
-    return jnp.sum(kept(x, last(mask)))

@@ -81,18 +81,6 @@ def adaptive_kl(kl_coef: jax.Array, kl: jax.Array, target: float, sequences: int
     return kl_coef * (1 + jnp.clip(kl / target - 1, -0.2, 0.2) * (sequences / horizon))
 
 
-def with_pretraining(policy: Weighted, pretraining: Weighted, coef: float) -> jax.Array:
-    """L_policy + c L_lm, each over its own weight: the pretrained gradient against the alignment tax (report §3.2.2).
-
-    InstructGPT's PPO-ptx (eq. 2), there with c = 27.8; the report gives no coefficient, and wants many more
-    pretraining than PPO tokens. Takes two (sum, weight) of whole batches; a sum over no tokens counts as 0.
-    """
-    total, weight = policy
-    lm_total, lm_weight = pretraining
-    weight, lm_weight = (jnp.where(w > 0, w, 1) for w in (jnp.asarray(weight), jnp.asarray(lm_weight)))
-    return total / weight + coef * lm_total / lm_weight
-
-
 def truncated_mass(logp: jax.Array, drawn_logp: jax.Array, mask: jax.Array) -> jax.Array:
     """Probability per token that top-p (at temperature 1) had cut off: 1 - π(a) / q(a), q being what was drawn from.
 

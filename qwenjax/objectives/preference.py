@@ -15,7 +15,7 @@ def pairwise_loss(chosen: jax.Array, rejected: jax.Array, real: jax.Array, margi
     """-log σ(r_chosen - r_rejected - m): (sum, pairs), Bradley-Terry's likelihood.
 
     Args:
-      chosen, rejected: [p] scores, read at the end token (`masked.at_last`).
+      chosen, rejected: [p] scores, read at the end token.
       margin: m, a number or [p]: how much better the chosen one must be before the loss lets go (Llama 2, arXiv
         2307.09288, eq. 2). The report mentions none.
     """
@@ -36,11 +36,6 @@ def ranked_loss(scores: jax.Array, ratings: jax.Array, real: jax.Array, margin: 
     pairs = (gap > 0) & real[:, None] & real[None, :]
     total, count = pairwise_loss(kept(scores, real)[:, None], kept(scores, real)[None, :], pairs, margin * gap)
     return total / jnp.maximum(count, 1), jnp.minimum(count, 1)
-
-
-def pair_accuracy(chosen: jax.Array, rejected: jax.Array, real: jax.Array) -> Weighted:
-    """(pairs in the right order, pairs); a tie is half right, or a constant model would look bad or perfect."""
-    return masked_sum(0.5 * (1 + jnp.sign(chosen - rejected)), real)
 
 
 def calibration(scores: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -79,8 +74,5 @@ def dpo_loss(
 
 
 def dpo_reward(logp: jax.Array, ref_logp: jax.Array, beta: float = 0.1) -> jax.Array:
-    """β (log π(y) - log π_ref(y)), the reward DPO's policy is optimal for, up to a constant per prompt.
-
-    `pair_accuracy` of these is DPO's accuracy.
-    """
+    """β (log π(y) - log π_ref(y)), the reward DPO's policy is optimal for, up to a constant per prompt."""
     return beta * (logp - jax.lax.stop_gradient(ref_logp))

@@ -55,7 +55,7 @@ def plan_rl(experiment: Experiment, topology: Topology) -> tuple[list[Part], dic
         spent = costs(Program(compiled.as_text()))
         compute = spent.cycles / topology.chip.clock
         exposed = collective_seconds(spent.collectives, topology, compute)[0]
-        calls = updates if name.endswith("step") else 1
+        calls = updates if name.endswith("_step") else 1
         parts.append(Part(name, calls, peak, compute + exposed, exposed, seconds))
     return parts, models
 

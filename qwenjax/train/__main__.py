@@ -19,6 +19,8 @@ EPILOG = """examples:
       the report's 14B recipe as JSON
   python -m qwenjax.train --exp=runs/books/config.json --set steps=2000 --set init_from=runs/books --workdir=runs/more
       go on from the parameters of a run, with a fresh optimizer and schedule
+  python -m qwenjax.train --exp=tiny_sft --set init_from=runs/quickstart --set chat.files.0.path=chat.jsonl
+      supervised fine-tuning on dialogues; tiny_rm and tiny_ppo come next (docs/alignment.md)
   python -m qwenjax.train --exp=qwen14b --coordinator=10.0.0.2:8476 --processes=4 --process=0 --restarts=100
       one process of four (a TPU slice, SLURM and Open MPI need no flags), started again after whatever ends it early
   python -m qwenjax.train --exp=qwen14b --profile=10:15 --profiler-port=9012
@@ -32,7 +34,7 @@ QWENJAX_TRACEBACK=1 in the environment shows where an error came from.
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m qwenjax.train",
-        description="Train: pretraining now, every later stage through the same loop.",
+        description="Train, in every stage: pretraining, fine-tuning, reward models, DPO, PPO, GRPO, REINFORCE.",
         epilog=EPILOG + cli.CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -122,7 +124,7 @@ def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[in
 
     from qwenjax.checkpoint import SaveFailed
     from qwenjax.train import loop, recorder
-    from qwenjax.train.rl.scores import Failed
+    from qwenjax.train.rl.function import Failed
 
     try:
         if args.profiler_port:

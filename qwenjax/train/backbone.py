@@ -87,6 +87,7 @@ class Backbone:
         scores = source.experiment is not None and source.experiment.task == "reward"
         if scores and not self.head:
             params, head = source.scorer(self._places(mesh, self.cfg))
+            head = Scorer(head, *source.meta["calibration"])
             params = jax.tree.map(lambda x: x.astype(whole), params)
             tokenizer, differing = source.tokenizer(), []
         else:
@@ -113,4 +114,12 @@ class Loaded(NamedTuple):
     trained: Tree
     frozen: Tree
     tokenizer: Tokenizer | None  # None: none lay there
-    reward: jax.Array | None  # [d], of a reward model
+    scorer: "Scorer | None"  # of a reward model
+
+
+class Scorer(NamedTuple):
+    """What makes a score of a reward model's hidden state, and the calibration stored with it."""
+
+    head: jax.Array  # [d]
+    gain: float
+    bias: float

@@ -60,7 +60,7 @@ class Dpo(Lists):
             return dpo_reward(*both(backbone.plain, trained, frozen, batch, None), how.beta)
 
         self.program = steps.build(experiment, loss_fn, mesh, batch_shapes(experiment), self._parts)
-        self.rewards = jax.jit(rewards)
+        self.rewards = jax.jit(rewards, out_shardings=self.program.shardings.step)  # whole in every process
 
     def _parts(self, key: jax.Array) -> tuple[Any, Any]:
         trained, base = self.backbone.random(key)
@@ -72,10 +72,9 @@ class Dpo(Lists):
         return jax.tree.map(lambda x: x.astype(self.compute.dtype), trained)
 
     def joined(self, found: Loaded) -> tuple[Any, Any]:
-        reference = jax.jit(self._copy)(found.trained)
-        if reference != ():
-            self.fingerprints["reference"] = checkpoint.fingerprint(reference)
-        return found.trained, {"policy": found.frozen, "reference": reference}
+        if not self.experiment.lora.rank:
+            self.fingerprints["reference"] = checkpoint.fingerprint(found.trained)
+        return found.trained, {"policy": found.frozen, "reference": jax.jit(self._copy)(found.trained)}
 
     def frozen(self, say: Callable[[str], None], meta: dict) -> Any:
         if not self.experiment.init_from:

@@ -1,6 +1,6 @@
 """The one training loop: every stage runs through `fit`, and every side effect of a run is in this file's calls.
 
-workdir/  config.json  checkpoints/  metrics.jsonl  events.jsonl  samples.jsonl  tokenizer/  loss.png  report.md
+workdir/  config.json  checkpoints/  metrics.jsonl  events.jsonl  samples.jsonl  tokenizer/  report.md and its pictures
 """
 
 import os
@@ -24,7 +24,7 @@ from qwenjax.train.events import Events
 from qwenjax.train.pretrain import Pretrain
 from qwenjax.train.recovery import Diverged
 from qwenjax.train.reward import Reward
-from qwenjax.train.rl.scores import Failed
+from qwenjax.train.rl.function import Failed
 from qwenjax.train.rl.task import RL
 from qwenjax.train.sft import Sft
 from qwenjax.train.watchdog import Watchdog
@@ -115,6 +115,19 @@ def fit(
             step, state.params, rest, meta | ({"usual": guard.state} if guarded else {}), workdir / "tokenizer"
         )
 
+    @contextmanager
+    def keeping(row: int) -> Iterator[None]:
+        """Saves before the run ends by what is no fault of the model: it goes on with `row`."""
+        nonlocal next_row
+        try:
+            yield
+        except Failed:
+            next_row = row
+            if step not in checkpoints.steps():
+                save()
+                checkpoints.wait()
+            raise
+
     def leave_out(row: int, numbers: dict[str, float]) -> None:
         """The batch leapt, and the state is as before it; if there were too many, so is the run."""
         nonlocal state, step, guard, sink, texts
@@ -155,12 +168,8 @@ def fit(
                 with clock("data"), jax.profiler.TraceAnnotation(recorder.INPUT):
                     next_row, batch = next(stream)
                 with clock("step"):
-                    try:
+                    with keeping(row):  # the state is as it was before this step
                         state, on_device = step_fn(state, batch, guard.limits())
-                    except Failed:
-                        save()  # the state is as it was before
-                        checkpoints.wait()
-                        raise
                     numbers = {k: v.item() for k, v in jax.device_get(on_device).items()}
                 stop = _stop(interrupted)
             clock.steps += 1
@@ -169,7 +178,7 @@ def fit(
                 continue
             step += 1
             guard.usual(step, numbers)
-            numbers |= meter.tick(step) | {"next_row": next_row}
+            numbers = meter.tick(step) | numbers | {"next_row": next_row}
             if lead:
                 progress.show(
                     report.line(step, experiment, numbers, task.line(numbers)),
@@ -181,7 +190,8 @@ def fit(
             with meter.paused():
                 with clock("eval"):
                     if last or (experiment.eval_every and step % experiment.eval_every == 0):
-                        judge()
+                        with keeping(next_row):
+                            judge()
                     if last or (experiment.sample_every and step % experiment.sample_every == 0):
                         texts.add(step, task.samples(state), say)
                 if last or stop or step % experiment.save_every == 0:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwenjax import optim, storage, telemetry
-from qwenjax.config import Experiment
+from qwenjax.config import RL_TASKS, Experiment
 from qwenjax.jsonl import Log, read_rows
 from qwenjax.telemetry import clock, human
 from qwenjax.train import goodput
@@ -107,7 +107,8 @@ class Meter:
         # a thousand at once: each call of an optax schedule costs milliseconds outside jit
         self.learning_rates = lru_cache(1)(lambda block: np.asarray(schedule(np.arange(BLOCK) + block * BLOCK)))
         peak = telemetry.peak_flops(mesh.devices.flat[0])
-        self.peak = peak and peak * mesh.size
+        # an iteration of reinforcement learning samples, measures and updates: no single count of FLOPs is its own
+        self.peak = None if experiment.task in RL_TASKS else peak and peak * mesh.size
         self.first, self.began, self.away = first, time.perf_counter(), 0.0
         self.rate = 0.0
 

@@ -105,13 +105,16 @@ class Reward(Lists):
             return jnp.sum(total), jnp.sum(weight)
 
         self.program = steps.build(experiment, loss_fn, mesh, batch_shapes(experiment), parts)
-        self.rewards = jax.jit(lambda trained, frozen, batch: score(backbone.plain, trained, frozen, batch, None))
+        self.rewards = jax.jit(
+            lambda trained, frozen, batch: score(backbone.plain, trained, frozen, batch, None),
+            out_shardings=self.program.shardings.step,  # whole in every process
+        )
+        if experiment.lora.whole and "head" in experiment.lora.whole:
+            raise ValueError("lora.whole names the head, and a reward model has none: leave it out")
 
     def joined(self, found: Loaded) -> tuple[dict, object]:
-        head = found.reward
-        if head is None:
-            key = jax.random.fold_in(jax.random.key(self.experiment.seed), 1)
-            head = reward.init_head(self.backbone.cfg, key).value
+        key = jax.random.fold_in(jax.random.key(self.experiment.seed), 1)
+        head = found.scorer.head if found.scorer else reward.init_head(self.backbone.cfg, key).value
         return {"backbone": found.trained, "reward": head}, found.frozen
 
     def saved(self, state: steps.State) -> dict:
@@ -128,10 +131,15 @@ class Reward(Lists):
 
     def next_steps(self, workdir: Path) -> list[tuple[str, str]]:
         return [
-            ("its accuracy on other preferences", f"python -m qwenjax.eval --model={workdir} --table=4 --data=FILE"),
+            ("its accuracy on other preferences", f"python -m qwenjax.eval --model={workdir} --table=4 --data FILE"),
             (
-                "a policy that learns from it",
-                f"python -m qwenjax.train --exp=tiny_ppo --set rl.reward={workdir} --set chat.files.0.path=PROMPTS",
+                "the best of several answers",
+                f"python -m qwenjax.generate --model=POLICY --reward={workdir} --best-of=8 --temperature=1 PROMPT",
+            ),
+            (
+                "a policy that learns from it (docs/alignment.md)",
+                f"python -m qwenjax.train --exp=tiny_ppo --set init_from=POLICY --set rl.reward={workdir} "
+                "--set chat.files.0.path=PROMPTS",
             ),
         ]
 

@@ -92,7 +92,8 @@ class Sft(Task):
         return [
             ("talk to it", f"python -m qwenjax.chat --model={workdir}"),
             (
-                "a reward model of the same size, from preferences",
-                f"python -m qwenjax.train --exp=tiny_rm --set init_from={workdir} --set chat.files.0.path=FILE",
+                "a reward model of the same shape, from preferences",
+                f"python -m qwenjax.train --exp={workdir} --set task=reward --set init_from={workdir} --set dropout=0 "
+                f"--set chat.files.0.path=PREFERENCES --workdir={workdir}-rm",
             ),
         ]

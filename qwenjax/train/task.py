@@ -248,10 +248,6 @@ class Task:
 
     # ---- words ----
 
-    def banner(self) -> list[str]:
-        """Lines of the banner about this stage."""
-        return []
-
     def line(self, numbers: dict) -> list[str]:
         """Parts of the progress line."""
         return [f"loss {numbers['loss']:.4f}", f"lr {numbers['lr']:.2e}", f"|g| {numbers['grad_norm']:.2f}"]

@@ -103,6 +103,7 @@ def test_in_the_other_direction_the_other_text_is_better(texts):
     assert (up.better, up.worse, up.direction) == (pair.better, pair.worse, "positive")
     assert (down.better, down.worse, down.direction) == (pair.worse, pair.better, "negative")
     assert up.gap == down.gap == pair.gap > 0
+    assert data.both_directions([pair], plain=True) == [pair, up, down]
 
 
 def test_relabelled_texts_keep_ratings_but_not_whose(texts):
@@ -134,6 +135,8 @@ def test_rows_are_of_the_schema_and_train_on_no_test_text(texts, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     sentiment.make(texts, tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}  # nothing is made twice
+    with pytest.raises(ValueError, match=r"texts.jsonl was made from other ratings.*another --workdir"):
+        sentiment.make(texts[:-9], tmp_path)
 
 
 def test_sft_of_a_direction_has_texts_of_it(texts, tmp_path):
@@ -435,7 +438,7 @@ def test_a_row_that_is_no_rating_is_named(tmp_path, line):
 def test_the_real_ratings_make_what_the_experiments_need(shared):
     path = shared / "vader_ratings" / "ratings.jsonl.gz"
     texts = data.read(path)
-    assert len(texts) == 20_048
+    assert len(texts) == 20_047
     assert len({(t.kind, t.word) for t in texts}) > 250  # enough requests to hold some out
     test = data.pairs([t for t in texts if t.part == "test"])
     assert 0.45 < judge.accuracy(floor.length_margins(test), test)["1"] < 0.6

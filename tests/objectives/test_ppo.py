@@ -15,7 +15,6 @@ from qwenjax.objectives.ppo import (
     policy_loss,
     truncated_mass,
     value_loss,
-    with_pretraining,
 )
 
 NAN = jnp.nan
@@ -171,15 +170,6 @@ def test_truncated_mass():
 
 
 # sums
-
-
-def test_the_pretrained_gradient_is_added_and_changes_nothing_else():
-    close(with_pretraining((jnp.float32(6), 3), (jnp.float32(10), 0.5), 0.5), 6 / 3 + 0.5 * 10 / 0.5)
-    both = lambda p, coef: with_pretraining((p["a"], 2), (p["b"], 4), coef)  # noqa: E731
-    at = {"a": jnp.float32(1), "b": jnp.float32(1)}
-    close(jax.grad(both)(at, 0.0), {"a": 0.5, "b": 0.0})
-    close(jax.grad(both)(at, 2.0), {"a": 0.5, "b": 0.5})
-    close(with_pretraining((jnp.float32(6), 3), (jnp.float32(0), 0), 0.5), 2)
 
 
 def test_microbatches_of_uneven_length_add_up_to_the_whole_batch():

@@ -7,7 +7,7 @@ import pytest
 
 from qwenjax.config import MeshShape
 from qwenjax.objectives.masked import explained_variance, last, masked_mean, masked_variance, whiten
-from qwenjax.objectives.returns import RunningMean, discounted_returns, gae, token_rewards, unfinished, until_stop
+from qwenjax.objectives.returns import RunningMean, gae, token_rewards, unfinished
 from qwenjax.sharding import make_mesh
 
 NAN = jnp.nan
@@ -37,7 +37,6 @@ def test_whitening_by_hand():
     x, mask = jnp.array([NAN, 1.0, 3.0, 1e9, 5.0, NAN]), jnp.array([False, True, True, False, True, False])
     close((masked_mean(x, mask), masked_variance(x, mask)), (3.0, 4.0))
     close(whiten(x, mask), [0, -1, 0, 0, 1, 0])
-    close(whiten(x, mask, shift_mean=False), [0, 2, 3, 0, 4, 0])
     close(whiten(jnp.array([7.0]), jnp.array([True])), [0.0])  # n - 1 = 0
     close(whiten(x, jnp.zeros(6, bool)), np.zeros(6))
 
@@ -69,19 +68,15 @@ def test_explained_variance():
 # ends and rewards
 
 
-@pytest.mark.parametrize(
-    ("tokens", "length", "ended"),
-    [([9, 0, 5, 0], 1, True), ([5, 9, 6, 0], 2, True), ([5, 6, 7, 0], 4, True), ([5, 6, 7, 8], 4, False)],
-    ids=["first", "middle", "last", "none"],
-)
-def test_the_score_lands_once_at_the_end_token(tokens, length, ended):
-    """Stop ids 0 and 9. The prompt before (9) and the padding after (0) hold stop ids too."""
-    response, found = until_stop(jnp.array([9, 9, *tokens, 0, 0]), padded_mask(4, 2, 2), (0, 9))
-    assert bool(found) == ended
-    np.testing.assert_array_equal(response, padded_mask(length, 2, 6 - length))
-    rewards = token_rewards(0.7, jnp.zeros(8), jnp.zeros(8), response)
-    close(rewards, jnp.zeros(8).at[1 + length].set(0.7))
-    close(unfinished(0.7, found, -1.0), 0.7 if ended else -1.0)
+@pytest.mark.parametrize(("left", "length", "right"), [(0, 4, 0), (2, 1, 3), (2, 4, 2), (0, 3, 5), (6, 2, 0)])
+def test_the_score_lands_once_at_the_end_token_under_any_padding(left, length, right):
+    t = left + length + right
+    rewards = token_rewards(0.7, jnp.zeros(t), jnp.zeros(t), padded_mask(length, left, right))
+    close(rewards, jnp.zeros(t).at[left + length - 1].set(0.7))
+
+
+def test_a_response_that_never_ended_gets_the_fixed_score():
+    close(unfinished(jnp.array([0.7, NAN, 5.0]), jnp.array([True, False, False]), -1.0), [0.7, -1, -1])
 
 
 def test_last_is_nowhere_in_an_empty_mask():
@@ -108,9 +103,9 @@ def test_rewards_push_back_towards_the_reference_and_carry_no_gradient():
 # advantages
 
 
-def brute_force(rewards, values, gamma, lam, bootstrap=0.0):
+def brute_force(rewards, values, gamma, lam):
     """A_t = Σ_k (γλ)^k δ_{t+k}, written out in float64."""
-    r, v = np.asarray(rewards, np.float64), np.append(np.asarray(values, np.float64), bootstrap)
+    r, v = np.asarray(rewards, np.float64), np.append(np.asarray(values, np.float64), 0)
     n = len(r)
     delta = [r[t] + gamma * v[t + 1] - v[t] for t in range(n)]
     return [sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, n)) for t in range(n)]
@@ -122,13 +117,13 @@ def test_gae_by_hand():
     close(got, ([-3.375, -1.5, 0.0], [0.625, 0.5, 1.0]))
 
 
-@pytest.mark.parametrize(("gamma", "lam", "bootstrap"), [(1.0, 0.95, 0.0), (0.9, 0.7, 0.0), (0.99, 0.9, 2.5)])
-def test_gae_equals_the_double_loop_under_any_padding(gamma, lam, bootstrap):
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.99, 0.9)])
+def test_gae_equals_the_double_loop_under_any_padding(gamma, lam):
     rewards, values = trajectory()
-    want = brute_force(rewards, values, gamma, lam, bootstrap)
+    want = brute_force(rewards, values, gamma, lam)
     for left, right in [(0, 0), (0, 5), (4, 1)]:
         mask = padded_mask(9, left, right)
-        advantages, returns = gae(pad(rewards, left, right), pad(values, left, right), mask, gamma, lam, bootstrap)
+        advantages, returns = gae(pad(rewards, left, right), pad(values, left, right), mask, gamma, lam)
         close(advantages, pad(jnp.array(want), left, right, 0), 1e-5)
         close(returns, pad(jnp.array(want) + values, left, right, 0), 1e-5)
 
@@ -138,7 +133,6 @@ def test_an_episode_ends_at_its_last_token_whatever_the_value_model_says_after_i
     mask = jnp.array([True, True, False])
     advantages, _ = gae(jnp.array([0.0, 1.0, 0.0]), jnp.array([0.0, 0.25, 100.0]), mask)
     close(advantages[1], 0.75)
-    assert gae(jnp.array([0.0, 1.0, 0.0]), jnp.zeros(3), mask, bootstrap=100.0)[0][1] == 101.0
 
 
 def test_lambda_1_without_values_is_reward_to_go_and_lambda_0_is_one_step():
@@ -146,8 +140,7 @@ def test_lambda_1_without_values_is_reward_to_go_and_lambda_0_is_one_step():
     mask = jnp.ones(9, bool)
     to_go = jnp.cumsum(rewards[::-1])[::-1]
     close(gae(rewards, 0 * values, mask, 1.0, 1.0)[0], to_go, 1e-5)
-    close(discounted_returns(rewards, mask), to_go, 1e-5)
-    close(discounted_returns(jnp.ones(3), mask[:3], 0.5), [1.75, 1.5, 1.0])
+    close(gae(jnp.ones(3), jnp.zeros(3), mask[:3], 0.5, 1.0)[0], [1.75, 1.5, 1.0])  # R_t = r_t + γ R_{t+1}
     close(gae(rewards, values, mask, 1.0, 1.0)[1], to_go, 1e-5)  # λ = 1: returns do not depend on the values
     close(gae(rewards, values, mask, 1.0, 0.0)[0], rewards + jnp.append(values[1:], 0) - values, 1e-5)
 
@@ -182,18 +175,35 @@ def test_gae_vmaps_over_responses_of_different_length():
 
 def test_the_running_mean_is_the_mean_of_everything_however_it_was_batched():
     scores = jax.random.normal(jax.random.key(2), (24,)) * 3 + 1000
-    states = [RunningMean.zero(), RunningMean.zero().add(scores)]
-    for part in (scores[:1], scores[1:9], scores[9:].reshape(3, 5)):
-        states[0] = jax.jit(RunningMean.add)(states[0], part)
-    want = np.asarray(scores, np.float64)
-    for state in states:
-        assert int(state.count) == 24
-        close((state.mean, state.squares / 23), (want.mean(), want.var(ddof=1)), 1e-5)
+    for real in (jnp.ones(24, bool), jnp.arange(24) % 3 > 0):  # the second leaves the first batch empty
+        given = jnp.where(real, scores, NAN)
+        parts, whole = RunningMean.zero(), RunningMean.zero().add(given, real)
+        for cut in (lambda x: x[:1], lambda x: x[1:9], lambda x: x[9:].reshape(3, 5)):
+            parts = jax.jit(RunningMean.add)(parts, cut(given), cut(real))
+        want = np.asarray(scores, np.float64)[real]
+        for state in (parts, whole):
+            assert int(state.count) == want.size
+            close((state.mean, state.squares / (want.size - 1)), (want.mean(), want.var(ddof=1)), 1e-5)
+
+
+def test_only_real_scores_move_the_running_mean():
+    """2, 4: mean 3, squares 1 + 1. Then 9: mean 5, squares 9 + 1 + 16. What else the batch holds does not show."""
+    for other in (0.0, 1e30, NAN, jnp.inf):
+        first = RunningMean.zero().add(jnp.array([other, 2.0, 4.0, other]), jnp.array([False, True, True, False]))
+        close(first, RunningMean(2, 3.0, 2.0))
+        close(first.add(jnp.array([9.0, other]), jnp.array([True, False])), RunningMean(3, 5.0, 26.0))
+
+
+def test_a_batch_without_any_real_score_changes_nothing():
+    for state in (RunningMean.zero(), RunningMean.zero().add(jnp.array([2.0, 4.0, 1e3]), jnp.ones(3, bool))):
+        after = state.add(jnp.array([NAN, 1e30, 7.0]), jnp.zeros(3, bool))
+        jax.tree.map(np.testing.assert_array_equal, after, state)
+        assert [x.dtype for x in after] == [x.dtype for x in state]  # so it can be carried through a scan
 
 
 def test_normalising_subtracts_and_divides_only_when_asked():
     """After 1, 3: mean 2, and the deviation over n - 1 is √2; then 8: mean 4."""
-    state = RunningMean.zero().add(jnp.array([1.0, 3.0]))
+    state = RunningMean.zero().add(jnp.array([1.0, 3.0]), jnp.ones(2, bool))
     close(state.normalise(jnp.array([1.0, 3.0])), [-1, 1])
     close(state.normalise(jnp.array([4.0]), divide=True), [2 / np.sqrt(2)])
-    close(state.add(jnp.array([8.0])).normalise(jnp.array([8.0])), [4])
+    close(state.add(jnp.array([8.0]), jnp.ones(1, bool)).normalise(jnp.array([8.0])), [4])

@@ -9,10 +9,11 @@ what they say, so the two reward models share none, and neither has seen what th
 import gzip
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from qwenjax import storage
 from qwenjax.data.worker import keyed_hash
 
 KINDS = {
@@ -140,9 +141,18 @@ def pairs(texts: Iterable[Text], partners: int = PARTNERS) -> list[Pair]:
     return sorted(found, key=lambda p: keyed_hash("pair", 0, p.better.text + "\n" + p.worse.text))
 
 
-def both_directions(some: Sequence[Pair]) -> list[Pair]:
-    """Every pair twice: asked for a positive text, and for a negative one, where the other is the better answer."""
-    return [turned for p in some for turned in (Pair(*p[:2], "positive"), Pair(p.worse, p.better, "negative"))]
+def both_directions(some: Sequence[Pair], plain: bool = False) -> list[Pair]:
+    """Every pair twice: asked for a positive text, and for a negative one, where the other is the better answer.
+
+    Args:
+      plain: a third time, asked for no direction, where the one with the higher rating is better. What a text says is
+        learnt from these first, and then what was asked for: without them a model stays at chance for long, as neither
+        tells anything alone.
+    """
+    found = []
+    for one in some:
+        found += [one] * plain + [Pair(*one[:2], "positive"), Pair(one.worse, one.better, "negative")]
+    return found
 
 
 def relabelled(texts: Sequence[Text]) -> list[Text]:
@@ -177,15 +187,15 @@ def leaning(text: Text) -> str:
 
 
 def write(path: Path, rows: Iterable[dict]) -> Path:
-    """Writes rows as JSON lines, whole or not at all, unless they are there."""
+    """Writes rows as JSON lines, whole or not at all, unless they are there.
+
+    Raises:
+      ValueError: others are there, from which runs beside them have learnt.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        working = path.with_name(path.name + ".tmp")
-        working.write_text("".join(_lines(rows)), encoding="utf-8")
-        working.replace(path)
+        storage.write(path, text)
+    elif path.read_bytes() != text:
+        raise ValueError(f"{path} was made from other ratings, or by another version: use another --workdir")
     return path
-
-
-def _lines(rows: Iterable[dict]) -> Iterator[str]:
-    for row in rows:
-        yield json.dumps(row, ensure_ascii=False) + "\n"

@@ -57,14 +57,15 @@ def make(texts: Sequence[Text], folder: Path) -> None:
 def comparisons(texts: Sequence[Text]) -> dict[str, list[Pair]]:
     """Pairs in both directions: to pretrain on, to tune on, of the gold reward model, and to test on."""
 
-    def chosen(part: str, kinds: Sequence[str], partners: int = data.PARTNERS) -> list[Pair]:
-        return data.both_directions(data.pairs((t for t in texts if t.part == part and t.kind in kinds), partners))
+    def chosen(part: str, kinds: Sequence[str], partners: int = data.PARTNERS, plain: bool = False) -> list[Pair]:
+        some = data.pairs((t for t in texts if t.part == part and t.kind in kinds), partners)
+        return data.both_directions(some, plain)
 
     others = [kind for kind in data.KINDS.values() if kind not in REVIEWS]
     return {
-        "pmp": chosen("proxy", REVIEWS),
+        "pmp": chosen("proxy", REVIEWS, 2, plain=True),
         "rm": chosen("proxy", others, 1)[:COMPARISONS],
-        "gold": chosen("gold", [*data.KINDS.values()]),
+        "gold": chosen("gold", [*data.KINDS.values()], plain=True),
         "test": chosen("test", others),
     }
 

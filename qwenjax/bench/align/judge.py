@@ -10,6 +10,7 @@ import numpy as np
 
 from qwenjax import storage
 from qwenjax.bench.align.data import Pair, Turns, answer, request
+from qwenjax.bench.align.stages import say
 from qwenjax.config import RL
 
 ROWS = 128  # responses written together
@@ -98,6 +99,7 @@ def judged(run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Pat
     compound and the score of each judge; kept in `file`, and read from there until one of these runs is another one.
     """
     if not fresh(file, [run, *judges.values()]):
+        say(f"\njudging {len(asked):,} answers of {run}")
         made = answers(run, asked, top_p=rl.top_p, new=rl.new_tokens)
         texts = [one.text for one in made]
         columns = {"text": texts, "ended": [one.ended for one in made], "tokens": [one.tokens for one in made]}

@@ -59,9 +59,9 @@ def claims_table(claims: Sequence[Claim]) -> str:
     """Markdown."""
     lines = ["| | claim | wanted | found | by seed |", "| --- | --- | --- | --- | --- |"]
     for claim in claims:
-        seeds = " ".join(f"{value:.3f}" for value in claim.values)
+        seeds = " ".join(f"{value:.3g}" for value in claim.values)
         verdict = "PASS" if claim.holds else "FAIL"
-        lines.append(f"| {verdict} | {claim.what} | {claim.sign} {claim.bound:g} | {claim.value:.3f} | {seeds} |")
+        lines.append(f"| {verdict} | {claim.what} | {claim.sign} {claim.bound:g} | {claim.value:.3g} | {seeds} |")
     return "\n".join(lines)
 
 
@@ -77,8 +77,8 @@ def table(result: dict) -> str:
         lines.append(" | ".join((f"| {name}", *(f"{share:.3f}" for share in shares))) + " |")
     for arm in seeds[0]["arms"]:
         lines += ["", f"| {arm}, median of {len(seeds)} seeds | |", "| --- | --- |"]
-        for name, values in numbers([seed["arms"][arm] for seed in seeds]).items():
-            lines.append(f"| {name} | {values:.3f} |")
+        for name, value in numbers([seed["arms"][arm] for seed in seeds]).items():
+            lines.append(f"| {name} | {value:.4g} |")
     return "\n".join(lines)
 
 

@@ -33,11 +33,22 @@ class PromptMixture(Mixture):
         """
         ranked = []
         for s, file in enumerate(self.files):
-            rows = np.arange(file.rows) if file.few else np.flatnonzero(file.held_out(self.validation))
+            rows = np.flatnonzero(file.held_out(self.validation))
+            rows = np.arange(file.rows) if s in self._without else rows
             _, first = np.unique(file.split_key[rows], return_index=True)  # one of equal prompts; sorted by their hash
             ranked += [(rank, s, int(rows[at])) for rank, at in enumerate(first)]
         found = [(s, i) for _, s, i in sorted(ranked)[:n]]
         return self._batch(found), self._texts(found)
+
+    @property
+    def _without(self) -> list[int]:
+        """Files that hold out no prompt: too few are there, or chance, or `validation`, left none."""
+        return [s for s, file in enumerate(self.files) if file.few or not file.held_out(self.validation).any()]
+
+    @property
+    def shared(self) -> list[str]:
+        """Files of which `held_out` gives prompts that are trained on."""
+        return [self.files[s].index["source"] for s in self._without]
 
     def _found(self, rows: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
         """File and number of the prompt there, of each row."""

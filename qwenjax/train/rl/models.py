@@ -26,8 +26,8 @@ from qwenjax.model import reward, transformer
 from qwenjax.objectives.returns import RunningMean
 from qwenjax.train import step as steps
 from qwenjax.train.backbone import Backbone
-from qwenjax.train.rl import scores
-from qwenjax.train.rl.scores import Judge
+from qwenjax.train.rl.function import Function, is_function
+from qwenjax.train.rl.judges import Judge
 from qwenjax.train.rl.steps import Learner
 from qwenjax.train.step import Program, State
 
@@ -48,20 +48,21 @@ class Models:
         if experiment.lora.whole:
             raise ValueError("lora.whole trains embeddings, but the reference needs them as they were: leave it out")
         named = {name: path for name, path in ((REWARD, rl.reward), (GOLD, rl.gold)) if path}
-        self.functions = {n: scores.load_function(path) for n, path in named.items() if scores.is_function(path)}
-        self.judges = {
-            n: Judge.of(path, experiment.model, compute) for n, path in named.items() if n not in self.functions
+        self.functions = {
+            name: Function(path, f"rl.{name}", rl.seconds) for name, path in named.items() if is_function(path)
         }
-        for name, judge in self.judges.items():
-            if judge.network.cfg.context < experiment.data.length:
-                raise ValueError(
-                    f"data.length={experiment.data.length} exceeds what rl.{name} was trained on "
-                    f"({judge.network.cfg.context}): its scores of longer texts mean nothing; lower data.length"
-                )
+        self.judges = {
+            name: Judge.of(path, experiment, compute, f"rl.{name}")
+            for name, path in named.items()
+            if name not in self.functions
+        }
         updates = rl.epochs * rl.minibatches
-        self.tx = optim.make(experiment.optim, experiment.steps, every=updates)
-        self.value_tx = optim.make(rl.value_optim, experiment.steps, every=updates)
         self.critic = experiment.task == "ppo"
+        self.alone = rl.value_steps if self.critic else 0  # iterations in which the value model alone learns
+        learning = max(1, experiment.steps - self.alone)
+        self.tx = optim.make(experiment.optim, learning, every=updates)
+        self.value_tx = optim.make(rl.value_optim, experiment.steps, every=updates)
+        self.rate = optim.schedule(experiment.optim, learning)
         self.valuer = Backbone(self._value_experiment(), compute, head=False)
         self.reference = transformer.Transformer(experiment.model, compute)  # without adapters
 
@@ -82,7 +83,7 @@ class Models:
         value, frozen = (), {"policy": base, "reference": () if self.adapters else self._held(policy)}
         if self.critic:
             trained, frozen["value"] = self.valuer.random(key)
-            value = {"backbone": trained, "reward": reward.init_head(self.valuer.cfg, key)}
+            value = {"backbone": trained, "head": reward.init_head(self.valuer.cfg, key), "bias": jnp.float32(0)}
         return policy, value, frozen | {name: judge.random(key) for name, judge in self.judges.items()}
 
     def _held(self, params: Any) -> Any:
@@ -102,6 +103,16 @@ class Models:
         """Shapes and places of state and batch. prompt: tokens of a prompt."""
         experiment = self.experiment
         steps.check_batch(experiment, mesh)
+        over, parts = mesh.shape["data"] * mesh.shape["fsdp"], experiment.rl.minibatches * experiment.accumulate
+        for rows, what in (
+            (experiment.data.batch // parts, f"data.batch={experiment.data.batch} in {parts} parts"),
+            (experiment.rl.ptx_rows // experiment.accumulate, f"rl.ptx_rows={experiment.rl.ptx_rows}"),
+        ):
+            if rows % over:
+                raise ValueError(
+                    f"{what} gives {rows} rows to an update, which do not divide over {over} devices (data x fsdp); "
+                    f"use a multiple of {over} rows, fewer rl.minibatches, or --set mesh.tensor=…"
+                )
 
         def init() -> State:
             policy, value, frozen = nn.meta.unbox(self.random(jax.random.key(experiment.seed)))
@@ -150,9 +161,8 @@ class Models:
         """The frozen parts that come with the policy."""
         if self.adapters:
             return {"policy": base, "reference": ()}
-        held = jax.jit(self._held)(trained)
-        fingerprints["reference"] = checkpoint.fingerprint(held)
-        return {"policy": base, "reference": held}
+        fingerprints["reference"] = checkpoint.fingerprint(trained)
+        return {"policy": base, "reference": jax.jit(self._held)(trained)}
 
     def load_judges(self, mesh: Mesh, check: Check, fingerprints: dict[str, str]) -> dict[str, Any]:
         """The reward models, frozen."""
@@ -172,14 +182,12 @@ class Models:
         found = self.valuer.load(path, mesh, self.experiment.seed, lambda text: None)
         if found.tokenizer is not None:
             check(found.tokenizer.fingerprint, path)
-        head = found.reward
-        if head is None:
-            head = reward.init_head(self.valuer.cfg, jax.random.key(self.experiment.seed)).value
-        elif path == rl.reward:
-            head = head * frozen[REWARD]["gain"]
+        head, bias = reward.init_head(self.valuer.cfg, jax.random.key(self.experiment.seed)).value, 0.0
+        if found.scorer is not None:  # it begins by foretelling the calibrated score
+            head, bias = found.scorer.head * found.scorer.gain, found.scorer.bias
         base = found.frozen
         if self.adapters:
             fingerprints["value"] = checkpoint.fingerprint(base)
-            if path == rl.reward and self.experiment.lora.base == self.compute.dtype:
+            if REWARD in self.judges and path == rl.reward and self.experiment.lora.base == self.compute.dtype:
                 base = base | {"params": frozen[REWARD]["backbone"]}  # the same weights are held once
-        return {"backbone": found.trained, "reward": head}, base, path
+        return {"backbone": found.trained, "head": head, "bias": jnp.float32(bias)}, base, path

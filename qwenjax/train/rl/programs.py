@@ -6,46 +6,48 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
+from qwenjax import sharding
 from qwenjax.generate.rollout import Rollout, rollout
 from qwenjax.generate.sampling import Sample
 from qwenjax.model import reward, transformer
 from qwenjax.train.rl import steps
 from qwenjax.train.rl.models import REWARD, Models
-from qwenjax.train.rl.steps import Experience, Learner
-from qwenjax.train.step import Program, State, placed_batch
+from qwenjax.train.rl.steps import Experience, Learner, Measured
+from qwenjax.train.step import Program
 
 
 class Programs(NamedTuple):
-    """Jitted functions; `frozen` is State.frozen.
+    """Functions of an iteration; `frozen` is State.frozen.
 
     roll         (params of the policy, frozen, prompts [b p], lengths [b], seeds [b]) -> Rollout
-    roll_before  (frozen, prompts, lengths, seeds) -> Rollout, of the reference
-    measure      (policy, value, frozen, Rollout) -> (what was read, log-probabilities, …), numbers
-    learn        (measured, ended, scores, running mean, KL coefficient, step) -> Experience, …, numbers
+    measure      (policy, value, frozen, Rollout) -> Measured, numbers
+    learn        (Measured, ended, scores, running mean, KL coefficient, step) -> Experience, …, numbers
     policy_step  (Learner, frozen policy, Experience, rows, text) -> Learner, numbers; the learner is donated
-    value_step   the same for the value model, without text
-    look         (policy, frozen, Rollout) -> per response: KL, length, ended, entropy, scores of models
+    value_step   (Learner, frozen value, Experience, rows) -> Learner, numbers; likewise
+    roll_before  (frozen, prompts, lengths, seeds) -> Rollout, of the reference
+    inspect      (policy, frozen, Rollout) -> per response: KL, length, ended, entropy, scores of models
     """
 
     roll: Callable
-    roll_before: Callable
     measure: Callable
     learn: Callable
     policy_step: Callable
     value_step: Callable
-    look: Callable
+    roll_before: Callable
+    inspect: Callable
 
 
-def make(models: Models, places: State, stops: tuple[int, ...], size: int, pad: int) -> Programs:
-    """The programs of an experiment.
+def make(models: Models, program: Program, stops: tuple[int, ...], end: int, size: int, pad: int) -> Programs:
+    """The programs of an experiment, jitted.
 
     Args:
-      places: of the state; what comes out of an update lies where it lay.
-      stops, size, pad: the tokenizer's: ids that end a response, number of ids, id behind responses.
+      stops, end, size, pad: the tokenizer's: ids that stop a response; the one of them that ends it as it should, where
+        a reward model reads; the number of ids; the id behind responses.
     """
     experiment, policy, valuer = models.experiment, models.policy, models.valuer
-    rl = experiment.rl
+    rl, places = experiment.rl, program.shardings
     parts = rl.minibatches * experiment.accumulate  # as many rows at a time as an update has
     text_loss = policy.loss(learning=False)
     sample = partial(
@@ -58,11 +60,16 @@ def make(models: Models, places: State, stops: tuple[int, ...], size: int, pad: 
         pad=pad,
     )
 
+    def ended(rolled: Rollout) -> Rollout:
+        """A response that stops as no answer does, by a forged turn or the end of a text, has not ended."""
+        last = jnp.take_along_axis(rolled.tokens, steps.responses(rolled).end[:, None], axis=1)[:, 0]
+        return rolled._replace(ended=rolled.ended & (last == end))
+
     def roll(trained, frozen, prompts, lengths, seeds):
-        return sample(policy.params(trained, frozen["policy"]), prompts, lengths, seeds)
+        return ended(sample(policy.params(trained, frozen["policy"]), prompts, lengths, seeds))
 
     def roll_before(frozen, prompts, lengths, seeds):
-        return sample(models.reference_params(frozen), prompts, lengths, seeds)
+        return ended(sample(models.reference_params(frozen), prompts, lengths, seeds))
 
     def both(trained, frozen, read):
         """Log-probabilities and entropy under the policy, and log-probabilities under the reference."""
@@ -75,24 +82,21 @@ def make(models: Models, places: State, stops: tuple[int, ...], size: int, pad: 
             logp, entropy, reference = both(trained, frozen, read)
             values, scores = jnp.zeros(logp.shape, jnp.float32), jnp.zeros(len(logp), jnp.float32)
             if models.critic:
-                collections = valuer.variables(value["backbone"], frozen["value"])
-                values = reward.values(valuer.plain, collections, value["reward"], read.tokens, read.positions)
+                collections, at = valuer.variables(value["backbone"], frozen["value"]), (read.tokens, read.positions)
+                values = reward.values(valuer.plain, collections, value["head"], *at) + value["bias"]
             if REWARD in models.judges:
                 scores = models.judges[REWARD].score(frozen[REWARD], read)
-            return read, logp, entropy, reference, values, scores
+            return Measured(read, logp, entropy, reference, values, scores)
 
         found = steps.in_parts(part, parts, rolled)
-        return found, steps.sampler_numbers(rolled, found[1])
+        return found, steps.sampler_numbers(rolled, found.logp)
 
     def learn(measured, ended, scores, running, kl_coef, step):
-        read, logp, entropy, reference, values, _ = measured
+        order = None
         if rl.shuffle:
-            scores = jax.random.permutation(jax.random.fold_in(jax.random.key(experiment.seed + 1), step), scores)
-        experience, running, kl_coef, numbers = steps.experience(
-            experiment.task, rl, read, scores, ended, logp, reference, values, running, kl_coef
-        )
-        numbers["entropy"] = jnp.sum(entropy) / jnp.maximum(jnp.sum(read.mask), 1)
-        return experience, running, kl_coef, numbers
+            key = jax.random.fold_in(jax.random.key(experiment.seed + 1), step)
+            order = jax.random.permutation(key, len(scores))
+        return steps.experience(experiment.task, rl, measured, scores, ended, running, kl_coef, order)
 
     def policy_step(learner, frozen, experience: Experience, rows, text):
         loss = steps.policy_loss(experiment.task, rl, policy)
@@ -103,7 +107,7 @@ def make(models: Models, places: State, stops: tuple[int, ...], size: int, pad: 
         loss, some = steps.value_loss(rl, valuer), experience.rows(rows)
         return steps.update(loss, models.value_tx, learner, frozen, some, experiment.accumulate)
 
-    def look(trained, frozen, rolled) -> dict[str, Any]:
+    def inspect(trained, frozen, rolled) -> dict[str, Any]:
         read = steps.responses(rolled)
         logp, entropy, reference = both(trained, frozen, read)
         length = jnp.sum(read.mask, axis=1)
@@ -111,54 +115,46 @@ def make(models: Models, places: State, stops: tuple[int, ...], size: int, pad: 
         found["entropy"] = jnp.sum(entropy, axis=1) / jnp.maximum(length, 1)
         return found | {name: judge.score(frozen[name], read) for name, judge in models.judges.items()}
 
-    here = places.step
-    policy_places = Learner(places.params, places.opt_state["policy"])
+    here, rows = places.step, NamedSharding(program.mesh, sharding.spec("batch"))
+    learner = Learner(places.params, places.opt_state["policy"])
     return Programs(
-        jax.jit(roll),
-        jax.jit(roll_before),
-        jax.jit(measure),
-        jax.jit(learn, out_shardings=(None, here, here, here)),
-        jax.jit(policy_step, donate_argnums=0, out_shardings=(policy_places, here)),
-        jax.jit(value_step, donate_argnums=0, out_shardings=(places.opt_state["value"] or here, here)),
-        jax.jit(look),
+        roll=jax.jit(roll, out_shardings=rows),
+        measure=jax.jit(measure, out_shardings=(rows, here)),
+        learn=jax.jit(learn, out_shardings=(rows, here, here, here)),
+        policy_step=jax.jit(policy_step, donate_argnums=0, out_shardings=(learner, here)),
+        value_step=jax.jit(value_step, donate_argnums=0, out_shardings=(places.opt_state["value"] or here, here)),
+        roll_before=jax.jit(roll_before, out_shardings=rows),
+        inspect=jax.jit(inspect),
     )
 
 
-def lowered(models: Models, program: Program) -> dict[str, Any]:
-    """The programs of an iteration for the devices of the mesh, without a tokenizer or any file."""
+def lowered(run: Programs, models: Models, program: Program, text: dict) -> dict[str, Any]:
+    """The programs of an iteration, by name, ready to be compiled for the devices of the mesh."""
     experiment, mesh, state = models.experiment, program.mesh, program.abstract_state()
-    run = make(models, program.shardings, (0,), experiment.model.vocab, 0)
-    length, rl = experiment.data.length, experiment.rl
+    rows, here = NamedSharding(mesh, sharding.spec("batch")), program.shardings.step
 
-    def placed(tree):
-        return jax.tree.map(lambda x: placed_batch({"x": x}, length, mesh)["x"], tree)
+    def abstract(f: Callable, *args, place=rows) -> Any:
+        shapes = jax.eval_shape(f, *args)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
-    def abstract(f: Callable, *args) -> Any:
-        return jax.eval_shape(f, *args)
-
-    seeds = placed(jax.ShapeDtypeStruct((experiment.data.batch,), jnp.uint32))
+    rest, critic = state.opt_state, state.opt_state["value"]
+    seeds = jax.ShapeDtypeStruct((experiment.data.batch,), jnp.uint32, sharding=rows)
+    size = experiment.data.batch // experiment.rl.minibatches
+    some = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=here)
     asked = (state.params, state.frozen, program.batch["prompts"], program.batch["lengths"], seeds)
-    size = experiment.data.batch // rl.minibatches
-    rows = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=program.shardings.step)
-    critic = state.opt_state["value"]
     with jax.set_mesh(mesh):
-        rolled = placed(abstract(run.roll, *asked))
-        measured = placed(abstract(run.measure, state.params, critic.params if critic else (), state.frozen, rolled)[0])
-        running = (state.opt_state["scores"], state.opt_state["kl_coef"], state.step)
-        learned = (measured, rolled.ended, measured[-1], *running)
-        experience = placed(abstract(run.learn, *learned)[0])
-        text: Any = ()
-        if rl.ptx:
-            text = {
-                name: jax.ShapeDtypeStruct((rl.ptx_rows, length), jnp.float32 if name == "weights" else jnp.int32)
-                for name in ("inputs", "targets", "positions", "weights")
-            }
-        policy = Learner(state.params, state.opt_state["policy"])
+        rolled = abstract(run.roll, *asked)
+        read = (state.params, critic.params if critic else (), state.frozen, rolled)
+        measured = abstract(lambda *xs: run.measure(*xs)[0], *read)
+        scored = (measured, rolled.ended, measured.scores, rest["scores"], rest["kl_coef"], state.step)
+        experience = abstract(lambda *xs: run.learn(*xs)[0], *scored)
+        policy = (Learner(state.params, rest["policy"]), state.frozen["policy"], experience, some, text)
         found = {
-            "rollout": run.roll.lower(*asked),
-            "measure": run.measure.lower(state.params, critic.params if critic else (), state.frozen, rolled),
-            "policy step": run.policy_step.lower(policy, state.frozen["policy"], experience, rows, placed(text)),
+            "roll": run.roll.lower(*asked),
+            "measure": run.measure.lower(*read),
+            "learn": run.learn.lower(*scored),
+            "policy_step": run.policy_step.lower(*policy),
         }
         if models.critic:
-            found["value step"] = run.value_step.lower(critic, state.frozen["value"], experience, rows)
+            found["value_step"] = run.value_step.lower(critic, state.frozen["value"], experience, some)
     return found

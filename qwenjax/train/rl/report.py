@@ -7,6 +7,7 @@ import numpy as np
 
 from qwenjax import telemetry
 from qwenjax.telemetry import Panel
+from qwenjax.train.rl.evaluation import summary
 
 SHOWN = 8  # prompts in the table of answers
 NAMES = {
@@ -29,13 +30,6 @@ PANELS = (
 )
 
 
-def summary(found: dict[str, Any]) -> dict[str, float]:
-    """Means over the answers to the held-out prompts, under the names of metrics.jsonl."""
-    names = {"reward": "eval_score", "gold": "eval_gold"}
-    means = {names.get(k, f"eval_{k}"): float(np.mean(v)) for k, v in found.items() if k != "answers"}
-    return means | {"eval_unique": len(set(found["answers"])) / len(found["answers"])}
-
-
 def judged(metrics: dict[str, float], before: dict[str, float]) -> str:
     """One line on an evaluation, beside the policy that the run began with."""
     parts = [f"held-out prompts: score {before['eval_score']:+.3f} -> {metrics['eval_score']:+.3f}"]
@@ -47,8 +41,13 @@ def judged(metrics: dict[str, float], before: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, float]) -> list[str]:
-    """What looks wrong, in words; thresholds are ours. `rows`: of metrics.jsonl."""
+def alarms(rows: list[dict], metrics: dict[str, float], spread: dict[str, Any]) -> list[str]:
+    """What looks wrong, in words; thresholds are ours.
+
+    Args:
+      rows: of metrics.jsonl. spread: what `Evaluation` found of the policy that the run began with.
+    """
+    before = summary(spread)
     steps = [r for r in rows if "score" in r]
     found = []
     if not steps:
@@ -69,9 +68,15 @@ def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, float]
             f"sampling and training disagree: before an update a token's ratio was off by {worst:.2g} where it should "
             "be 1; another kernel, or a precision that is too low"
         )
-    gain, proxy = metrics.get("eval_gold", 0) - before.get("eval_gold", 0), metrics["eval_score"] - before["eval_score"]
-    if "eval_gold" in metrics and proxy > 0 and gain < 0.5 * proxy:
-        found.append(f"reward hacking: the score rose by {proxy:.2f}, a judge that did not teach saw {gain:+.2f} of it")
+    proxy = metrics["eval_score"] - before["eval_score"]
+    if "eval_gold" in metrics:
+        units = [max(float(np.std(spread[name])), 1e-6) for name in ("reward", "gold")]
+        gain, rise = (metrics["eval_gold"] - before["eval_gold"]) / units[1], proxy / units[0]
+        if rise > 0 and gain < 0.5 * rise:
+            found.append(
+                f"reward hacking: the score rose by {rise:.2f} standard deviations, and by {gain:+.2f} in the eyes of "
+                "a judge that did not teach"
+            )
     longer = metrics["eval_length"] / max(before["eval_length"], 1)
     if longer > 1.5 and proxy > 0:
         found.append(f"length: responses have become {longer:.1f} times as long while the score rose; look at them")
@@ -90,23 +95,24 @@ def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, float]
     return found
 
 
-def write(task: Any, workdir: Path, rows: list[dict], metrics: dict[str, float], before: dict[str, float]) -> list[str]:
+def write(task: Any, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
     """Draws curves.png; lines of the report."""
     panels = [panel for panel in PANELS if any(name in row for row in rows for name in panel.names)]
     telemetry.plot(rows, workdir / "curves.png", panels)
-    raised = alarms(rows, metrics, before)
-    asked = "prompts it learns from" if task.few else "held-out prompts"
-    lines = ["![curves](curves.png)", "", *(f"**Alarm.** {text}" for text in raised)]
+    judged, before = task.evaluation, summary(task.evaluation.before)
+    raised = alarms(rows, metrics, judged.before)
+    asked = "prompts, of which it learns from some" if task.mixture.shared else "held-out prompts"
+    lines = ["![curves](curves.png)", "", *(f"**Alarm.** {text}\n" for text in raised)]
     lines += ["No alarms."] if not raised else []
-    lines += ["", f"| {len(task.after['answers'])} {asked} | before | after |", "| --- | --- | --- |"]
+    lines += ["", f"| {len(judged.rows)} {asked} | before | after |", "| --- | --- | --- |"]
     for name, title in NAMES.items():
         if name in metrics:
             old = f"{before[name]:.3f}" if name in before else _first(rows, name)
             lines.append(f"| {title} | {old} | {metrics[name]:.3f} |")
     lines += ["", "| prompt | before | score | after | score |", "| --- | --- | --- | --- | --- |"]
-    for i, row in enumerate(task.asked_texts[:SHOWN]):
+    for i, row in enumerate(judged.rows[:SHOWN]):
         cells = [_cell(row["prompt"][-1]["content"])]
-        for found in (task.before, task.after):
+        for found in (judged.before, judged.after):
             cells += [_cell(found["answers"][i]), f"{found['reward'][i]:+.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

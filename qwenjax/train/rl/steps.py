@@ -17,7 +17,7 @@ from qwenjax.generate.rollout import Rollout
 from qwenjax.model import reward, transformer
 from qwenjax.objectives import groups, ppo, returns
 from qwenjax.objectives.log_probs import token_log_probs
-from qwenjax.objectives.masked import explained_variance, kept, masked_mean, masked_sum, whiten
+from qwenjax.objectives.masked import explained_variance, kept, masked_mean, masked_variance, whiten
 from qwenjax.objectives.returns import RunningMean
 from qwenjax.train.backbone import Backbone
 from qwenjax.train.step import LossFn, gradients
@@ -73,6 +73,17 @@ def in_parts(f: Callable, parts: int, *rows: Any) -> Any:
     return jax.tree.map(join, jax.lax.map(one, jax.tree.map(cut, rows)))
 
 
+class Measured(NamedTuple):
+    """What the models say of responses; [b t], aligned to actions."""
+
+    read: Responses
+    logp: jax.Array
+    entropy: jax.Array
+    ref_logp: jax.Array
+    values: jax.Array  # 0 without a value model
+    scores: jax.Array  # [b] of the reward model; 0 without one
+
+
 class Experience(NamedTuple):
     """All that an update learns from, beside the prompts and responses; each [b t], aligned to actions."""
 
@@ -95,44 +106,44 @@ class Experience(NamedTuple):
 def experience(
     task: str,
     rl: RL,
-    read: Responses,
+    measured: Measured,
     scores: jax.Array,
     ended: jax.Array,
-    logp: jax.Array,
-    ref_logp: jax.Array,
-    values: jax.Array,
     running: RunningMean,
     kl_coef: jax.Array,
+    order: jax.Array | None = None,
 ) -> tuple[Experience, RunningMean, jax.Array, Numbers]:
     """From scores [b] to advantages: normalised scores, KL penalty, GAE (ppo) or comparison within a prompt's group.
 
+    Args:
+      ended: bool [b]; scores of responses that did not end count nowhere.
+      order: control: the response whose normalised score each response is given.
     Returns: what to learn from, the running mean with these scores, the next KL coefficient, and numbers to log.
     """
+    read, logp, _, ref_logp, values, _ = measured
     mask = read.mask
-    running = running.add(scores)
+    running = running.add(scores, ended)
     normalised = returns.unfinished(running.normalise(scores, rl.divide), ended, rl.missing_end)
+    normalised = normalised if order is None else normalised[order]
     k1 = jnp.sum(ppo.kl_k1(logp, ref_logp, mask), axis=1)  # nats per response
+    earned = normalised if task == "grpo" else normalised - kl_coef * k1  # grpo has the penalty in its loss
     if task == "ppo":
         rewards = jax.vmap(returns.token_rewards, (0, 0, 0, 0, None))(normalised, logp, ref_logp, mask, kl_coef)
         raw, targets = jax.vmap(lambda r, v, m: returns.gae(r, v, m, rl.gamma, rl.lam))(rewards, values, mask)
         advantages = whiten(raw, mask)
     else:
-        if task == "grpo":
-            one = jax.vmap(groups.group_advantages)(normalised.reshape(-1, rl.responses))
-        else:  # reinforce: the penalty is part of what a response earned
-            one = jax.vmap(groups.leave_one_out)((normalised - kl_coef * k1).reshape(-1, rl.responses))
+        compared = groups.group_advantages if task == "grpo" else groups.leave_one_out
+        one = jax.vmap(compared)(earned.reshape(-1, rl.responses))
         advantages, targets = kept(one.reshape(-1, 1), mask), jnp.zeros(mask.shape, jnp.float32)
-    if rl.kl_target:
-        kl_next = ppo.adaptive_kl(kl_coef, jnp.mean(k1), rl.kl_target, scores.size)
-    else:
-        kl_next = kl_coef
+    kl_next = ppo.adaptive_kl(kl_coef, jnp.mean(k1), rl.kl_target, scores.size) if rl.kl_target else kl_coef
     numbers = {
-        "score": jnp.mean(scores),
-        "score_std": jnp.std(scores),
-        "reward": jnp.mean(normalised - kl_coef * k1),
+        "score": masked_mean(scores, ended),
+        "score_std": jnp.sqrt(masked_variance(scores, ended)),
+        "reward": jnp.mean(earned),
         "kl": jnp.mean(k1),
         "kl_k3": jnp.mean(jnp.sum(ppo.kl_k3(logp, ref_logp, mask), axis=1)),
         "kl_coef": kl_coef,
+        "entropy": masked_mean(measured.entropy, mask),
         "length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
         "ended": jnp.mean(ended.astype(jnp.float32)),
     }
@@ -143,11 +154,11 @@ def experience(
 
 
 def policy_loss(task: str, rl: RL, backbone: Backbone) -> LossFn:
-    """-> (summed loss, sums: weight, clipped tokens, entropy, KL to the policy that sampled, tokens)."""
+    """-> (summed loss, sums over tokens: weight, clipped, KL from the policy that sampled to this one)."""
 
     def loss_fn(trained, frozen, batch: Experience, rng):
         mask = batch.read.mask
-        logp, entropy = log_probs(backbone.plain, backbone.variables(trained, frozen), batch.read)
+        logp, _ = log_probs(backbone.plain, backbone.variables(trained, frozen), batch.read)
         if task == "ppo":
             total, weight = ppo.policy_loss(logp, batch.old_logp, batch.advantages, mask, rl.clip)
         elif task == "grpo":
@@ -157,13 +168,10 @@ def policy_loss(task: str, rl: RL, backbone: Backbone) -> LossFn:
             total, weight = map(jnp.sum, one(logp, batch.old_logp, batch.ref_logp, first, mask))
         else:
             total, weight = groups.reinforce_loss(logp, batch.advantages, mask)
-        sums = {
-            "weight": weight,
-            "tokens": jnp.sum(mask, dtype=jnp.float32),
-            "clipped": ppo.clip_fraction(logp, batch.old_logp, batch.advantages, mask, rl.clip)[0],
-            "entropy": jnp.sum(entropy),
-            "drift": masked_sum(ppo.kl_k3(logp, batch.old_logp, mask), mask)[0],
-        }
+        sums = {"weight": weight, "tokens": jnp.sum(mask, dtype=jnp.float32)}
+        sums["approx_kl"] = jnp.sum(ppo.kl_k3(batch.old_logp, logp, mask))
+        if task != "reinforce":  # which clips nothing
+            sums["clip_fraction"] = ppo.clip_fraction(logp, batch.old_logp, batch.advantages, mask, rl.clip)[0]
         return total, jax.lax.stop_gradient(sums)
 
     return loss_fn
@@ -175,7 +183,7 @@ def value_loss(rl: RL, backbone: Backbone) -> LossFn:
     def loss_fn(trained, frozen, batch: Experience, rng):
         read, network = batch.read, backbone.plain
         collections = backbone.variables(trained["backbone"], frozen)
-        values = reward.values(network, collections, trained["reward"], read.tokens, read.positions)
+        values = reward.values(network, collections, trained["head"], read.tokens, read.positions) + trained["bias"]
         total, weight = ppo.value_loss(values, batch.old_values, batch.returns, read.mask, rl.value_clip)
         return total, {"weight": weight}
 

@@ -22,18 +22,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from qwenjax.config import Experiment
 from qwenjax.data import dialogues, stream
 from qwenjax.data import prepare as preparation
-from qwenjax.generate.rollout import Rollout
 from qwenjax.text import chatml
 from qwenjax.train import pretrain
 from qwenjax.train import step as steps
 from qwenjax.train.backbone import Loaded
-from qwenjax.train.rl import report as rl_report
-from qwenjax.train.rl import scores
+from qwenjax.train.rl import report
+from qwenjax.train.rl.evaluation import Evaluation, Texts, summary
 from qwenjax.train.rl.models import REWARD, Models
 from qwenjax.train.rl.programs import Programs, lowered, make
 from qwenjax.train.rl.steps import Experience, Learner
@@ -55,9 +54,6 @@ class RL(Task):
         self.room = experiment.data.length - rl.new_tokens  # for a prompt
         self.program = self.models.program(mesh, self.room, self._iterate)
         self.nll = jax.jit(self.backbone.loss(learning=False))
-        self._replicate = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self.before: dict[str, Any] = {}
-        self.after: dict[str, Any] = {}
 
     # ---- data ----
 
@@ -70,19 +66,21 @@ class RL(Task):
             )
         self.tokenizer = self.load_tokenizer()
         self.stops = tuple(sorted({*(ids[0] for ids in chatml.stop_sequences(self.tokenizer)), self.tokenizer.eot}))
+        for function in self.models.functions.values():
+            function.start()
         # prompts that leave no room for the answer are refused: context extension is off in training
         files = self.open_files(dialogues.Encoding("assistant", self.room, chat.truncate, "prompt"), root)
         weights = [file.weight for file in chat.files]
         self.mixture = dialogues.PromptMixture(files, weights, self.experiment.seed, chat.validation)
         queries = self.experiment.steps * data.batch // self.rl.responses
         epochs = ", ".join(f"{n:.2f}" for n in self.mixture.epochs(queries))
-        self.few = [file.index["source"] for file in files if file.few]
-        self.asked, self.asked_texts = self.mixture.held_out(self.rl.eval_prompts)
+        self.texts = Texts(self.tokenizer, self.stops, self.program)
+        asked, found = self.mixture.held_out(self.rl.eval_prompts)
+        self.evaluation = Evaluation(asked, found, self.models, self.texts, self.mesh, self.experiment.seed)
         said = [line for file in files for line in file.lines()] + self.mixture.lines()
-        if self.few:
-            said.append(
-                f"{', '.join(self.few)}: too few prompts to hold some out; it is judged on those it learns from"
-            )
+        if self.mixture.shared:
+            files = ", ".join(self.mixture.shared)
+            said.append(f"{files}: too few prompts to hold some out; it is judged on some that it learns from")
         said.append(f"this run asks {queries:,} prompts ({epochs} epochs), {self.rl.responses} responses to each")
         self.held_out = stream.HeldOut([], [])
         if data.sources:
@@ -95,7 +93,8 @@ class RL(Task):
             said += lines
         elif self.rl.ptx:
             raise ValueError(f"rl.ptx={self.rl.ptx} is the weight of a loss on data.sources, of which there are none")
-        self.programs = make(self.models, self.program.shardings, self.stops, self.tokenizer.size, self.tokenizer.eot)
+        ids = (self.stops, self.tokenizer.im_end, self.tokenizer.size, self.tokenizer.eot)
+        self.programs = make(self.models, self.program, *ids)
         return [f"data        {line}" for line in said]
 
     @property
@@ -163,63 +162,74 @@ class RL(Task):
     # ---- an iteration ----
 
     def compile(self) -> tuple[Step, Any]:
-        return self._iterate, None  # its programs are compiled when they are first called
+        compiled = {name: one.compile() for name, one in self.lowered().items()}
+        self._run = self.programs._replace(**compiled)
+        return self._iterate, None
 
     def lowered(self) -> dict[str, Any]:
-        return lowered(self.models, self.program)
+        model, text = self.experiment.model, self.text_batch if self.rl.ptx else ()
+        # any ids do for a plan, which has no tokenizer
+        run = getattr(self, "programs", None) or make(self.models, self.program, (0,), 0, model.vocab, 0)
+        return lowered(run, self.models, self.program, text)
 
     def _iterate(self, state: State, batch: dict, limits: np.ndarray) -> tuple[State, dict]:
         began = time.perf_counter()
-        run, step, rest, frozen = self.programs, int(state.step), state.opt_state, state.frozen
+        run, step, rest, frozen = self._run, int(state.step), state.opt_state, state.frozen
         with jax.set_mesh(self.mesh):
             rolled = run.roll(state.params, frozen, batch["prompts"], batch["lengths"], self._seeds(step))
             made = int(jnp.sum(rolled.mask))
             rolled_at = time.perf_counter()
+            asks = REWARD in self.models.functions
+            answers = self.texts.of(rolled) if asks else []
             value = rest["value"].params if self.models.critic else ()
-            found, seen = run.measure(state.params, value, frozen, rolled)
-            raw = found[-1]
-            if REWARD in self.models.functions:  # while the devices measure
-                raw = self._told(REWARD, rolled, self.mixture.texts(self._rows_of(batch) // self.rl.responses))
-            jax.block_until_ready(found)
-            learned, running, kl_coef, numbers = run.learn(
-                found, rolled.ended, raw, rest["scores"], rest["kl_coef"], state.step
-            )
+            measured, seen = run.measure(state.params, value, frozen, rolled)
+            scores = measured.scores
+            if asks:  # while the devices measure
+                rows = self.texts.whole(batch["rows"]) // self.rl.responses
+                told = self.models.functions[REWARD](self.mixture.texts(rows), answers)
+                scores = jax.device_put(told, scores.sharding)
+            found = run.learn(measured, rolled.ended, scores, rest["scores"], rest["kl_coef"], state.step)
+            experience, running, kl_coef, numbers = jax.block_until_ready(found)
             scored_at = time.perf_counter()
-            policy, critic, updates = self._update(state, learned, batch, step)
+            policy, critic, updates = self._update(state, experience, batch, step)
+            read = int(jnp.sum(measured.read.positions >= 0))
         rest = {"policy": policy.opt_state, "value": critic, "scores": running, "kl_coef": kl_coef}
-        numbers = jax.device_get(numbers | seen | updates)
+        numbers = {name: np.float32(x) for name, x in jax.device_get(numbers | seen | updates).items()}
         done = time.perf_counter()
-        width = self.experiment.data.batch * self.experiment.data.length
+        learnt = read * self.rl.epochs + self.updates * self.rl.ptx_rows * self.experiment.data.length
+        seconds = {"rollout": rolled_at - began, "score": scored_at - rolled_at, "update": done - scored_at}
         numbers |= {
-            "tokens": np.float32(made),
-            "rollout_tokens_per_second": np.float32(made / (rolled_at - began)),
-            "update_tokens_per_second": np.float32(width * self.rl.epochs / (done - scored_at)),
-            "rollout_seconds": np.float32(rolled_at - began),
-            "score_seconds": np.float32(scored_at - rolled_at),
-            "update_seconds": np.float32(done - scored_at),
+            "lr": 0.0 if step < self.models.alone else float(self.models.rate(step - self.models.alone)),
+            "tokens": made,
+            "tokens_per_second": made / (done - began),
+            "rollout_tokens_per_second": made / seconds["rollout"],
+            "update_tokens_per_second": learnt / seconds["update"],
+            **{f"{name}_seconds": value for name, value in seconds.items()},
         }
-        return State(state.step + 1, policy.params, rest, frozen), numbers
+        return State(state.step + 1, policy.params, rest, frozen), {k: np.asarray(v) for k, v in numbers.items()}
 
-    def _update(self, state: State, learned: Experience, batch: dict, step: int) -> tuple[Learner, Any, dict]:
+    def _update(self, state: State, experience: Experience, batch: dict, step: int) -> tuple[Learner, Any, dict]:
         """All updates of an iteration; in the first `value_steps` of ppo the policy stays."""
         rest, frozen = state.opt_state, state.frozen
         policy, critic = Learner(state.params, rest["policy"]), rest["value"]
-        learns = not (self.models.critic and step < self.rl.value_steps)
+        learns = step >= self.models.alone
         size, seen = self.experiment.data.batch // self.rl.minibatches, []
         for n in range(self.updates):
             epoch, part = divmod(n, self.rl.minibatches)
-            order = np.random.default_rng((self.experiment.seed, step, epoch)).permutation(self.experiment.data.batch)
-            index = jnp.asarray(order[part * size : (part + 1) * size], jnp.int32)
+            order = np.random.default_rng((self.experiment.seed, step, 1 + epoch)).permutation(
+                self.experiment.data.batch
+            )
+            rows = np.asarray(order[part * size : (part + 1) * size], np.int32)
             numbers = {"applied": jnp.bool_(True)}
             if self.models.critic:
-                critic, found = self.programs.value_step(critic, frozen["value"], learned, index)
+                critic, found = self._run.value_step(critic, frozen["value"], experience, rows)
                 numbers |= {"value_loss": found["loss"], "value_grad_norm": found["grad_norm"]}
                 numbers["applied"] &= found["applied"]
             if learns:
                 text = batch["ptx"][n] if self.rl.ptx else ()
-                policy, found = self.programs.policy_step(policy, frozen["policy"], learned, index, text)
+                policy, found = self._run.policy_step(policy, frozen["policy"], experience, rows, text)
                 found["applied"] &= numbers["applied"]
-                numbers |= {{"clipped": "clip_fraction"}.get(k, k): v for k, v in found.items() if k != "entropy"}
+                numbers |= found
             else:
                 numbers |= {"loss": jnp.float32(0), "grad_norm": jnp.float32(0)}
             seen.append(numbers)
@@ -228,55 +238,13 @@ class RL(Task):
 
     def _seeds(self, step: int) -> np.ndarray:
         """Of an iteration's responses."""
-        return np.random.default_rng((self.experiment.seed, step)).integers(
-            1 << 32, size=self.experiment.data.batch, dtype=np.uint32
-        )
-
-    def _rows_of(self, batch: dict) -> np.ndarray:
-        return np.asarray(self._whole(batch["rows"]))
-
-    def _whole(self, x: jax.Array) -> np.ndarray:
-        """A global array on every host."""
-        return np.asarray(self._replicate(x))
-
-    def _answers(self, rolled: Rollout) -> list[str]:
-        """The responses as texts, without their end."""
-        tokens, mask = self._whole(rolled.tokens), self._whole(rolled.mask)
-        return [
-            self.tokenizer.decode([t for t in row[real].tolist() if t not in self.stops])
-            for row, real in zip(tokens, mask)
-        ]
-
-    def _told(self, name: str, rolled: Rollout, texts: list[dict]) -> np.ndarray:
-        """Scores by a Python function."""
-        function, spec = self.models.functions[name], getattr(self.rl, name)
-        answers = self._answers(rolled)
-        return scores.everywhere(lambda: scores.call(function, spec, self.rl.seconds, texts, answers), len(answers))
+        draw = np.random.default_rng((self.experiment.seed, step, 0))  # orders of an update have 1 and more
+        return draw.integers(1 << 32, size=self.experiment.data.batch, dtype=np.uint32)
 
     # ---- judgement ----
 
-    def _judge(self, state: State, reference: bool) -> dict[str, Any]:
-        """Answers to the held-out prompts, by the policy or the reference, and what is to be said of them."""
-        rows, split = len(self.asked["lengths"]), self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        fill = np.arange(-(-rows // split) * split) % rows
-        asked = self.asked["tokens"][fill], self.asked["lengths"][fill]
-        seeds = np.arange(len(fill), dtype=np.uint32) + np.uint32(self.experiment.seed)
-        with jax.set_mesh(self.mesh):
-            if reference:
-                rolled = self.programs.roll_before(state.frozen, *asked, seeds)
-            else:
-                rolled = self.programs.roll(state.params, state.frozen, *asked, seeds)
-            found = self.programs.look(state.params, state.frozen, rolled)
-            out = {name: self._whole(x)[:rows] for name, x in found.items()}
-            for name in self.models.functions:
-                out[name] = self._told(name, rolled, [self.asked_texts[i] for i in fill])[:rows]
-            return out | {"answers": self._answers(rolled)[:rows]}
-
     def evaluate(self, state: State) -> dict[str, float]:
-        if not self.before:
-            self.before = self._judge(state, reference=True)
-        self.after = self._judge(state, reference=False)
-        return rl_report.summary(self.after) | self._text_loss(state)
+        return self.evaluation.run(self.programs, state) | self._text_loss(state)
 
     def _text_loss(self, state: State) -> dict[str, float]:
         """Held-out loss on the pretraining data: the alignment tax."""
@@ -286,10 +254,9 @@ class RL(Task):
         return {"eval_lm_loss": nats / tokens}
 
     def samples(self, state: State) -> list[tuple[str, str]]:
-        if not self.after:
-            return []
-        asked = [chatml.render(row["prompt"]) for row in self.asked_texts]
-        return list(zip(asked, self.after["answers"]))[: rl_report.SHOWN]
+        found = self.evaluation.after.get("answers", [])
+        asked = [chatml.render(row["prompt"]) for row in self.evaluation.rows]
+        return list(zip(asked, found))[: report.SHOWN]
 
     # ---- words ----
 
@@ -302,10 +269,10 @@ class RL(Task):
         ]
 
     def judged(self, metrics: dict[str, float]) -> str:
-        return rl_report.judged(metrics, rl_report.summary(self.before))
+        return report.judged(metrics, summary(self.evaluation.before))
 
     def report(self, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
-        return rl_report.write(self, workdir, rows, metrics, rl_report.summary(self.before))
+        return report.write(self, workdir, rows, metrics)
 
     @property
     def pictures(self) -> tuple[str, ...]:
