@@ -3,8 +3,9 @@
     python -m qwenjax.train --exp=qwen7b_chat_sft --set init_from=BASE --set chat.files.0.path=FILE.jsonl
 
 The loss is on what the assistant says (report §3.1.2); the released code's mask is --set chat.policy=finetune_py. What
-follows the 1,430 steps of warm-up is not published: the rate stays. LoRA as released (finetune_lora_single_gpu.sh):
-    --set lora.rank=64 --set 'lora.whole=["embed", "head"]' --set optim.peak=3e-4 --set dropout=0
+follows the 1,430 steps of warm-up is not published: the rate stays. Adapters on a base model, as released:
+    --set lora.rank=64 --set 'lora.whole=["embed", "head"]' --set dropout=0
+    --set optim.peak=3e-4 --set optim.schedule=cosine --set optim.floor=0 --set optim.warmup=40
 """
 
 from qwenjax.config import QWEN_7B, AdamW, Chat, ChatFile, Data, Experiment

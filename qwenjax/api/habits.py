@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwenjax.config import ModelConfig
+from qwenjax.config import RL_TASKS, ModelConfig
 from qwenjax.interop.vocabulary import generation_config
 from qwenjax.text import Tokenizer
 
@@ -33,7 +33,7 @@ class Habits:
     @classmethod
     def of_run(cls, meta: Mapping[str, Any]) -> "Habits":
         """Of a run: its task says whether it saw dialogues."""
-        return cls(chat=meta["experiment"].get("task") in ("sft", "ppo"), ours=True)
+        return cls(chat=meta["experiment"].get("task") in ("sft", "dpo", *RL_TASKS), ours=True)
 
     @classmethod
     def of_files(cls, files: Mapping[str, Any]) -> "Habits":

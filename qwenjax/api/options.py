@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MODEL = """
 --model=PATH is found out by looking at the files:
   a directory of the Hugging Face form   Qwen, Qwen1.5 to 3, Llama and what is shaped like it; GPTQ of Int4 and Int8
+  a directory with adapter_config.json   low-rank adapters of PEFT, merged into the model that they name
   FILE.gguf                              the same models, with the vocabulary that lies inside
   a run, or one of its checkpoints       what `qwenjax.train` made; its newest whole checkpoint
 """

@@ -198,7 +198,7 @@ class Source:
         return merge(trained, below, how, dtype)
 
     def _beneath(self, cfg: ModelConfig, how: Lora, shardings: dict | None) -> dict:
-        """Parameters of the model beneath adapters on `cfg`: as training read them, under others' as they are stored."""
+        """Parameters of the model beneath adapters on `cfg`: as trained on; under others', as stored."""
         dtype = "bfloat16" if how.base != "float32" else "float32" if self.meta else self.base.dtype
         if self.meta and self.experiment.task == "reward" and self.base.meta and self.base.experiment.task == "reward":
             return jax.tree.map(lambda x: x.astype(dtype), self.base.scorer(shardings)[0])
@@ -289,19 +289,28 @@ def start_from(
       ValueError: the checkpoint's parameters have other shapes than the model's; the fields are named.
     """
     source = open_source(path)
+    differing = compare(source, model)
+    return replace(source, config=model).params(shardings, dtype), source.tokenizer(), differing
+
+
+def compare(source: Source, model: ModelConfig) -> list[str]:
+    """A sentence for each field in which a checkpoint's model and another compute differently.
+
+    Raises:
+      ValueError: they have parameters of other shapes; the fields are named.
+    """
+    path = source.path
     other = [name for name in SHAPE if getattr(source.config, name) != getattr(model, name)]
     if other:
         listed = ", ".join(f"{name}={getattr(source.config, name)} instead of {getattr(model, name)}" for name in other)
         asked = " ".join(f"--set model.{name}={getattr(source.config, name)}" for name in _settable(other))
         raise ValueError(f"{path} is of another shape than the experiment's model: {listed}; use {asked}")
-    differing = [
+    return [
         f"{field.name}={getattr(source.config, field.name)} in {path}, {getattr(model, field.name)} here"
         for field in dataclasses.fields(ModelConfig)
         if field.name not in (*SHAPE, "kv_heads", "head_width")
         and getattr(source.config, field.name) != getattr(model, field.name)
     ]
-    params = replace(source, config=model).params(shardings, dtype)
-    return params, source.tokenizer(), differing
 
 
 def _settable(names: list[str]) -> list[str]:

@@ -88,7 +88,8 @@ def split(params: dict, lora: Lora) -> tuple[dict, dict]:
         frozen = {"params": {**rest, "blocks": blocks}, "quantised": {"blocks": codes}}
     dtype = jnp.dtype("float32" if lora.base == "float32" else "bfloat16")
     frozen["params"] = jax.tree.map(lambda w: w.astype(dtype), frozen["params"])
-    return {"params": {name: params[name] for name in lora.whole}}, frozen
+    whole = {name: params[name] for name in lora.whole}
+    return {"params": jax.tree.map(lambda w: w.astype(jnp.float32), whole)}, frozen  # a master, as all that learns
 
 
 def _unboxed(f: Callable[[jax.Array], dict], weight: Any) -> dict:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from qwenjax.api.source import open_source, start_from
+from qwenjax.api.source import compare, open_source, start_from
 from qwenjax.config import Compute, Experiment, ModelConfig
 from qwenjax.model import lora, transformer
 from qwenjax.model.reward import headless
@@ -89,7 +89,7 @@ class Backbone:
             params, head = source.scorer(self._places(mesh, self.cfg))
             head = Scorer(head, *source.meta["calibration"])
             params = jax.tree.map(lambda x: x.astype(whole), params)
-            tokenizer, differing = source.tokenizer(), []
+            tokenizer, differing = source.tokenizer(), compare(source, self.whole)
         else:
             params, tokenizer, differing = start_from(path, self.whole, self._places(mesh, self.whole), whole)
             if not self.head:
