@@ -125,7 +125,7 @@ def fit(
             next_row = row
             if step not in checkpoints.steps():
                 save()
-                checkpoints.wait()
+            checkpoints.wait()  # also for the one of this step that is being written
             raise
 
     def leave_out(row: int, numbers: dict[str, float]) -> None:

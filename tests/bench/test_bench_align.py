@@ -119,7 +119,7 @@ def test_rows_are_of_the_schema_and_train_on_no_test_text(texts, tmp_path):
     directed.make(texts, tmp_path)
     held = {t.text for t in texts if t.part == "test"}
     files = {path.name: path.read_text().splitlines() for path in tmp_path.iterdir()}
-    assert len(files) == 11
+    assert len(files) == 13
     for name, lines in files.items():
         rows = [json.loads(line) for line in lines]
         assert rows, name

@@ -166,7 +166,7 @@ def test_a_batch_written_out(tmp_path):
         {"prompt": asked, "responses": [says("a"), says("bc"), says("d")], "scores": [1, 0.5, -2]},
         {"prompt": asked, "responses": [says("e"), says("fg")]},
     )
-    mixture = ListMixture([made(path, tmp_path, kind="preference", length=34)], [1], 0, validation=0)
+    mixture = ListMixture([made(path, tmp_path, kind="preference", length=34)], [1], 0, validation=0, responses=3)
     assert (mixture.k, mixture.length, mixture.eot, mixture.bins) == (3, 34, 256, (2,))
     order = [mixture.locate(row).window for row in range(2)]
     batch = mixture.batch([order.index(0), order.index(1)])
@@ -219,7 +219,7 @@ def wanted(row):
 
 def test_every_list_is_read_once_per_epoch_as_it_was_encoded(two):
     files, rows = two
-    mixture = ListMixture(files, [1, 1], seed=3, validation=0.1)
+    mixture = ListMixture(files, [1, 1], seed=3, validation=0.1, responses=4)
     held = [file.held_out(0.1) for file in files]
     assert all(0 < h.sum() < len(h) / 2 for h in held)
     assert mixture.bins == tuple(int((~h).sum()) for h in held)
@@ -254,6 +254,23 @@ def test_resuming_anywhere_on_any_hosts_equals_reading_on(two):
                 for name, array in whole.items():
                     assert np.array_equal(found[name], array[start + step * batch + np.array(mine)])
     assert [ListMixture(files, [3, 1], seed=8).locate(r) for r in range(48)] != [again.locate(r) for r in range(48)]
+
+
+def test_of_longer_lists_some_are_read_others_each_time(two):
+    files, rows = two
+    mixture = ListMixture(files, [1, 1], seed=3, validation=0.1, responses=2)
+    found, drawn = taken_apart(mixture.batch(range(400))), {}
+    for row, got in enumerate(found):
+        s, numbers = mixture.dialogues(row)
+        r = int(files[s].table["group"][numbers[0]])
+        everything = wanted(rows[s][r])
+        assert [pair for pair in everything if pair in got] == list(got)  # in their order, each once
+        assert len(got) == min(2, len(everything))
+        drawn.setdefault((s, r, len(everything)), set()).add(got)
+    assert max(len(pairs) for (_, _, n), pairs in drawn.items() if n == 4) > 1
+    assert all(len(pairs) == 1 for (_, _, n), pairs in drawn.items() if n == 2)
+    again = taken_apart(mixture.batch([7, 300]))
+    assert again == [found[7], found[300]]
 
 
 # ---- held-out lists ----
@@ -292,7 +309,7 @@ def test_few_prompts_are_split_by_prompt_and_responses(tmp_path):
 
 def test_held_out_lists_are_evaluated_once_each(two):
     files, rows = two
-    batches = validation_lists(files, 1 << 30, batch=7, validation=0.3)
+    batches = validation_lists(files, 1 << 30, batch=7, validation=0.3, responses=4)
     assert all(batch["tokens"].shape == (7, 4, 600) for batch in batches)
     found = [pair for batch in batches for pair in zip(batch["file"].tolist(), taken_apart(batch))]
     held = [(s, int(r)) for s, file in enumerate(files) for r in np.flatnonzero(file.held_out(0.3))]
@@ -303,7 +320,7 @@ def test_held_out_lists_are_evaluated_once_each(two):
     trained = {
         tuple(ids)
         for row in range(400)
-        for ids in ListMixture(files, [1, 1], 0, 0.3).batch([row])["tokens"][0].tolist()
+        for ids in ListMixture(files, [1, 1], 0, 0.3, 4).batch([row])["tokens"][0].tolist()
     }
     assert not trained & {tuple(ids) for batch in batches for ids in batch["tokens"].reshape(-1, 600).tolist()}
 

@@ -88,7 +88,7 @@ def test_accuracy_is_by_the_implied_reward(stepped):
 
 
 def test_a_step_prefers_what_was_rated_higher_whichever_stands_first(stepped):
-    task, batch, states, _ = stepped
+    task, batch, *_ = stepped
     gaps = []
     for ratings in (batch["ratings"], np.ascontiguousarray(batch["ratings"][:, ::-1])):
         state = task.begin(lambda text: None)
@@ -99,7 +99,7 @@ def test_a_step_prefers_what_was_rated_higher_whichever_stands_first(stepped):
 
 
 def test_three_responses_and_trained_embeddings_are_refused(chats, sft):
-    with pytest.raises(ValueError, match="dpo compares pairs; preference.responses=3: leave it at 2"):
+    with pytest.raises(ValueError, match=r"dpo compares pairs; preference.responses=3: leave it at 2"):
         task_of(dpo_of(chats, sft, preference=Preference(responses=3)), chats)
     with pytest.raises(ValueError, match="the reference needs them as they were"):
         task_of(dpo_of(chats, sft, lora=Lora(rank=2, whole=("embed",))), chats)

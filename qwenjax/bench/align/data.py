@@ -145,9 +145,7 @@ def both_directions(some: Sequence[Pair], plain: bool = False) -> list[Pair]:
     """Every pair twice: asked for a positive text, and for a negative one, where the other is the better answer.
 
     Args:
-      plain: a third time, asked for no direction, where the one with the higher rating is better. What a text says is
-        learnt from these first, and then what was asked for: without them a model stays at chance for long, as neither
-        tells anything alone.
+      plain: a third time, asked for no direction, where the one with the higher rating is better.
     """
     found = []
     for one in some:

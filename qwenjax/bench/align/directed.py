@@ -3,6 +3,10 @@
 LM -> SFT -> preference-model pretraining (PMP) on reviews -> a reward model from 1000 comparisons of tweets and
 newspaper sentences -> PPO with the report's preset. Whoever says one nice word to everything gains nothing: half of the
 requests want the other direction, which a gold reward model on texts of its own looks for as well.
+
+PMP and the gold model learn in two stages: first what people like, then to give what was asked for. A text alone and a
+direction alone say nothing about which answer is better, and a model that learns both at once stays at chance
+(measured: 50.0 % after 500 steps; 72 % after 100 from a model that knows what people like).
 """
 
 import json
@@ -20,8 +24,7 @@ from qwenjax.jsonl import read_rows
 ARMS = {"preset": {}}  # the one there is
 REVIEWS = ("movie review", "product review")  # what PMP reads; the reward model proper reads the other kinds
 COMPARISONS = 1000  # rows that the reward model proper is trained on: half as many pairs, in both directions
-FEW_STEPS = 150  # of training on these
-WIDE = {"model.embed": 128, "model.ffn": 344}
+STEPS = {"rm-plain": 600, "rm-directed": 500, "rm-few": 150}  # of training: on likes, on requests, on comparisons
 
 CLAIMS = (
     Wanted("PMP then RM, accuracy at a gap of 1", lambda r: r["accuracy"]["rm"]["1"], ">=", 0.6),
@@ -57,16 +60,17 @@ def make(texts: Sequence[Text], folder: Path) -> None:
 def comparisons(texts: Sequence[Text]) -> dict[str, list[Pair]]:
     """Pairs in both directions: to pretrain on, to tune on, of the gold reward model, and to test on."""
 
-    def chosen(part: str, kinds: Sequence[str], partners: int = data.PARTNERS, plain: bool = False) -> list[Pair]:
-        some = data.pairs((t for t in texts if t.part == part and t.kind in kinds), partners)
-        return data.both_directions(some, plain)
+    def plain(part: str, kinds: Sequence[str], partners: int = data.PARTNERS) -> list[Pair]:
+        return data.pairs((text for text in texts if text.part == part and text.kind in kinds), partners)
 
-    others = [kind for kind in data.KINDS.values() if kind not in REVIEWS]
+    kinds = [*data.KINDS.values()]
+    others = [kind for kind in kinds if kind not in REVIEWS]
+    likes = {"pmp": plain("proxy", REVIEWS), "gold": plain("gold", kinds)}
     return {
-        "pmp": chosen("proxy", REVIEWS, 2, plain=True),
-        "rm": chosen("proxy", others, 1)[:COMPARISONS],
-        "gold": chosen("gold", [*data.KINDS.values()], plain=True),
-        "test": chosen("test", others),
+        **{f"{name}-plain": some for name, some in likes.items()},
+        **{name: data.both_directions(some, plain=True) for name, some in likes.items()},
+        "rm": data.both_directions(plain("proxy", others, 1))[:COMPARISONS],
+        "test": data.both_directions(plain("test", others)),
     }
 
 
@@ -83,18 +87,23 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
     """The training runs of a seed, in their order, by name."""
     read = {"seed": seed, "data.sources.0.text": files / "texts.jsonl"}
     tuned = {"seed": seed, "init_from": folder / "sft"}
-    few = {"steps": FEW_STEPS, "optim.warmup": FEW_STEPS // 10}
 
     def chat(name: str) -> dict[str, Path]:
         return {"chat.files.0.path": files / f"{name}.jsonl"}
 
+    def reward(name: str, start: str, pairs: str, steps: str) -> Stage:
+        settings = {"init_from": folder / start, "steps": STEPS[steps], "optim.warmup": STEPS[steps] // 10}
+        return Stage(name, "sentiment_rm", {"seed": seed} | settings | chat(f"directed-{pairs}"))
+
     found = [
-        Stage("lm", "sentiment_lm", read | WIDE),
-        Stage("sft", "sentiment_sft", {"seed": seed, "init_from": folder / "lm"} | chat("directed") | WIDE),
-        Stage("pmp", "sentiment_rm", tuned | chat("directed-pmp") | WIDE),
-        Stage("rm", "sentiment_rm", tuned | {"init_from": folder / "pmp"} | chat("directed-rm") | few | WIDE),
-        Stage("rm-alone", "sentiment_rm", tuned | chat("directed-rm") | few | WIDE),
-        Stage("rm-gold", "sentiment_rm", tuned | chat("directed-gold") | WIDE),
+        Stage("lm", "sentiment_lm", read),
+        Stage("sft", "sentiment_sft", {"seed": seed, "init_from": folder / "lm"} | chat("directed")),
+        reward("pmp-plain", "sft", "pmp-plain", "rm-plain"),
+        reward("pmp", "pmp-plain", "pmp", "rm-directed"),
+        reward("rm", "pmp", "rm", "rm-few"),
+        reward("rm-alone", "sft", "rm", "rm-few"),
+        reward("rm-gold-plain", "sft", "gold-plain", "rm-plain"),
+        reward("rm-gold", "rm-gold-plain", "gold", "rm-directed"),
     ]
     models = {"rl.reward": folder / "rm", "rl.gold": folder / "rm-gold"}
     for arm in arms:

@@ -28,7 +28,7 @@ class ListMixture(Mixture):
     ):
         self.k, self.seed = responses, seed
         super().__init__(
-            files, weights, seed, validation, lambda s, rows: one_each(files[s], rows, self.k * self.length)
+            files, weights, seed, validation, lambda s, rows: one_each(files[s], rows, self.length, self.k)
         )
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:

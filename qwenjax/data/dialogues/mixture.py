@@ -99,12 +99,13 @@ class Mixture:
         raise NotImplementedError
 
 
-def one_each(file: Dialogues, rows: np.ndarray, capacity: int) -> Bins:
-    """A bin of up to `capacity` tokens for each row of a file, with all its dialogues."""
+def one_each(file: Dialogues, rows: np.ndarray, length: int, most: int = 1) -> Bins:
+    """A bin for each row of a file, with all its dialogues, of which `most` of `length` tokens are read at a time."""
     wanted = np.zeros(file.rows, bool)
     wanted[rows] = True
     starts = np.concatenate([[0], np.cumsum(file.counts[wanted])])
-    filled = float(file.per_row("tokens")[wanted].mean() / capacity)
+    read = file.per_row("tokens")[wanted] * np.minimum(1, most / file.counts[wanted])  # on average
+    filled = float(read.mean() / (most * length))
     return Bins(np.flatnonzero(wanted[file.table["group"]]), starts, filled)
 
 
