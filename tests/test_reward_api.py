@@ -1,5 +1,6 @@
 """A reward model to score with: the same scores however texts are put together, and clear errors."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def by_hand(model: RewardModel, messages: list[dict]) -> float:
     ids = model.tokenizer.encode_chat(messages, add_generation_prompt=False)
     ids = ids[: len(ids) - ids[::-1].index(model.tokenizer.im_end)]
     network = transformer.Transformer(model.config, COMPUTE)
-    hidden, _ = network.apply({"params": model.params}, jnp.asarray([ids]))
+    hidden, _ = jax.jit(network.apply)({"params": model.params}, jnp.asarray([ids]))
     return float(2.0 * np.dot(np.asarray(hidden)[0, -1], HEAD) - 0.5)
 
 

@@ -82,7 +82,14 @@ def rl_stage(corpus: Path, task: str, start: Path | str, reward: Path | str, **c
     more = {name: change.pop(name) for name in list(change) if name in names}
     small = {"new_tokens": 8, "value_steps": 1, "minibatches": 2, "epochs": 2, "value_optim": STEADY, "eval_prompts": 8}
     data = Data(tokenizer="init_from", length=48, batch=16, eval_tokens=600)
-    settings = {"data": data, "steps": 4, "eval_every": 0, "save_every": 1, "keep": 9, "rl": RL(str(reward), **(small | more))}
+    settings = {
+        "data": data,
+        "steps": 4,
+        "eval_every": 0,
+        "save_every": 1,
+        "keep": 9,
+        "rl": RL(str(reward), **(small | more)),
+    }
     return stage(corpus, task, "prompts.jsonl", start, **(settings | change))
 
 

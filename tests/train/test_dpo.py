@@ -3,7 +3,6 @@
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from align_doubles import column, kept_programs, numbers, run, saved, stage, task_of
@@ -63,16 +62,15 @@ def test_the_implied_reward_is_beta_times_the_log_ratio_of_the_whole_response(st
     task, batch, states, _ = stepped
     found = implied(task, states[4], batch)
     network = transformer.Transformer(task.experiment.model, task.compute)
-    for row, k in ((0, 0), (0, 1), (5, 1)):
-        tokens, mask = batch["tokens"][row, k], batch["mask"][row, k] > 0
-        ids, sums = tokens[: batch["end"][row, k] + 1], []
-        for params in (states[4].params, states[4].frozen["reference"]):
-            hidden, _ = network.apply({"params": params}, jnp.asarray(ids[None]))
-            logits = np.asarray(transformer.logits(params, hidden), np.float64)[0]
-            logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-            sums.append(sum(logp[t - 1, ids[t]] for t in range(len(ids)) if mask[t]))
-        assert mask[: len(ids)].sum() >= 2  # a word and its end
-        assert found[row, k] == pytest.approx(BETA * (sums[0] - sums[1]), abs=1e-4)
+    tokens, mask = (batch[name].reshape(16, -1) for name in ("tokens", "mask"))
+    forward = jax.jit(lambda params: transformer.logits(params, network.apply({"params": params}, tokens)[0]))
+    logits = [np.asarray(forward(p), np.float64) for p in (states[4].params, states[4].frozen["reference"])]
+    new, old = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logits)
+    assert (mask.sum(axis=1) >= 2).all()  # a word and its end
+    for row in range(16):
+        at = np.flatnonzero(mask[row])
+        total = sum(new[row, t - 1, tokens[row, t]] - old[row, t - 1, tokens[row, t]] for t in at)
+        assert found.reshape(-1)[row] == pytest.approx(BETA * total, abs=1e-4)
     assert not implied(task, states[0], batch).any()
 
 

@@ -113,7 +113,7 @@ def test_lists_of_three_are_three_pairs_and_count_once(chats, sft):
         task = task_of(stage(chats, "reward", "lists.jsonl", sft, preference=Preference(responses=3)), chats)
         state = state_of(task)
         pairs = task.judge(state)
-        lists = sum(int(batch["real"].all(axis=2 - 1).sum()) for batch in task.lists)
+        lists = sum(int(batch["real"].all(axis=1).sum()) for batch in task.lists)
         assert len(pairs) == 3 * lists > 0
         state, found = task.program.step(state, next(task.batches(0))[1], UNLIMITED)
     assert found["tokens"] == 8  # a list weighs 1
@@ -147,6 +147,7 @@ def test_pairs_without_a_preference_are_counted_and_refused_when_nothing_is_left
         task_of(rm_of(chats, sft, chat=none), chats)
 
 
+@pytest.mark.slow
 def test_a_margin_is_asked_for_per_unit_of_rating(chats, sft, task):
     """At first both responses score alike: the loss is log(1 + e^m), m the margin times the ratings' difference."""
     with kept_programs(chats):
