@@ -289,17 +289,16 @@ def start_from(
       ValueError: the checkpoint's parameters have other shapes than the model's; the fields are named.
     """
     source = open_source(path)
-    differing = compare(source, model)
+    differing = compare(source, model, path)
     return replace(source, config=model).params(shardings, dtype), source.tokenizer(), differing
 
 
-def compare(source: Source, model: ModelConfig) -> list[str]:
-    """A sentence for each field in which a checkpoint's model and another compute differently.
+def compare(source: Source, model: ModelConfig, path: str | Path) -> list[str]:
+    """A sentence for each field in which the model at a path and another compute differently.
 
     Raises:
       ValueError: they have parameters of other shapes; the fields are named.
     """
-    path = source.path
     other = [name for name in SHAPE if getattr(source.config, name) != getattr(model, name)]
     if other:
         listed = ", ".join(f"{name}={getattr(source.config, name)} instead of {getattr(model, name)}" for name in other)

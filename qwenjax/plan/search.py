@@ -43,7 +43,7 @@ def predict(experiment: Experiment, topology: Topology) -> Candidate:
     d, f, q, kv = model.embed, model.ffn, model.heads * model.head_dim, model.kv * model.head_dim
     width = {"q": q, "k": kv, "v": kv, "attn_out": q, "x_mid": d, "gate": f, "up": f}
     weights = {"q": d * q, "k": d * kv, "v": d * kv, "x_mid": d * q, "gate": d * f, "up": d * f}  # that make them
-    saved = SAVED.get(compute.remat, tuple(width))
+    saved = [name for name in SAVED.get(compute.remat, tuple(width)) if name in width]  # not those of adapters
     split = mesh["tensor"] * mesh["fsdp"]
     tokens = experiment.tokens_per_step * mesh["tensor"] / topology.device_count  # of a step, on a device
     now = tokens / experiment.accumulate

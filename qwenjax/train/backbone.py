@@ -89,7 +89,7 @@ class Backbone:
             params, head = source.scorer(self._places(mesh, self.cfg))
             head = Scorer(head, *source.meta["calibration"])
             params = jax.tree.map(lambda x: x.astype(whole), params)
-            tokenizer, differing = source.tokenizer(), compare(source, self.whole)
+            tokenizer, differing = source.tokenizer(), compare(source, self.whole, path)
         else:
             params, tokenizer, differing = start_from(path, self.whole, self._places(mesh, self.whole), whole)
             if not self.head:
