@@ -19,7 +19,7 @@ def experiment() -> Experiment:
         lora=Lora(rank=16, alpha=16, dropout=0.05, base="float32"),
         optim=AdamW(peak=3e-4, warmup=5, floor=0.1, decay=0.1),
         compute=Compute(dtype="float32", remat="none", loss_tokens=256),
-        steps=100,
-        eval_every=50,
-        save_every=25,
+        steps=60,
+        eval_every=30,
+        save_every=15,
     )

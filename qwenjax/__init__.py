@@ -10,6 +10,8 @@ _HOME = {
     "save": "qwenjax.api",
     "load_tokenizer": "qwenjax.text",
     "fit": "qwenjax.train.loop",
+    "sweep": "qwenjax.sweeps",
+    "evaluate": "qwenjax.evals.run",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -1,6 +1,5 @@
 """What a run says about itself: progress line, metrics.jsonl, TensorBoard, MFU, the curve and the report."""
 
-import io
 import math
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import IO, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qwenjax import storage
+from qwenjax import figures, storage
 from qwenjax.jsonl import Log
 
 # Dense bf16 FLOP/s of one jax device (v4, v5p: a chip of two cores; 7x: half a chip), from the makers' data sheets.
@@ -150,33 +149,24 @@ class Panel(NamedTuple):
 
 
 LOSS = Panel("training loss", "loss (nats per token)", ("loss",))
-COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
 def plot(rows: list[dict], path: Path, panels: Sequence[Panel]) -> None:
     """Curves as a PNG, two panels in a row; baselines are dashed lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     height = -(-len(panels) // 2)
-    fig, axes = plt.subplots(height, 2, figsize=(10, 3.6 * height), layout="constrained", squeeze=False)
-    for axis, panel in zip(axes.flat, panels):
-        for name, color in zip(panel.names, COLORS):
+    figure, axes = figures.canvas(10, 3.6 * height, 2, height)
+    for axis, panel in zip(axes, panels):
+        for name, color in zip(panel.names, figures.COLORS):
             points = [(r["step"], r[name]) for r in rows if name in r]
             if points:
                 few = {"marker": "o", "ms": 3} if len(points) < 40 else {}
                 axis.plot(*zip(*points), color=color, lw=1, label=name, **few)
-        for (name, value), color in zip(panel.baselines.items(), ("tab:gray", "tab:green", "tab:red")):
+        for (name, value), color in zip(panel.baselines.items(), figures.COLORS[:0:-1]):
             axis.axhline(value, ls="--", lw=1, color=color, label=f"{name} {value:.2f}")
         axis.set(xlabel="step", ylabel=panel.unit, title=panel.title)
         axis.grid(alpha=0.3)
         if len(panel.names) > 1 or panel.baselines:
-            axis.legend()
-    for axis in list(axes.flat)[len(panels) :]:
+            axis.legend(frameon=False)
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    image = io.BytesIO()
-    fig.savefig(image, dpi=110)
-    plt.close(fig)
-    storage.write(path, image.getvalue())
+    figures.save(figure, path)

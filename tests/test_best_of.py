@@ -101,7 +101,7 @@ def test_what_cannot_be_chosen_among_is_refused(model, judge):
     with pytest.raises(ValueError, match=r"the reward model's vocabulary is spm-9 \(00000000\), the policy's spm-480"):
         BestOf(other, 4).check(model, Sample())
     short = replace(judge, config=replace(judge.config, context=8))
-    with pytest.raises(ValueError, match="the reward model was trained on 8 at most"):
+    with pytest.raises(ValueError, match="the reward model's context is 8: give it shorter texts"):
         BestOf(short, 2).answers(model, QUESTIONS[:1], Sample(), 4, (), [0])
 
 

@@ -58,5 +58,5 @@ def test_what_has_no_answer_or_is_too_long_is_refused(model):
         model.score([good, good[:2]])
     with pytest.raises(ValueError, match="conversation 0 does not end with the assistant"):
         model.score([[]])
-    with pytest.raises(ValueError, match=r"text 0 has 65 tokens; the reward model was trained on 64"):
+    with pytest.raises(ValueError, match=r"text 0 has 65 tokens; the reward model's context is 64"):
         model.score_ids([[1] * 65])

@@ -42,7 +42,7 @@ class RewardModel:
         """Scores [n], float32, of conversations that end with the assistant's turn.
 
         Raises:
-          ValueError: one ends otherwise, or is longer than the model was trained for.
+          ValueError: one ends otherwise, or is longer than the model's context.
         """
         for i, messages in enumerate(conversations):
             if not messages or messages[-1]["role"] != "assistant":
@@ -50,12 +50,16 @@ class RewardModel:
         return self.score_ids([self.tokenizer.encode_chat(m, add_generation_prompt=False) for m in conversations])
 
     def score_ids(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Scores [n] of ids that end with the end token."""
+        """Scores [n] of ids that end with the end token; those longer than a run's `data.length` are read, too.
+
+        Raises:
+          ValueError: one is longer than the model's context.
+        """
         long = [i for i, ids in enumerate(texts) if len(ids) > self.config.context]
         if long:
             raise ValueError(
-                f"text {long[0]} has {len(texts[long[0]]):,} tokens; the reward model was trained on "
-                f"{self.config.context:,} at most"
+                f"text {long[0]} has {len(texts[long[0]]):,} tokens; the reward model's context is "
+                f"{self.config.context:,}: give it shorter texts"
             )
         out = np.zeros(len(texts), np.float32)
         order = np.argsort([len(ids) for ids in texts], kind="stable")  # alike ones together: less padding

@@ -35,7 +35,10 @@ from qwenjax.text import FILES, Tokenizer, load_tokenizer
 from qwenjax.text.gguf_vocab import tokenizer_of
 
 # Fields of a ModelConfig that say which parameters there are
-SHAPE = ("vocab", "layers", "embed", "heads", "ffn", "kv", "head_dim", "qkv_bias", "qk_norm", "tie_embeddings")
+SHAPE = (
+    *("vocab", "layers", "embed", "heads", "ffn", "kv", "head_dim", "qkv_bias", "qk_norm", "tie_embeddings"),
+    *("gated", "norm"),
+)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class Experiment:
             f"data.length={self.data.length} exceeds model.context={self.model.context}: "
             "context extension is for inference; raise model.context to train longer",
         )
+        check(self.model.gated or not self.lora.rank, "lora.rank: adapters are for the projections of gated models")
         check(
             self.task != "dpo" or not self.preference.margin,
             f"preference.margin={self.preference.margin} is of reward models; dpo has preference.beta",

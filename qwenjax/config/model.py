@@ -38,6 +38,10 @@ class ModelConfig:
     qkv_bias: bool = True
     qk_norm: bool = False  # RMSNorm over each query and key head (Qwen3)
     tie_embeddings: bool = False
+    # What the report chose against (§2.3.1), to measure what the choice is worth; no layout of others has these
+    gated: bool = True  # SwiGLU; False: GELU between two matrices, of 4·embed for as many parameters as 8/3·embed
+    norm: str = "rms"  # rms | layer (LayerNorm: with a mean taken off, and a bias)
+    rope_dtype: str = "float32"  # of the rotary frequencies: float32 | bfloat16
     rope_scaling: RopeScaling = RopeScaling()
     # Beyond `context`, when the model reads and not when it trains (report §2.3.2): each sequence by its own length
     ntk: bool = False  # dynamic NTK-aware interpolation of the rotary base
@@ -61,6 +65,8 @@ class ModelConfig:
             self.heads % self.kv == 0,
             f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv}: a KV head serves a whole group",
         )
+        one_of("model.norm", self.norm, ("rms", "layer"))
+        one_of("model.rope_dtype", self.rope_dtype, ("float32", "bfloat16"))
         check(self.rope_base > 0 and self.norm_eps > 0, "model.rope_base and model.norm_eps must be positive")
         check(not self.ntk or self.head_dim > 2, "model.ntk raises the rotary base to h/(h-2): heads wider than 2")
         check(not self.logn or self.context > 1, "model.logn takes logarithms to the base model.context: 2 or more")
@@ -84,9 +90,15 @@ class ModelConfig:
     def params(self) -> int:
         """Exact parameter count (spec: 2Vh + L(4h² + 3h + 3hf + 2h) + h for Qwen-1)."""
         q, kv = self.heads * self.head_dim, self.kv * self.head_dim
-        layer = self.embed * (2 * q + 2 * kv) + 3 * self.embed * self.ffn + 2 * self.embed
+        norm = self.embed * (1 + (self.norm == "layer"))
+        layer = self.embed * (2 * q + 2 * kv) + (2 + self.gated) * self.embed * self.ffn + 2 * norm
         layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
-        return self.embedding_params + self.layers * layer + self.embed
+        return self.embedding_params + self.layers * layer + norm
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is as the report chose against."""
+        return self.gated and self.norm == "rms" and self.rope_dtype == "float32"
 
     def flops_per_token(self, length: int) -> int:
         """Matmul FLOPs to train on one token, forward and backward, in sequences of `length`.

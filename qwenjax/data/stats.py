@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from qwenjax import figures
+
 SAMPLE = 2000  # documents whose language is identified: 1 ms each; shares are then right to about 2 %
 EXCERPT = (
     1000  # characters that are looked at, from the middle of a document: beginnings and ends are often boilerplate
@@ -168,12 +170,7 @@ def table(stats: dict[str, Stats], most: int) -> str:
 
 def figure(stats: dict[str, Stats], path: str) -> None:
     """Draws lengths and languages of the corpora beside each other into a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawing, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    drawing, (left, right) = figures.canvas(11, 4, 2)
     for name, s in stats.items():
         classes = [c for c in sorted(s.lengths) if c >= 0]
         if not classes:
@@ -195,5 +192,4 @@ def figure(stats: dict[str, Stats], path: str) -> None:
     right.set(xlabel="% of bytes", title="languages of a sample" if names else "languages: not identified")
     right.set_yticks([j + 0.4 for j in range(len(names))], names)
     right.invert_yaxis()
-    drawing.savefig(path, dpi=120)
-    plt.close(drawing)
+    figures.save(drawing, Path(path))

@@ -10,9 +10,7 @@ command goes on.
 """
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 from qwenjax import cli
 from qwenjax.api import options as shared
@@ -72,21 +70,15 @@ def run(options: argparse.Namespace) -> int:
         raise cli.Usage("--set changes a language model's config; a reward model is read as it was trained")
 
     from qwenjax import storage
-    from qwenjax.evals.parts import Parts, model_key
+    from qwenjax.evals import run as evals
 
-    title = Path(options.model).resolve().name.removesuffix(".gguf")
-    out = storage.path(options.out or f"runs/eval-{title}")
+    out = storage.path(options.out or evals.default_out(options.model))
     judged = "reward" in kinds
     model = shared.load_reward(options.model, options.dtype) if judged else shared.load_model(options)
-    of = {"model": model_key(options.model), "set": sorted(options.set), "dtype": model.compute.dtype}
-    parts = Parts(out, of)
-    for name, module in modules.items():
-        result = {"model": title, "set": options.set, **module.measure(model, settings, parts)}
-        text = module.table(result)
-        storage.write(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-        storage.write(out / f"{name}.txt", text + "\n")
-        module.draw(result, out / f"{name}.png")
-        print(text, flush=True)
+    of = {"set": sorted(options.set), "dtype": model.compute.dtype}
+    for name in modules:
+        found = evals.measured(model, options.model, name, settings, out, of)
+        print(found.text, flush=True)
         print(f"also in {out / name}.txt, .json and .png", file=sys.stderr)
     return cli.DONE
 

@@ -10,8 +10,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwenjax import figures
 from qwenjax.cli import meter
-from qwenjax.evals import figures
 from qwenjax.evals.parts import Parts
 from qwenjax.evals.tasks import Settings
 

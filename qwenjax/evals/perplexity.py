@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qwenjax import figures
 from qwenjax.cli import meter
 from qwenjax.config import ModelConfig, doubling_windows
-from qwenjax.evals import figures
 from qwenjax.evals.parts import Parts, hash_of
 from qwenjax.evals.tasks import Settings
 

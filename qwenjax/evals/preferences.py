@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from qwenjax import figures
 from qwenjax.cli import meter
 from qwenjax.data.chat.convert import Account, converted
 from qwenjax.data.chat.schema import RowError
 from qwenjax.data.dialogues import Encoding
 from qwenjax.data.dialogues.encode import encode
 from qwenjax.data.rows import Report
-from qwenjax.evals import accuracy, figures
+from qwenjax.evals import accuracy
 from qwenjax.evals.parts import Parts, hash_of
 from qwenjax.evals.tasks import Settings
 

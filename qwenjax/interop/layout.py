@@ -92,6 +92,11 @@ class Table:
         """Raises ValueError for an unknown layout, and for a model that the layout has no tensors for."""
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r} is unknown; known: {', '.join(LAYOUTS)}")
+        if not config.plain:
+            raise ValueError(
+                f"no checkpoint of others has gated={config.gated}, norm={config.norm!r}, "
+                f"rope_dtype={config.rope_dtype!r}: such models are read and written as runs of ours alone"
+            )
         absent = set()
         if not config.qkv_bias:
             absent |= {f"blocks/attn/{name}_bias" for name in "qkv"}

@@ -128,6 +128,26 @@ class RMSNorm(nn.Module):
         return rms_norm(x, vector(self, "scale", ("norm",), (x.shape[-1],), 1.0), self.eps)
 
 
+class LayerNorm(nn.Module):
+    """What RMSNorm is measured against: also takes the mean off, and has a bias (arXiv 1607.06450)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+        bias = vector(self, "bias", ("norm",), (x.shape[-1],), 0.0)
+        return rms_norm(x32, vector(self, "scale", ("norm",), (x.shape[-1],), 1.0), self.eps).astype(
+            x.dtype
+        ) + bias.astype(x.dtype)
+
+
+def normalisation(cfg: ModelConfig, name: str) -> nn.Module:
+    """The norm that the model has, under a name."""
+    return (RMSNorm if cfg.norm == "rms" else LayerNorm)(cfg.norm_eps, name=name)
+
+
 class Attention(nn.Module):
     """Multi-head (or grouped-query) self-attention; the only biases of the network are on q, k and v."""
 
@@ -231,6 +251,23 @@ class SwiGLU(nn.Module):
         return y
 
 
+class GELU(nn.Module):
+    """What SwiGLU is measured against: down( gelu(up(x)) ), as in GPT-2 (erf exactly, no bias)."""
+
+    cfg: ModelConfig
+    fused: bool = False  # the parameters are those of `transformer.prepare`
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        d, f = self.cfg.embed, self.cfg.ffn
+        (up,) = project(x, weight(self, "up", ("embed", "ffn"), (d, f)))
+        up = checkpoint_name(constrain(up, "batch", "length", "ffn"), "up")
+        shape, axes = ((f, d), ("ffn", "embed")) if self.fused else ((d, f), ("embed", "ffn"))
+        down = weight(self, "down", axes, shape, INIT_STD / (2 * self.cfg.layers) ** 0.5)
+        down = (down.T if self.fused else down).astype(x.dtype)
+        return jnp.einsum("btf,df->btd", nn.gelu(up, approximate=False), down)
+
+
 class Block(nn.Module):
     """One pre-norm layer: x + attn(norm1(x)), then x + mlp(norm2(x))."""
 
@@ -245,9 +282,10 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None, window: jax.Array | None = None
     ) -> tuple[jax.Array, Cache | None]:
-        eps = self.cfg.norm_eps
-        attn = Attention(self.cfg, self.compute, self.dropout, self.window, self.fused, self.lora, name="attn")
-        y, cache = attn(RMSNorm(eps, name="norm1")(x), context, cache, window)
+        cfg = self.cfg
+        attn = Attention(cfg, self.compute, self.dropout, self.window, self.fused, self.lora, name="attn")
+        y, cache = attn(normalisation(cfg, "norm1")(x), context, cache, window)
         x = checkpoint_name(constrain(x + y, "batch", "length", None), "x_mid")
-        y = SwiGLU(self.cfg, self.compute, self.fused, self.lora, name="mlp")(RMSNorm(eps, name="norm2")(x))
+        mlp = SwiGLU(cfg, self.compute, self.fused, self.lora, name="mlp") if cfg.gated else None
+        y = (mlp or GELU(cfg, self.fused, name="mlp"))(normalisation(cfg, "norm2")(x))
         return constrain(x + y, "batch", "length", None), cache

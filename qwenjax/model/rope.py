@@ -50,6 +50,7 @@ def tables(positions: jax.Array, cfg: ModelConfig, lengths: jax.Array | None = N
         kept = yarn_kept(cfg)
         frequencies = frequencies * kept + frequencies / scaling.factor * (1 - kept)
         size = 0.1 * math.log(scaling.factor) + 1  # of queries and keys: attention as sharp as before
+    frequencies = frequencies.astype(cfg.rope_dtype).astype(jnp.float32)  # float32 but to measure what else it costs
     angles = where * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return (cos, sin) if size == 1 else (cos * size, sin * size)

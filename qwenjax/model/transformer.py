@@ -17,7 +17,7 @@ from qwenjax.config import Compute, Lora, ModelConfig
 from qwenjax.model import cache as caches
 from qwenjax.model import rope
 from qwenjax.model.cache import Cache
-from qwenjax.model.layers import Block, Context, RMSNorm, drop, weight
+from qwenjax.model.layers import Block, Context, drop, normalisation, weight
 from qwenjax.sharding import constrain, per_device
 
 # What the backward pass may keep of a layer, by the names given in layers.py; all else is recomputed.
@@ -85,7 +85,7 @@ class Transformer(nn.Module):
                 block = Block(cfg, compute, 0.0, window or None, compute.fuse == "yes", name=f"block{i}")
                 x, layer = block(x, context, None if cache is None else cache[i])
                 layers.append(layer)
-            return RMSNorm(cfg.norm_eps, name="norm")(x), None if cache is None else tuple(layers)
+            return normalisation(cfg, "norm")(x), None if cache is None else tuple(layers)
 
         window, windows = None, None
         if len(set(cfg.windows)) == 1:
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
         )
         blocks = layers(cfg, compute, self.dropout, window, lora=self.lora, name="blocks")
         x, cache = blocks(x, context, cache, windows)
-        return RMSNorm(cfg.norm_eps, name="norm")(x), cache
+        return normalisation(cfg, "norm")(x), cache
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -197,8 +197,10 @@ def _fuse(block: dict) -> dict:
     """Weights of one layer's attention or MLP, those that read the same input side by side."""
     rest = dict(block)
     if "down" in block:
-        gate, up, down = (rest.pop(name) for name in ("gate", "up", "down"))
-        return {"gate_up": jnp.concatenate([gate, up], axis=1), "down": down.T, **rest}
+        down = rest.pop("down").T
+        if "gate" not in rest:
+            return {"down": down, **rest}
+        return {"gate_up": jnp.concatenate([rest.pop("gate"), rest.pop("up")], axis=1), "down": down, **rest}
     for name, axis in (("{}", 1), ("{}_bias", 0)):
         if name.format("q") in rest:
             rest[name.format("qkv")] = jnp.concatenate([rest.pop(name.format(part)) for part in "qkv"], axis=axis)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from qwenjax import checkpoint
 from qwenjax.api.source import compare, open_source, start_from
 from qwenjax.config import Compute, Experiment, ModelConfig
 from qwenjax.model import lora, transformer
@@ -106,6 +107,35 @@ class Backbone:
 
     def _places(self, mesh: Mesh, cfg: ModelConfig) -> Tree:
         return steps.shardings(mesh, jax.eval_shape(partial(transformer.init_params, cfg), jax.random.key(0)))
+
+
+class Reference:
+    """The policy that a run began with, frozen: a copy in the compute dtype; with adapters it is their base.
+
+    A run that has one freezes {"policy": what is frozen of the policy, "reference": the copy, or ()}.
+
+    Raises:
+      ValueError: embeddings are to be trained.
+    """
+
+    def __init__(self, experiment: Experiment, compute: Compute):
+        if experiment.lora.whole:
+            raise ValueError("lora.whole trains embeddings, but the reference needs them as they were: leave it out")
+        self.network, self.adapters = transformer.Transformer(experiment.model, compute), experiment.lora.rank > 0
+
+    def copy(self, trained: Tree) -> Tree:
+        """The reference of a policy; pure."""
+        return () if self.adapters else jax.tree.map(lambda x: x.astype(self.network.compute.dtype), trained)
+
+    def frozen(self, found: "Loaded", fingerprints: dict[str, str]) -> dict[str, Tree]:
+        """What a run freezes of a policy that was read; the copy's fingerprint goes to the others."""
+        if not self.adapters:
+            fingerprints["reference"] = checkpoint.fingerprint(found.trained)
+        return {"policy": found.frozen, "reference": jax.jit(self.copy)(found.trained)}
+
+    def variables(self, frozen: dict[str, Tree]) -> dict:
+        """What `network.apply` takes."""
+        return frozen["policy"] if self.adapters else {"params": frozen["reference"]}
 
 
 class Loaded(NamedTuple):

@@ -1,7 +1,6 @@
 """Direct preference optimisation (arXiv 2305.18290): the policy learns from preferences without a reward model."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,43 +8,34 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwenjax import checkpoint
 from qwenjax.config import Experiment
 from qwenjax.model import transformer
-from qwenjax.objectives.log_probs import token_log_probs
-from qwenjax.objectives.masked import kept
 from qwenjax.objectives.preference import dpo_loss, dpo_reward
 from qwenjax.train import step as steps
-from qwenjax.train.backbone import Loaded
+from qwenjax.train.backbone import Loaded, Reference
 from qwenjax.train.reward import Lists, batch_shapes
+from qwenjax.train.rl.steps import Responses, actions, log_probs
 
 
 class Dpo(Lists):
-    """A policy trained on pairs; its implied reward is judged as a reward model is.
-
-    The frozen reference is the policy that the run began with: a copy in the compute dtype, or, with adapters, the
-    base that they stand on.
-    """
+    """A policy trained on pairs; its implied reward is judged as a reward model is."""
 
     headline = "eval_accuracy"
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
         super().__init__(experiment, mesh)
-        if experiment.lora.whole:
-            raise ValueError("lora.whole trains embeddings, but the reference needs them as they were: leave it out")
         if experiment.preference.responses != 2:
             raise ValueError(
                 f"dpo compares pairs; preference.responses={experiment.preference.responses}: leave it at 2"
             )
         backbone, how = self.backbone, experiment.preference
-        reference = transformer.Transformer(experiment.model, self.compute)
+        self.reference = reference = Reference(experiment, self.compute)
 
         def both(network, trained, frozen, batch, rng):
             """Summed log-probabilities [b k] of the responses, under policy and reference."""
             rngs = backbone.rngs(network, rng)
             policy = summed(network, backbone.variables(trained, frozen["policy"]), batch, rngs)
-            base = frozen["policy"] if experiment.lora.rank else {"params": frozen["reference"]}
-            return policy, jax.lax.stop_gradient(summed(reference, base, batch, {}))
+            return policy, jax.lax.stop_gradient(summed(reference.network, reference.variables(frozen), batch))
 
         def loss_fn(trained, frozen, batch, rng):
             policy, ref = both(backbone.network, trained, frozen, batch, rng)
@@ -64,17 +54,10 @@ class Dpo(Lists):
 
     def _parts(self, key: jax.Array) -> tuple[Any, Any]:
         trained, base = self.backbone.random(key)
-        return trained, {"policy": base, "reference": self._copy(trained)}
-
-    def _copy(self, trained: Any) -> Any:
-        if self.experiment.lora.rank:
-            return ()
-        return jax.tree.map(lambda x: x.astype(self.compute.dtype), trained)
+        return trained, {"policy": base, "reference": self.reference.copy(trained)}
 
     def joined(self, found: Loaded) -> tuple[Any, Any]:
-        if not self.experiment.lora.rank:
-            self.fingerprints["reference"] = checkpoint.fingerprint(found.trained)
-        return found.trained, {"policy": found.frozen, "reference": jax.jit(self._copy)(found.trained)}
+        return found.trained, self.reference.frozen(found, self.fingerprints)
 
     def frozen(self, say: Callable[[str], None], meta: dict) -> Any:
         if not self.experiment.init_from:
@@ -87,13 +70,9 @@ class Dpo(Lists):
         return [("talk to it", f"python -m qwenjax.chat --model={workdir}")]
 
 
-def summed(network: transformer.Transformer, collections: dict, batch: dict, rngs: dict) -> jax.Array:
+def summed(network: transformer.Transformer, collections: dict, batch: dict, rngs: dict | None = None) -> jax.Array:
     """float32 [b k]: log-probability of each response, its end token included."""
-    length = batch["tokens"].shape[-1]
-    tokens, positions, mask = (batch[name].reshape(-1, length) for name in ("tokens", "positions", "mask"))
-    hidden, _ = network.apply(collections, tokens, positions, rngs=rngs)
-    roll = partial(jnp.roll, shift=-1, axis=1)
-    head, chunk = transformer.head(collections["params"]), network.compute.loss_tokens
-    logp, _ = token_log_probs(hidden, head, roll(tokens), chunk)
-    asked = (roll(mask) > 0) & (jnp.arange(length) < length - 1)
-    return jnp.sum(kept(logp, asked), axis=1).reshape(batch["end"].shape)
+    rows = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
+    read = Responses(rows["tokens"], rows["positions"], actions(rows["mask"] > 0), rows["end"])
+    logp, _ = log_probs(network, collections, read, rngs)
+    return jnp.sum(logp, axis=1).reshape(batch["end"].shape)

@@ -160,6 +160,9 @@ def fit(
     record = recorder.Recorder(storage.twin(workdir / "profile"), profile, say)
     clock.ready()
     events.write("started", step=step, pid=os.getpid(), **redone)
+    if step == 0 and experiment.init_from and experiment.eval_every:
+        with meter.paused(), clock("eval"):  # what it starts from
+            judge()
     with _interruptible() as interrupted, record:
         while step < experiment.steps:
             record.before(step)

@@ -357,9 +357,9 @@ def test_the_warm_up_is_read_from_checkpoints_and_log(tmp_path, policy, kept):
     assert found == {"kept": kept, "value_fall": 0.75}
 
 
-@pytest.mark.parametrize("name", harness.EXPERIMENTS)
+@pytest.mark.parametrize("name", harness.MODULES)
 def test_stages_are_experiments_and_read_what_is_made(name, texts, tmp_path):
-    made, folder = harness.EXPERIMENTS[name], tmp_path / "seed"
+    made, folder = harness.MODULES[name], tmp_path / "seed"
     made.make(texts, tmp_path)
     found = made.stages(7, list(made.ARMS), tmp_path, folder)
     begun = {str(folder / stage) for stage in found}

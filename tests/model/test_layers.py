@@ -1,5 +1,8 @@
 """Rotary embedding, RMSNorm, projections, SwiGLU: by hand and by identity."""
 
+import math
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +90,27 @@ def test_rms_norm_by_hand_and_its_cast_order():
     x32 = x16.astype(jnp.float32)
     normed = (x32 / jnp.sqrt(jnp.mean(x32**2, -1, keepdims=True) + 1e-6)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(layers.rms_norm(x16, scale, 1e-6), normed * jnp.bfloat16(1.3))
+
+
+def test_layer_norm_by_hand():
+    x = jnp.array([[3.0, 5.0]])  # mean 4, deviation 1
+    found = layers.LayerNorm(0.0).apply({"params": {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.5, 0])}}, x)
+    np.testing.assert_allclose(found, [[-1 + 0.5, 2]], rtol=1e-6)
+
+
+def test_gelu_by_hand():
+    cfg = ModelConfig(vocab=8, layers=1, embed=1, heads=1, ffn=1, head_width=2, gated=False)
+    one = jnp.ones((1, 1))
+    out = layers.GELU(cfg).apply({"params": {"up": 2 * one, "down": 5 * one}}, jnp.ones((1, 1, 1)))
+    np.testing.assert_allclose(out, 5 * 2 * (1 + math.erf(2 / 2**0.5)) / 2, rtol=1e-6)
+
+
+def test_rotary_frequencies_in_bfloat16_have_eight_bits():
+    cfg = ModelConfig(vocab=8, layers=1, embed=8, heads=1, ffn=1, rope_dtype="bfloat16")
+    cos, _ = rope.tables(jnp.full((1, 1), 1000), cfg)
+    rounded = rope.inverse_frequencies(8, 10_000.0).astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_allclose(cos[0, 0, 0], jnp.cos(1000 * rounded), atol=1e-6)
+    assert float(jnp.abs(cos - rope.tables(jnp.full((1, 1), 1000), replace(cfg, rope_dtype="float32"))[0]).max()) > 0.01
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

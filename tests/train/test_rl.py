@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import runs
 import tiny_model
-from align_doubles import column, kept_programs, numbers, rl_stage, run, saved, task_of, texts
+from align_doubles import STEADY, column, kept_programs, numbers, rl_stage, run, saved, task_of, texts
 
 from qwenjax.api.source import open_source
 from qwenjax.config import Chat, ChatFile, Data, Lora, to_dict
@@ -38,7 +38,8 @@ def letters(chats) -> str:
 
 def ppo_of(chats, sft, rm, **change):
     data = Data(texts(chats), tokenizer="init_from", length=48, batch=16, eval_tokens=600)
-    return rl_stage(chats, "ppo", sft, rm, **({"ptx": 0.5, "ptx_rows": 8, "kl_target": 1.0, "data": data} | change))
+    settings = {"ptx": 0.5, "ptx_rows": 8, "kl_target": 1.0, "data": data, "value_optim": replace(STEADY, peak=1e-3)}
+    return rl_stage(chats, "ppo", sft, rm, **(settings | change))
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +104,31 @@ def test_value_steps_leave_policy_and_its_optimizer_bit_identical(iterated):
     assert same(first.opt_state["policy"], begun.opt_state["policy"])
     assert not same(first.opt_state["value"].params, begun.opt_state["value"].params)
     assert not same(second.params, begun.params)
+
+
+def test_policy_and_value_model_learn_each_at_its_own_rate(iterated):
+    """Four updates of Adam, whose first is the learning rate in every parameter: 0.01 here, 0.001 there."""
+    _, (begun, first, second, *_), _ = iterated
+
+    def furthest(before, after):
+        return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after)))
+
+    assert 0.8e-2 < furthest(first.params, second.params) < 6e-2
+    assert 0.8e-3 < furthest(begun.opt_state["value"].params, first.opt_state["value"].params) < 6e-3
+
+
+def test_every_epoch_goes_through_all_responses_in_another_order(iterated, monkeypatch):
+    task, (begun, *_), _ = iterated
+    seen, said = [], {"loss": np.float32(0), "grad_norm": np.float32(0), "applied": np.bool_(True)}
+
+    def value_step(learner, frozen, experience, rows):
+        seen.extend(rows.tolist())
+        return learner, said
+
+    monkeypatch.setattr(task, "_run", task._run._replace(value_step=value_step))
+    task._update(begun, None, {}, 0)
+    assert sorted(seen[:16]) == sorted(seen[16:]) == list(range(16))
+    assert seen[:16] != seen[16:]
 
 
 def test_nothing_changes_what_is_frozen_and_the_reference_is_where_the_policy_began(iterated):

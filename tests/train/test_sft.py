@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import runs
 import tiny_model
-from align_doubles import column, kept_programs, numbers, run, saved, says, stage, task_of, user, write_rows
+from align_doubles import STEADY, column, kept_programs, numbers, run, saved, says, stage, task_of, user, write_rows
 
 import qwenjax
 from qwenjax.api.source import open_source
@@ -186,6 +186,18 @@ def test_adapters_learn_on_a_base_of_few_bits(chats, sft, held, tmp_path):
     losses = column(tmp_path / "run", "loss")
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.02
     assert qwenjax.load(tmp_path / "run").params["embed"].shape == (512, 16)
+
+
+def test_an_embedding_trained_beside_a_base_of_bfloat16_is_float32(chats, sft, tmp_path):
+    """Updates of 0.00001, which bfloat16 would round away: they are in the checkpoint and in what is loaded."""
+    held = Lora(rank=2, base="bfloat16", whole=("embed",))
+    given = lora_of(chats, sft, lora=held, optim=replace(STEADY, peak=1e-5), steps=2, save_every=2)
+    assert run(given, chats, tmp_path / "run").finished
+    began = open_source(sft).params(dtype="bfloat16")["embed"].astype("float32")
+    learned = open_source(tmp_path / "run").adapter().trained["params"]["embed"]
+    assert learned.dtype == np.float32
+    assert 0.9e-5 < np.abs(learned - began).max() < 4e-5
+    np.testing.assert_array_equal(qwenjax.load(tmp_path / "run").params["embed"], learned)
 
 
 # ---- what cannot work is refused ----

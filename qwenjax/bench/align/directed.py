@@ -24,7 +24,8 @@ from qwenjax.jsonl import read_rows
 ARMS = {"preset": {}}  # the one there is
 REVIEWS = ("movie review", "product review")  # what PMP reads; the reward model proper reads the other kinds
 COMPARISONS = 1000  # rows that the reward model proper is trained on: half as many pairs, in both directions
-STEPS = {"rm-plain": 600, "rm-directed": 500, "rm-few": 150}  # of training: on likes, on requests, on comparisons
+CLEAR = 1.5  # distance from neutral of the texts of SFT
+STEPS = {"rm-plain": 1000, "rm-directed": 1000, "rm-few": 150}  # of training: on likes, on requests, on comparisons
 
 CLAIMS = (
     Wanted("PMP then RM, accuracy at a gap of 1", lambda r: r["accuracy"]["rm"]["1"], ">=", 0.6),
@@ -48,13 +49,21 @@ CLAIMS = (
 def make(texts: Sequence[Text], folder: Path) -> None:
     """The files that the stages read, unless they are there. No text of the part 'test' is in any."""
     learnt = [text for text in texts if text.part != "test"]
-    data.write(folder / "texts.jsonl", ({"text": text.whole} for text in learnt))
-    leaning = [(text, data.leaning(text)) for text in learnt if data.leaning(text)]
-    data.write(folder / "directed.jsonl", (data.conversation(*one) for one in leaning))
+    data.write(folder / "directed-texts.jsonl", map(asked_for, learnt))
+    clear = (text for text in learnt if abs(text.rating) >= CLEAR)
+    data.write(folder / "directed.jsonl", (data.conversation(text, data.leaning(text)) for text in clear))
     data.write(folder / "directed-prompts.jsonl", (data.prompt(text, way) for text in learnt for way in DIRECTIONS))
     for name, some in comparisons(texts).items():
         if name != "test":
             data.write(folder / f"directed-{name}.jsonl", map(data.preference, some))
+
+
+def asked_for(text: Text) -> dict[str, str]:
+    """A row of the language model's text: what one may ask for, and the text. As pretraining data have instructions
+    among them (report §2.1), so that "negative" is a word of the vocabulary and means something before SFT.
+    """
+    asked = data.request(text.kind, text.word, data.leaning(text))[-1]["content"]
+    return {"text": f"{asked}\n{text.whole}"}
 
 
 def comparisons(texts: Sequence[Text]) -> dict[str, list[Pair]]:
@@ -85,7 +94,7 @@ def floors(texts: Sequence[Text]) -> dict[str, dict[str, float]]:
 
 def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[str, Stage]:
     """The training runs of a seed, in their order, by name."""
-    read = {"seed": seed, "data.sources.0.text": files / "texts.jsonl"}
+    read = {"seed": seed, "data.sources.0.text": files / "directed-texts.jsonl"}
     tuned = {"seed": seed, "init_from": folder / "sft"}
 
     def chat(name: str) -> dict[str, Path]:
@@ -95,9 +104,10 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
         settings = {"init_from": folder / start, "steps": STEPS[steps], "optim.warmup": STEPS[steps] // 10}
         return Stage(name, "sentiment_rm", {"seed": seed} | settings | chat(f"directed-{pairs}"))
 
+    longer = {"steps": 1000, "optim.peak": 3e-3}  # to say what is asked for is more to learn than a form
     found = [
         Stage("lm", "sentiment_lm", read),
-        Stage("sft", "sentiment_sft", {"seed": seed, "init_from": folder / "lm"} | chat("directed")),
+        Stage("sft", "sentiment_sft", {"seed": seed, "init_from": folder / "lm"} | longer | chat("directed")),
         reward("pmp-plain", "sft", "pmp-plain", "rm-plain"),
         reward("pmp", "pmp-plain", "pmp", "rm-directed"),
         reward("rm", "pmp", "rm", "rm-few"),

@@ -7,21 +7,43 @@ from types import ModuleType
 
 from qwenjax import cli, storage
 from qwenjax.bench.align import data, directed, judge, outcome, sentiment
-from qwenjax.bench.align.stages import Stages, finished, quiet, say
+from qwenjax.bench.align.real import Real
+from qwenjax.bench.align.stages import Stages, quiet, say
+from qwenjax.sweeps import finished
 
-EXPERIMENTS: dict[str, ModuleType] = {"A": sentiment, "B": directed}
+MODULES: dict[str, ModuleType] = {"A": sentiment, "B": directed}
 
 
-def bench(name: str, path: Path, workdir: Path, seeds: Sequence[int], arms: Sequence[str] = ()) -> dict:
+def find(name: str, **given: str | None) -> ModuleType | Real:
+    """An experiment by its letter; `given`: the fields of `Real`, which experiment C needs.
+
+    Raises:
+      ValueError: one of them is missing, or is no file.
+    """
+    if name in MODULES:
+        return MODULES[name]
+    for field, value in given.items():
+        if not value or not Path(value).exists():
+            raise ValueError(f"experiment {name} needs --{field}=PATH" + (f"; there is no {value}" if value else ""))
+    return Real(**{field: Path(value) for field, value in given.items()})
+
+
+def bench(
+    name: str,
+    experiment: ModuleType | Real,
+    path: Path,
+    workdir: Path,
+    seeds: Sequence[int],
+    arms: Sequence[str] = (),
+) -> dict:
     """Runs what is not done yet; see `outcome.table` for what is in the result.
 
     Args:
-      name: a key of `EXPERIMENTS`. path: the ratings. arms: of the experiment's; (): all.
+      name: its letter. experiment: of `find`. path: the ratings. arms: of the experiment's; (): all.
       workdir: keeps everything; the seeds share its data.
     Raises:
       ValueError: no such arm, no ratings, or a stage failed.
     """
-    experiment = EXPERIMENTS[name]
     if unknown := sorted(set(arms) - set(experiment.ARMS)):
         raise ValueError(f"--arms={unknown[0]}: experiment {name} has {', '.join(experiment.ARMS)}")
     quiet()

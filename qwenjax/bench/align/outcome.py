@@ -98,10 +98,11 @@ def numbers(arms: Sequence[dict]) -> dict[str, float]:
 
 def draw(seeds: Sequence[dict], path: Path) -> None:
     """Draws the evaluations of the arms of seeds (`curves` of their results) over PPO's iterations."""
-    from qwenjax.evals.figures import COLORS, canvas, save
+    from qwenjax.figures import COLORS, canvas, save
 
-    figure, axes = canvas(14, 3.4, len(PANELS))
-    for axis, (name, title) in zip(axes, PANELS.items()):
+    panels = {name: PANELS[name] for name in PANELS if name in next(iter(seeds[0]["arms"].values()))["curves"]}
+    figure, axes = canvas(3.5 * len(panels), 3.4, len(panels))
+    for axis, (name, title) in zip(axes, panels.items()):
         for color, arm in zip(COLORS, seeds[0]["arms"]):
             curves = [seed["arms"][arm]["curves"] for seed in seeds]
             steps = curves[0]["step"]

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwenjax import cli, config, lookup
+from qwenjax import cli, lookup
 from qwenjax.config import RL_TASKS, Experiment
 from qwenjax.jsonl import read_rows
+from qwenjax.sweeps import finished
 
 POLL = 1.0  # seconds between looks at a running stage
 RL_WORK = 4  # measured: an iteration samples, reads with four models and updates two, but its rows are one response
@@ -96,13 +97,6 @@ class Stages:
             done = max(share, done)
             if child.returncode is not None:
                 return
-
-
-def finished(workdir: Path, experiment: Experiment) -> bool:
-    """Whether a folder holds this run to its end; its report is what is written last."""
-    if not (workdir / "report.md").is_file():
-        return False
-    return config.to_dict(lookup.experiment(str(workdir))) == config.to_dict(experiment)
 
 
 def say(text: str) -> None:

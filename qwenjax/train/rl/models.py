@@ -22,10 +22,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwenjax import checkpoint, optim, storage
 from qwenjax.api.source import open_source
 from qwenjax.config import Compute, Experiment
-from qwenjax.model import reward, transformer
+from qwenjax.model import reward
 from qwenjax.objectives.returns import RunningMean
 from qwenjax.train import step as steps
-from qwenjax.train.backbone import Backbone
+from qwenjax.train.backbone import Backbone, Reference
 from qwenjax.train.rl.function import Function, is_function
 from qwenjax.train.rl.judges import Judge
 from qwenjax.train.rl.steps import Learner
@@ -44,9 +44,8 @@ class Models:
 
     def __init__(self, experiment: Experiment, compute: Compute, policy: Backbone):
         self.experiment, self.compute, self.policy = experiment, compute, policy
+        self.reference = Reference(experiment, compute)
         rl, self.adapters = experiment.rl, experiment.lora.rank > 0
-        if experiment.lora.whole:
-            raise ValueError("lora.whole trains embeddings, but the reference needs them as they were: leave it out")
         named = {name: path for name, path in ((REWARD, rl.reward), (GOLD, rl.gold)) if path}
         self.functions = {
             name: Function(path, f"rl.{name}", rl.seconds) for name, path in named.items() if is_function(path)
@@ -64,7 +63,6 @@ class Models:
         self.value_tx = optim.make(rl.value_optim, experiment.steps, every=updates)
         self.rate = optim.schedule(experiment.optim, learning)
         self.valuer = Backbone(self._value_experiment(), compute, head=False)
-        self.reference = transformer.Transformer(experiment.model, compute)  # without adapters
 
     def _value_experiment(self) -> Experiment:
         """Shape of the value model: that of the model it starts from."""
@@ -80,14 +78,11 @@ class Models:
     def random(self, key: jax.Array) -> tuple[Any, Any, Any]:
         """Random parameters, boxed with their logical axes: policy's, value model's, frozen ones."""
         policy, base = self.policy.random(key)
-        value, frozen = (), {"policy": base, "reference": () if self.adapters else self._held(policy)}
+        value, frozen = (), {"policy": base, "reference": self.reference.copy(policy)}
         if self.critic:
             trained, frozen["value"] = self.valuer.random(key)
             value = {"backbone": trained, "head": reward.init_head(self.valuer.cfg, key), "bias": jnp.float32(0)}
         return policy, value, frozen | {name: judge.random(key) for name, judge in self.judges.items()}
-
-    def _held(self, params: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(self.compute.dtype), params)
 
     def fresh(self, policy: Any, value: Any) -> State:
         """The state of a run that begins with these parameters, without the frozen ones."""
@@ -147,22 +142,11 @@ class Models:
 
     # ---- parameters ----
 
-    def reference_parts(self, frozen: dict) -> dict:
-        """What the reference computes with: a copy of the policy, or the base that the adapters stand on."""
-        return frozen["policy"] if self.adapters else {"params": frozen["reference"]}
-
     def reference_params(self, frozen: dict) -> dict:
-        """The same as full parameters, for decoding."""
+        """The reference's, in full, for decoding."""
         if not self.adapters:
             return frozen["reference"]
         return self.policy.params({"params": {}}, frozen["policy"])
-
-    def freeze(self, trained: Any, base: Any, fingerprints: dict[str, str]) -> dict[str, Any]:
-        """The frozen parts that come with the policy."""
-        if self.adapters:
-            return {"policy": base, "reference": ()}
-        fingerprints["reference"] = checkpoint.fingerprint(trained)
-        return {"policy": base, "reference": jax.jit(self._held)(trained)}
 
     def load_judges(self, mesh: Mesh, check: Check, fingerprints: dict[str, str]) -> dict[str, Any]:
         """The reward models, frozen."""

@@ -74,7 +74,7 @@ def make(models: Models, program: Program, stops: tuple[int, ...], end: int, siz
     def both(trained, frozen, read):
         """Log-probabilities and entropy under the policy, and log-probabilities under the reference."""
         logp, entropy = steps.log_probs(policy.plain, policy.variables(trained, frozen["policy"]), read)
-        return logp, entropy, steps.log_probs(models.reference, models.reference_parts(frozen), read)[0]
+        return logp, entropy, steps.log_probs(models.reference.network, models.reference.variables(frozen), read)[0]
 
     def measure(trained, value, frozen, rolled: Rollout):
         def part(rolled):

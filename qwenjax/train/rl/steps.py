@@ -47,9 +47,11 @@ def actions(mask: jax.Array) -> jax.Array:
     return jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
 
 
-def log_probs(network: transformer.Transformer, collections: dict, read: Responses) -> tuple[jax.Array, jax.Array]:
+def log_probs(
+    network: transformer.Transformer, collections: dict, read: Responses, rngs: dict | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Log-probability of every chosen token, and the entropy it was chosen from: float32 [b t], 0 elsewhere."""
-    hidden, _ = network.apply(collections, read.tokens, read.positions)
+    hidden, _ = network.apply(collections, read.tokens, read.positions, rngs=rngs)
     head = transformer.head(collections["params"])
     logp, entropy = token_log_probs(hidden, head, jnp.roll(read.tokens, -1, axis=1), network.compute.loss_tokens)
     return kept(logp, read.mask), kept(entropy, read.mask)

@@ -133,7 +133,7 @@ class RL(Task):
     # ---- where it starts ----
 
     def joined(self, found: Loaded) -> tuple[Any, Any]:
-        return found.trained, self.models.freeze(found.trained, found.frozen, self.fingerprints)
+        return found.trained, self.models.reference.frozen(found, self.fingerprints)
 
     def begin(self, say: Callable[[str], None]) -> State:
         if not self.experiment.init_from:

@@ -1,19 +1,25 @@
-"""Pictures that read on light and dark pages alike: an opaque light card, colours that the colour-blind tell apart."""
+"""Pictures that read on light and dark pages alike: an opaque light card, colours that the colour-blind tell apart.
 
+Without pyplot, which would change what a notebook draws with.
+"""
+
+import io
 from pathlib import Path
 
-COLORS = ("#d55e00", "#0072b2", "#009e73", "#8b5fbf")
+from qwenjax import storage
+
+COLORS = ("#d55e00", "#0072b2", "#009e73", "#8b5fbf", "#8c6d1f", "#555555")
 CARD = "#fbfbf8"
 
 
-def canvas(width: float, height: float, columns: int = 1):
-    """A figure of so many inches and its axes, side by side."""
+def canvas(width: float, height: float, columns: int = 1, rows: int = 1):
+    """A figure of so many inches and its axes, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=CARD)
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(1, columns, i + 1, facecolor=CARD) for i in range(columns)]
+    axes = [figure.add_subplot(rows, columns, i + 1, facecolor=CARD) for i in range(rows * columns)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -32,5 +38,7 @@ def tokens(number: int) -> str:
 
 
 def save(figure, path: Path) -> None:
-    """Writes a PNG."""
-    figure.savefig(path, dpi=110)
+    """Writes a PNG, on a disk or into a bucket."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    storage.write(storage.path(path), image.getvalue())

@@ -1,0 +1,164 @@
+"""Variants of an experiment beside each other, over several seeds: one expression, one table, one figure.
+
+    found = sweep("quickstart", {"untied": {}, "tied": {"model.tie_embeddings": True}}, seeds=(0, 1, 2))
+    print(found.table("eval_loss"))
+    found.plot("eval_loss")
+
+Each run is a `fit` in a folder of its own. What is finished there is not run again, and what was interrupted goes on.
+"""
+
+import contextlib
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qwenjax import cli, config, fields, figures, lookup
+from qwenjax.config import Experiment
+from qwenjax.jsonl import read_rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of a sweep."""
+
+    variant: str
+    seed: int
+    workdir: Path
+
+    @cached_property
+    def rows(self) -> list[dict]:
+        """Its metrics.jsonl."""
+        return read_rows(self.workdir / "metrics.jsonl")
+
+    def last(self, name: str) -> float:
+        """The last value of a number in the log.
+
+        Raises:
+          ValueError: the run has no such number.
+        """
+        values = [row[name] for row in self.rows if name in row]
+        if not values:
+            known = sorted({key for row in self.rows for key in row})
+            raise ValueError(f"{self.workdir} has no number {name!r}; it has {', '.join(known)}")
+        return values[-1]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What came of a sweep; runs in the order of variants, then seeds."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def variants(self) -> dict[str, list[Run]]:
+        """Runs by variant."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.variant, []).append(run)
+        return found
+
+    def values(self, name: str) -> dict[str, list[float]]:
+        """Last values of a number, by variant, over the seeds."""
+        return {variant: [run.last(name) for run in runs] for variant, runs in self.variants.items()}
+
+    def table(self, *names: str, digits: int = 3) -> str:
+        """Markdown: mean ± standard deviation over the seeds, a row per variant and a column per number."""
+        columns = [self.values(name) for name in names]
+        lines = [f"| variant | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
+        for variant in self.variants:
+            cells = (spread(column[variant], digits) for column in columns)
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def plot(self, *names: str, path: Path | str | None = None, skip: float = 0.0) -> Any:
+        """A matplotlib figure of numbers over the steps, a panel each: mean of the seeds, and their range as a band.
+
+        Args:
+          path: also write it there, as a PNG. skip: share of the steps, from the first on, that is not drawn.
+        """
+        columns = min(len(names), 3)
+        rows = -(-len(names) // columns)
+        figure, axes = figures.canvas(4.6 * columns, 3.4 * rows, columns, rows)
+        for axis, name in zip(axes, names):
+            for color, (variant, runs) in zip(figures.COLORS, self.variants.items()):
+                curves = [{row["step"]: row[name] for row in run.rows if name in row} for run in runs]
+                steps = sorted(set.intersection(*map(set, curves)))
+                steps = [step for step in steps if step >= skip * steps[-1]]
+                at = [[curve[step] for curve in curves] for step in steps]
+                marker = {"marker": "o", "markersize": 3} if len(steps) < 25 else {}
+                axis.plot(steps, [*map(statistics.fmean, at)], color=color, label=variant, lw=1.6, **marker)
+                axis.fill_between(steps, [*map(min, at)], [*map(max, at)], color=color, alpha=0.15, lw=0)
+            axis.set(title=name, xlabel="step")
+            axis.grid(alpha=0.3)
+        for axis in axes[len(names) :]:
+            axis.set_axis_off()
+        axes[0].legend(frameon=False)
+        if path:
+            figures.save(figure, Path(path))
+        return figure
+
+
+def sweep(
+    base: str | Experiment,
+    variants: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int] = (0, 1, 2),
+    workdir: Path | str | None = None,
+    *,
+    data_root: Path | str = "data",
+) -> Sweep:
+    """Trains every variant with every seed; what the runs print goes to log.txt in their folders.
+
+    Args:
+      base: what `--exp` takes, or an experiment. variants: overrides of fields, by the name of the variant; all of them
+        are checked before the first run.
+      workdir: runs lie in its VARIANT/seedN; default runs/sweep-NAME.
+    Raises:
+      ValueError: no variant or seed, a name that is no folder's, overrides that do not fit, or a run that failed.
+      KeyboardInterrupt: interrupted; what is done is kept.
+    """
+    from qwenjax.train.loop import fit
+
+    if not variants or not seeds:
+        raise ValueError("a sweep needs variants, and a seed")
+    if wrong := [name for name in variants if not name or "/" in name or name.startswith(".")]:
+        raise ValueError(f"variant {wrong[0]!r} names a folder: without slashes, and not from a dot on")
+    base = base if isinstance(base, Experiment) else lookup.experiment(base)
+    root = Path(workdir or f"runs/sweep-{base.name}")
+    made = {name: fields.override(base, dict(changes)) for name, changes in variants.items()}
+    todo = [
+        (Run(name, seed, root / name / f"seed{seed}"), replace(experiment, seed=seed))
+        for name, experiment in made.items()
+        for seed in seeds
+    ]
+    left = [(run, experiment) for run, experiment in todo if not finished(run.workdir, experiment)]
+    with cli.meter(f"sweep of {len(todo)} runs", sum(one.steps for _, one in left), "step") as step:
+        for run, experiment in left:
+            run.workdir.mkdir(parents=True, exist_ok=True)
+            log = run.workdir / "log.txt"
+            with log.open("a", buffering=1) as file, contextlib.redirect_stderr(file):
+                try:
+                    outcome = fit(experiment, run.workdir, data_root=data_root)
+                except ValueError as error:
+                    raise ValueError(f"{run.variant}, seed {run.seed}: {error} (see {log})") from None
+            if not outcome.finished:
+                raise KeyboardInterrupt
+            step(experiment.steps)
+    return Sweep(tuple(run for run, _ in todo))
+
+
+def finished(workdir: Path, experiment: Experiment) -> bool:
+    """Whether a folder holds this run to its end; its report is what is written last."""
+    if not (workdir / "report.md").is_file():
+        return False
+    return config.to_dict(lookup.experiment(str(workdir))) == config.to_dict(experiment)
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard deviation; of one value, that value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
