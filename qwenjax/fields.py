@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import os
 import types
 import typing
 from collections.abc import Iterable
@@ -98,8 +97,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             )
         except (ValueError, OverflowError):
             raise ValueError(f"{where}={value!r}: wanted {'a whole number' if hint is int else 'a number'}") from None
-    if hint is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
+    if hint is str and hasattr(value, "__fspath__"):
+        return value.__fspath__()
     if not isinstance(value, hint):
         raise ValueError(f"{where}={value!r}: wanted {hint.__name__}")
     return value

@@ -11,15 +11,16 @@ from paths import ROOT
 PACKAGE = ROOT / "qwenjax"
 LEVEL = {
     "fields": 0, "storage": 0,
-    "config": 1, "jsonl": 1,
+    "config": 1, "jsonl": 1, "figures": 1,
     "sharding": 2, "text": 2, "lookup": 2,
     "cli": 3, "model": 3, "objectives": 3,
     "optim": 4, "generate": 4, "interop": 4, "data": 4, "checkpoint": 4, "telemetry": 4,
     "api": 5,
     "evals": 6,
     "train": 7,
-    "bench": 8, "tokenizer": 8, "plan": 8, "cluster": 8, "profile": 8, "chat": 8, "convert": 8, "eval": 8,
-    "__main__": 8,
+    "sweeps": 8,
+    "bench": 9, "tokenizer": 9, "plan": 9, "cluster": 9, "profile": 9, "chat": 9, "convert": 9, "eval": 9,
+    "__main__": 9,
 }  # fmt: skip
 PURE = ("fields", "config", "model", "objectives", "optim", "generate")
 EFFECTS = {"os", "pathlib", "time", "logging", "random", "subprocess"}

@@ -90,7 +90,8 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
     for arm in arms:
         settings = read | tuned | chat("prompts") | models | ARMS[arm]
         found.append(Stage(f"ppo-{arm}", "sentiment_ppo", settings))
-    found.append(Stage("rm-random", "sentiment_rm", tuned | chat("random")))  # no stage waits for it
+    if "shuffled" in arms:  # the controls go together; no stage waits for this one
+        found.append(Stage("rm-random", "sentiment_rm", tuned | chat("random")))
     return {stage.name: stage for stage in found}
 
 
@@ -100,7 +101,7 @@ def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]
     test = [text for text in texts if text.part == "test"]
     pairs = data.pairs(test)
     result = {"seed": seed, "accuracy": {}, "arms": {}}
-    for name in REWARDS:
+    for name in (name for name in REWARDS if f"rm-{name}" in done):
         result["accuracy"][name] = judge.accuracy(*judge.margins(done[f"rm-{name}"], pairs))
     judges = {name: done[f"rm-{name}"] for name in ("proxy", "gold")}
     asked = [data.request(text.kind, text.word) for text in test]
