@@ -25,6 +25,13 @@ SYSTEM = {"role": "system", "content": ""}
 STEADY = AdamW(peak=1e-2, warmup=0, schedule="constant", decay=0.0)
 CLOCK = re.compile("second|mfu")
 
+LETTERS = """
+def letters(prompts, responses, answers):
+    assert all(turns[-1]["role"] == "user" for turns in prompts)
+    assert all(answer and turns[-1]["content"].startswith(answer) for turns, answer in zip(prompts, answers))
+    return [float(response[:1] == "i") + 0.01 * len(response) for response in responses]
+"""
+
 
 def user(text: str) -> dict:
     return {"role": "user", "content": text}

@@ -87,3 +87,10 @@ def sft(chats, base) -> Path:
 def rm(chats, sft) -> Path:
     """A reward model from it."""
     return _stage("rm", chats, align_doubles.stage(chats, "reward", "pairs.jsonl", sft, save_every=4))
+
+
+@pytest.fixture(scope="session")
+def letters(chats) -> str:
+    """A reward function: 1 for what begins as "if" does, and a little for length."""
+    (chats / "letters.py").write_text(align_doubles.LETTERS)
+    return f"{chats / 'letters.py'}:letters"

@@ -16,24 +16,8 @@ from align_doubles import STEADY, column, kept_programs, numbers, rl_stage, run,
 
 from qwenjax.api.source import open_source
 from qwenjax.config import Chat, ChatFile, Data, Lora, to_dict
-from qwenjax.train import __main__ as command
 from qwenjax.train.rl import judges
-from qwenjax.train.rl.function import Failed, Function
 from qwenjax.train.step import UNLIMITED
-
-LETTERS = """
-def letters(prompts, responses, answers):
-    assert all(turns[-1]["role"] == "user" for turns in prompts)
-    assert all(answer and turns[-1]["content"].startswith(answer) for turns, answer in zip(prompts, answers))
-    return [float(response[:1] == "i") + 0.01 * len(response) for response in responses]
-"""
-
-
-@pytest.fixture(scope="session")
-def letters(chats) -> str:
-    """A reward function: 1 for what begins as "if" does, and a little for length."""
-    (chats / "letters.py").write_text(LETTERS)
-    return f"{chats / 'letters.py'}:letters"
 
 
 def ppo_of(chats, sft, rm, **change):
@@ -188,126 +172,6 @@ def test_another_model_than_the_run_began_with_is_refused(iterated):
     for name in ("reference", "reward"):
         with pytest.raises(ValueError, match=rf"the {name} model is not the one that this run began with.*--workdir"):
             task.frozen(lambda text: None, {"frozen": task.fingerprints | {name: "0" * 16}})
-
-
-# ---- a reward function ----
-
-
-@pytest.fixture(scope="session")
-def grpo(chats, sft, letters):
-    assert run(rl_stage(chats, "grpo", sft, letters, steps=3), chats, chats / "grpo").finished
-    return chats / "grpo"
-
-
-def test_a_function_that_raises_ends_the_run_and_the_mended_one_goes_on_to_the_same(chats, sft, grpo, tmp_path):
-    file = tmp_path / "letters.py"
-    count = tmp_path / "count"
-    third = f"    with open({str(count)!r}, 'a+') as f: f.write('.'); f.seek(0); n = len(f.read())\n"
-    third += "    if n == 3: raise KeyError('no such judge')\n"
-    file.write_text(LETTERS.replace("    assert all(turns", third + "    assert all(turns", 1))
-    spec = f"{file}:letters"
-    experiment = rl_stage(chats, "grpo", sft, spec, steps=3)
-    with pytest.raises(Failed, match=r"letters.py:letters raises KeyError: 'no such judge'"):
-        run(experiment, chats, tmp_path / "run")
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} >= {"1", "2"}
-    file.write_text(LETTERS)
-    assert run(experiment, chats, tmp_path / "run").finished
-    ours, theirs = saved(tmp_path / "run", 3), saved(grpo, 3)
-    assert ours["hashes"] == theirs["hashes"]
-    assert numbers(tmp_path / "run") == numbers(grpo)
-
-
-def test_a_function_that_fails_at_once_leaves_a_run_to_resume(chats, sft, grpo, tmp_path):
-    file = tmp_path / "letters.py"
-    file.write_text("def letters(prompts, responses, answers):\n    return [float('nan')] * len(responses)\n")
-    experiment = rl_stage(chats, "grpo", sft, f"{file}:letters", steps=3)
-    with pytest.raises(Failed, match="gives nan, no finite number, for the response"):
-        run(experiment, chats, tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
-    file.write_text(LETTERS)
-    assert run(experiment, chats, tmp_path / "run").finished
-    assert saved(tmp_path / "run", 3)["hashes"] == saved(grpo, 3)["hashes"]
-
-
-FUNCTIONS = """
-import jax.numpy as jnp, numpy as np, os, sys, time
-def raises(p, r, a): return 1 / 0
-def leaves(p, r, a): sys.exit("bye")
-def dies(p, r, a): os._exit(7)
-def hangs(p, r, a): time.sleep(60)
-def few(p, r, a): return [1.0]
-def none(p, r, a): return None
-def nan(p, r, a): return [1.0, np.nan]
-def inf(p, r, a): return np.array([np.inf, 0])
-def huge(p, r, a): return [1e300, 0]
-def text(p, r, a): return ["1", 0]
-def bools(p, r, a): return [True, 2]
-def numpys(p, r, a): return np.float32([0.7, 1])
-def arrays(p, r, a): return jnp.array([0.7, 1.0])
-def given(p, r, a): return [len(p[0]) + len(r[0]), float(a[0] is None)]
-"""
-ROWS = [{"prompt": [{"role": "user", "content": "a"}], "answer": None}] * 2
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """Calls a function of FUNCTIONS; the processes end with the module."""
-    file = tmp_path_factory.mktemp("functions") / "f.py"
-    file.write_text(FUNCTIONS)
-    started = []
-
-    def call(name: str, seconds: float = 60.0) -> np.ndarray:
-        started.append(Function(f"{file}:{name}", "rl.reward", seconds))
-        return started[-1](ROWS, ["b", "c"])
-
-    yield call
-    for function in started:
-        function.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("raises", r"the function rl.reward=.*f.py:raises raises ZeroDivisionError"),
-        ("leaves", r"raises SystemExit: bye"),
-        ("dies", r"ended its process \(exit code 7\)"),
-        ("few", r"gives 1 scores for 2 responses"),
-        ("none", r"raises TypeError"),
-        ("nan", r"gives nan, no finite number, for the response 'c'"),
-        ("inf", r"gives inf, no finite number"),
-        ("huge", r"gives 1e.300, no finite number"),
-        ("text", r"gives '1', no finite number"),
-    ],
-)
-def test_what_a_function_may_not_do(told, name, message):
-    with pytest.raises(Failed, match=message):
-        told(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "want"), [("bools", [1, 2]), ("numpys", [0.7, 1]), ("arrays", [0.7, 1]), ("given", [2, 1])]
-)
-def test_numbers_of_any_kind_are_scores(told, name, want):
-    found = told(name)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, np.float32(want))
-
-
-def test_a_function_that_hangs_is_given_up(told):
-    with pytest.raises(Failed, match=r"f.py:hangs has not answered within 0.05 seconds"):
-        told("hangs", seconds=0.05)
-
-
-def test_a_failure_is_exit_code_1_and_a_line(monkeypatch, capsys, tmp_path):
-    def fails(*rest, **more):
-        raise Failed("the reward function f.py:f raises KeyError: 'x'")
-
-    monkeypatch.setattr("qwenjax.train.loop.fit", fails)
-    monkeypatch.setattr("qwenjax.cli.keep_programs", lambda: None)
-    assert command.main(["--exp=tiny_ppo", f"--workdir={tmp_path}"]) == 1
-    assert capsys.readouterr().err.endswith("error: the reward function f.py:f raises KeyError: 'x'\n")
 
 
 # ---- what cannot work is refused ----
