@@ -17,7 +17,7 @@ def experiment() -> Experiment:
         data=Data(tokenizer="init_from", length=256, batch=4, eval_tokens=60_000),
         chat=Chat(files=(ChatFile("pairs.jsonl"),), validation=0.1),
         lora=Lora(rank=16, alpha=16, dropout=0.05, base="float32"),
-        optim=AdamW(peak=1e-4, warmup=5, floor=0.1, decay=0.1),
+        optim=AdamW(peak=5e-4, warmup=5, floor=0.1, decay=0.1),
         compute=Compute(dtype="float32", remat="none", loss_tokens=256),
         steps=100,
         eval_every=50,

@@ -4,11 +4,13 @@ Without pyplot, which would change what a notebook draws with.
 """
 
 import io
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwenjax import storage
 
-COLORS = ("#d55e00", "#0072b2", "#009e73", "#8b5fbf", "#8c6d1f", "#555555")
+COLORS = ("#d55e00", "#0072b2", "#009e73", "#8b5fbf", "#8c6d1f", "#555555", "#e377c2")
 CARD = "#fbfbf8"
 
 
@@ -23,6 +25,29 @@ def canvas(width: float, height: float, columns: int = 1, rows: int = 1):
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def curves(axis, found: Mapping[str, Sequence[Mapping[float, float]]]) -> None:
+    """Draws {x: y} of several seeds under each label: the mean where all seeds have it, and their range as a band."""
+    for i, (label, seeds) in enumerate(found.items()):
+        color, xs = COLORS[i % len(COLORS)], sorted(set.intersection(*map(set, seeds)))
+        at = [[seed[x] for seed in seeds] for x in xs]
+        marker = {"marker": "o", "markersize": 3} if len(xs) < 25 else {}
+        axis.plot(xs, [*map(statistics.fmean, at)], color=color, label=label, lw=1.6, **marker)
+        axis.fill_between(xs, [*map(min, at)], [*map(max, at)], color=color, alpha=0.15, lw=0)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+
+
+def dots(axis, found: Mapping[str, Sequence[float]]) -> None:
+    """Draws the values of several seeds in a line per label, the first one on top: each a dot, their mean a bar."""
+    for y, values in enumerate(found.values()):
+        color = COLORS[y % len(COLORS)]
+        axis.plot(values, [y] * len(values), "o", color=color, alpha=0.5, markersize=5)
+        axis.plot([statistics.fmean(values)], [y], "|", color=color, markersize=18, markeredgewidth=2.5)
+    axis.set_yticks(range(len(found)), list(found))
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
 
 
 def few_ticks():

@@ -17,6 +17,7 @@ from typing import Any
 
 from qwenjax import cli, config, fields, figures, lookup
 from qwenjax.config import Experiment
+from qwenjax.evals.run import Evaluation, evaluate
 from qwenjax.jsonl import read_rows
 
 
@@ -44,6 +45,12 @@ class Run:
             known = sorted({key for row in self.rows for key in row})
             raise ValueError(f"{self.workdir} has no number {name!r}; it has {', '.join(known)}")
         return values[-1]
+
+    def curve(self, name: str, skip: float = 0.0) -> dict[int, float]:
+        """A number by step, without a share of the first steps."""
+        return {
+            row["step"]: row[name] for row in self.rows if name in row and row["step"] >= skip * self.rows[-1]["step"]
+        }
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,13 @@ class Sweep:
             lines.append(f"| {variant} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
+    def evaluate(self, task: str, **settings: Any) -> dict[str, list[Evaluation]]:
+        """`qwenjax.evaluate` of every run, by variant; kept in its folder, and not done twice."""
+        return {
+            variant: [evaluate(run.workdir, task, run.workdir / "eval", **settings) for run in runs]
+            for variant, runs in self.variants.items()
+        }
+
     def plot(self, *names: str, path: Path | str | None = None, skip: float = 0.0) -> Any:
         """A matplotlib figure of numbers over the steps, a panel each: mean of the seeds, and their range as a band.
 
@@ -83,19 +97,12 @@ class Sweep:
         rows = -(-len(names) // columns)
         figure, axes = figures.canvas(4.6 * columns, 3.4 * rows, columns, rows)
         for axis, name in zip(axes, names):
-            for color, (variant, runs) in zip(figures.COLORS, self.variants.items()):
-                curves = [{row["step"]: row[name] for row in run.rows if name in row} for run in runs]
-                steps = sorted(set.intersection(*map(set, curves)))
-                steps = [step for step in steps if step >= skip * steps[-1]]
-                at = [[curve[step] for curve in curves] for step in steps]
-                marker = {"marker": "o", "markersize": 3} if len(steps) < 25 else {}
-                axis.plot(steps, [*map(statistics.fmean, at)], color=color, label=variant, lw=1.6, **marker)
-                axis.fill_between(steps, [*map(min, at)], [*map(max, at)], color=color, alpha=0.15, lw=0)
+            figures.curves(
+                axis, {variant: [run.curve(name, skip) for run in of] for variant, of in self.variants.items()}
+            )
             axis.set(title=name, xlabel="step")
-            axis.grid(alpha=0.3)
         for axis in axes[len(names) :]:
             axis.set_axis_off()
-        axes[0].legend(frameon=False)
         if path:
             figures.save(figure, Path(path))
         return figure

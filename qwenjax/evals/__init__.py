@@ -9,5 +9,6 @@ parts.py       results that survive an interruption
 perplexity.py  Table 3: perplexity by context length, with and without context extension
 preferences.py Table 4: pairs of responses that a reward model puts in the right order, set by set
 passkey.py     a number hidden in a long text: depth x length
+entropy.py     how widely attention looks, by length
 accuracy.py    shares of such pairs, by gap, with intervals
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 # name -> module of this room with `MODEL`, `measure`, `table` and `draw`; the report's tables by their numbers
-TASKS = {"passkey": "passkey"}
+TASKS = {"passkey": "passkey", "entropy": "entropy"}
 TABLES = {3: "perplexity", 4: "preferences"}
 
 

@@ -192,6 +192,8 @@ class Attention(nn.Module):
         k_ = constrain(rope.rotate(k_, context.cos, context.sin), "batch", "length", "kv_heads", None)
         if context.logn is not None:
             q_ = (q_ * context.logn).astype(x.dtype)
+        for name, x in (("q", q_), ("k", k_)):
+            self.sow("intermediates", name, x)  # for who asks to see them (evals/entropy.py), and nothing else
         q_, k_, v_ = checkpoint_name(q_, "q"), checkpoint_name(k_, "k"), checkpoint_name(v_, "v")
 
         k_pos, k_segment = context.positions, context.segments

@@ -106,7 +106,7 @@ class Transformer(nn.Module):
             block = nn.remat(Block, policy=keep, prevent_cse=not compute.scan)
         layers = nn.scan(
             block,
-            variable_axes={"params": 0, "lora": 0, "quantised": 0},
+            variable_axes={"params": 0, "lora": 0, "quantised": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0, 0),
             length=cfg.layers,
