@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qwenjax import cli
 from qwenjax.data.chat.schema import validate
 from qwenjax.data.commands import show as command
+from qwenjax.data.picture import draw
 from qwenjax.data.show import END, LOSS, Block, Piece, Shown, describe, dialogue, documents, pieces, printable, terminal
 from qwenjax.data.show_html import page
 from qwenjax.data.stream import Mixture
@@ -199,6 +200,23 @@ def test_documents_of_a_training_row(shards):
         made = Page(page("h", "l", [shown], by_document=True))
         styles = [value for tag, name, value in made.attributes if tag == "div" and name == "style"]
         assert len(set(styles)) == len(shown.blocks)
+
+
+def test_a_picture_has_every_document_of_every_row(shards, tmp_path):
+    mixture = Mixture([shards, shards], [3, 1], 300, 0)
+    figure = draw(mixture, 2, 4, 80, tmp_path / "rows.png")
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    left, right = figure.axes
+    assert sum(len(points.get_offsets()) for points in left.collections) == 80
+    assert [text.get_text().split(": ")[1][:15] for text in left.get_legend().get_texts()] == [
+        "75% of the rows",
+        "25% of the rows",
+    ]
+    bars = right.patches
+    assert len(bars) == sum(len(mixture.documents(row)) for row in range(2, 6))
+    for line in range(4):
+        own = [bar for bar in bars if round(bar.get_y() + bar.get_height() / 2) == line]
+        assert sum(bar.get_width() for bar in own) == 301
 
 
 def test_an_empty_page_is_whole():

@@ -25,6 +25,9 @@ released code), assistant (the report: only what the assistant says), all_but_us
 """
 
 
+AHEAD = 1000  # rows of a run that are drawn, at least
+
+
 def arguments(add) -> None:
     """Declares the options."""
     add("file", nargs="?", metavar="FILE", help="chat data: .jsonl (also .gz, .zst), a .json list or .parquet")
@@ -35,6 +38,7 @@ def arguments(add) -> None:
     add("--row", type=natural, metavar="R", help="first row to show; the first of a file or a run is 0")
     add("--rows", type=positive, default=4, metavar="K", help="how many rows (default: 4)")
     add("--html", metavar="OUT", help="write one self-contained page instead")
+    add("--png", metavar="OUT", help="of --exp: draw the rows, and where their run reads up to them")
     add("--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)")
 
 
@@ -98,6 +102,12 @@ def _pretraining(options: argparse.Namespace) -> int:
     last = first + options.rows if end is None else min(first + options.rows, end)
     if end is not None and last < end:
         print(f"({end - last} more rows in this step; --rows shows them)", file=sys.stderr)
+    if options.png:
+        from qwenjax.data.picture import draw
+
+        draw(mixture, first, last - first, max(last, AHEAD), options.png)
+        print(f"{options.png}: rows {first} to {last - 1}")
+        return DONE
     if options.html:
         shown = [documents(mixture, row, tokenizer) for row in range(first, last)]
         return _page(options.html, exp.name, "a colour for each document; ids on hover", shown, by_document=True)
