@@ -44,7 +44,15 @@ from qwenjax import figures
 SCALE = os.environ.get("QWENJAX_SCALE", "laptop")  # smoke (seconds), laptop, colab-gpu or tpu
 SEEDS = (0,) if SCALE == "smoke" else (0, 1, 2)
 SIZES = {
-    "smoke": {"steps": 6, "eval_every": 3, "optim.warmup": 2, "model.vocab": 2048, "model.layers": 2, "model.embed": 64, "model.ffn": 176},
+    "smoke": {
+        "steps": 6,
+        "eval_every": 3,
+        "optim.warmup": 2,
+        "model.vocab": 2048,
+        "model.layers": 2,
+        "model.embed": 64,
+        "model.ffn": 176,
+    },
     "laptop": {"steps": 400, "eval_every": 100, "model.vocab": 2048, "model.embed": 96, "model.ffn": 256},
     "colab-gpu": {"steps": 2000, "eval_every": 250, "model.embed": 256, "model.ffn": 688, "data.batch": 16},
     "tpu": {"steps": 4000, "eval_every": 500, "model.embed": 512, "model.ffn": 1376, "data.batch": 64},
@@ -87,13 +95,11 @@ Markdown("\n".join(rows))
 
 # %%
 found = qwenjax.sweep(base, VARIANTS, SEEDS, RUNS, data_root="data")
-Markdown(found.table("eval_bits_per_byte", "eval_loss", digits=4))
+Markdown(found.table("eval_bits_per_byte", "eval_loss"))
 
 # %%
 figure, (left, right) = figures.canvas(11, 3.8, 2)
-figures.curves(
-    left, {name: [run.curve("eval_bits_per_byte") for run in runs] for name, runs in found.variants.items()}
-)
+figures.curves(left, {name: [run.curve("eval_bits_per_byte") for run in runs] for name, runs in found.variants.items()})
 left.set(title="held-out files, while training", xlabel="step", ylabel="bits per byte")
 figures.dots(right, found.values("eval_bits_per_byte"))
 right.set(title="at the end: every seed, and the mean", xlabel="bits per byte")
@@ -126,5 +132,7 @@ figures.curves(axis, by_length)
 axis.axvline(trained, ls="--", lw=1, color="#555555")
 axis.set_xscale("log", base=2)
 axis.set_xticks(lengths, map(str, lengths))
-axis.set(title=f"plain reading of {text.name}; trained on {trained}", xlabel="tokens in a window", ylabel="bits per byte")
+axis.set(
+    title=f"plain reading of {text.name}; trained on {trained}", xlabel="tokens in a window", ylabel="bits per byte"
+)
 figure

@@ -23,6 +23,7 @@
 # About 2 minutes on two CPU cores, and no faster anywhere else: there is no model in it.
 
 # %%
+import html
 import json
 import os
 import subprocess
@@ -40,11 +41,12 @@ import qwenjax
 SCALE = os.environ.get("QWENJAX_SCALE", "laptop")  # smoke or laptop; more is never needed here
 OUT = Path("runs/tokenizer")
 OUT.mkdir(parents=True, exist_ok=True)
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `!python` is this Python
 
 # %% [markdown]
 # ## Figure 3 on your own text
 #
-# A file of lines {"lang", "text"}; put your own in its place. This one has the same four sentences in nine languages,
+# A file of lines {"language", "text"}; put your own in its place. This one has the same four sentences in nine languages,
 # written for this notebook. The published vocabulary is compared with one that is trained here, on the sources of
 # Python's standard library, and with plain bytes; the line at 1 is the published one.
 
@@ -69,12 +71,78 @@ SENTENCES = {
     "늦게 온 사람은 다음 배를 기다립니다.",
 }
 text = OUT / "sentences.jsonl"
-text.write_text("".join(json.dumps({"lang": lang, "text": said}) + "\n" for lang, said in SENTENCES.items()))
+_ = text.write_text("".join(json.dumps({"language": lang, "text": said}) + "\n" for lang, said in SENTENCES.items()))
 
 # %%
-train = "python-stdlib"
-# !{sys.executable} -m qwenjax.tokenizer train {train} --size=8192 --out={OUT}/stdlib.model
-# !{sys.executable} -m qwenjax.tokenizer compression stdlib={OUT}/stdlib.model --base=qwen --text={text} --out={OUT}/figure3.png
+# !test -e {OUT}/stdlib.model || python -m qwenjax.tokenizer train python-stdlib --size=8192 --out={OUT}/stdlib.model
+# !python -m qwenjax.tokenizer compression stdlib={OUT}/stdlib.model --base=qwen --text={text} --out={OUT}/figure3.png
 
 # %%
 Image(OUT / "figure3.png")
+
+# %% [markdown]
+# ## Single digits
+#
+# Numbers are cut into digits, so a number of n digits is n tokens, and every digit stands at its place whatever its
+# neighbours are. A vocabulary that had each number as one token would need fewer; the share below is an upper bound of
+# what the choice costs, by kind of text.
+
+# %%
+tokenizer = qwenjax.load_tokenizer("qwen")
+
+
+def spelled(text):
+    """The pieces that a text is cut into."""
+    return " | ".join(tokenizer.decode([token]) for token in tokenizer.encode(text))
+
+
+for number in ("7", "42", "2023", "3.14159", "1000000", "0xff", "١٢٣"):
+    print(f"{number:>8}  ->  {spelled(number)}")
+
+# %%
+import argparse
+import inspect
+import re
+
+TEXTS = {
+    "prose": SENTENCES["en"],
+    "code": inspect.getsource(argparse),
+    "a table of numbers": "\n".join(f"{i},{i * i},{i**0.5:.4f}" for i in range(1, 500)),
+}
+rows = ["| text | tokens | of them digits | saved if each run of digits were one token |", "| --- | --- | --- | --- |"]
+for name, said in TEXTS.items():
+    count = len(tokenizer.encode(said))
+    runs = re.findall("[0-9]+", said)
+    digits = sum(map(len, runs))
+    rows.append(f"| {name} | {count:,} | {digits / count:.1%} | {(digits - len(runs)) / count:.1%} |")
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# ## What is in a batch
+#
+# Documents are joined with an end-of-text token between them and cut into rows. Row r of a run is a function of the seed
+# and r: nothing is stored, a run resumes anywhere, and every process reads its own rows. Two sources, three parts code to
+# one part of prose, so short that it is read many times.
+
+# %%
+prose = OUT / "prose.jsonl"
+_ = prose.write_text("".join(json.dumps({"text": said}) + "\n" for said in SENTENCES.values()) * 30)
+sources = json.dumps([{"text": "python-stdlib", "weight": 3}, {"text": str(prose), "weight": 1}])
+ours = f"--set data.tokenizer={OUT}/stdlib.model --set 'data.sources={sources}'"
+# !python -m qwenjax.data show --exp=quickstart {ours} --step=50 --rows=4 --png={OUT}/batch.png
+
+# %%
+Image(OUT / "batch.png")
+
+# %% [markdown]
+# The same rows as text: where each document begins and ends, and which of its tokens are here.
+
+# %%
+# !python -m qwenjax.data show --exp=quickstart {ours} --step=50 --rows=2 --html={OUT}/batch.html
+page = (OUT / "batch.html").read_text()
+HTML(f'<iframe srcdoc="{html.escape(page)}" width="100%" height="420"></iframe>')
+
+# %% [markdown]
+# ## What was seen
+#
+# RESULTS

@@ -8,6 +8,7 @@ Each run is a `fit` in a folder of its own. What is finished there is not run ag
 """
 
 import contextlib
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,12 +72,12 @@ class Sweep:
         """Last values of a number, by variant, over the seeds."""
         return {variant: [run.last(name) for run in runs] for variant, runs in self.variants.items()}
 
-    def table(self, *names: str, digits: int = 3) -> str:
+    def table(self, *names: str) -> str:
         """Markdown: mean ± standard deviation over the seeds, a row per variant and a column per number."""
         columns = [self.values(name) for name in names]
         lines = [f"| variant | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
         for variant in self.variants:
-            cells = (spread(column[variant], digits) for column in columns)
+            cells = (spread(column[variant]) for column in columns)
             lines.append(f"| {variant} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -163,9 +164,11 @@ def finished(workdir: Path, experiment: Experiment) -> bool:
     return config.to_dict(lookup.experiment(str(workdir))) == config.to_dict(experiment)
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean ± standard deviation; of one value, that value."""
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, in as many digits as two of the deviation; of one value, that value."""
     mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    if not deviation:
+        return f"{mean:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"

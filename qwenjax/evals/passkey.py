@@ -6,6 +6,7 @@ most likely one after the text and the tokens before it: exactly then greedy dec
 once is cheaper than writing.
 """
 
+import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,25 @@ def sample(tokenizer: "Tokenizer", length: int, depth: float, key: str) -> tuple
     return [*opening, *filler * before, *needle, *filler * (copies - before), *whole], len(answer)
 
 
+def write(path: str | Path, count: int, fillers: int, seed: int) -> None:
+    """Writes texts of this kind with their answers, {"text"} a line, for a small model to learn what is asked for.
+
+    Args:
+      fillers: copies of the filler in a text, at most; keys, copies and depths follow from the seed.
+    """
+    draw = random.Random(seed)
+    with Path(path).open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            key = _key(draw)
+            before, behind = draw.randint(0, fillers), draw.randint(0, fillers)
+            parts = (OPENING, FILLER * before, NEEDLE.format(key=key), FILLER * min(behind, fillers - before), QUESTION)
+            file.write(json.dumps({"text": f"{''.join(parts)} {key}"}) + "\n")
+
+
+def _key(draw: random.Random) -> str:
+    return "".join(draw.choice("123456789") for _ in range(DIGITS))
+
+
 def measure(model: "Model", settings: Settings, parts: Parts) -> dict:
     """How often the key is found, by length and depth; see `table`."""
     lengths = sorted(set(settings.lengths))
@@ -78,7 +98,7 @@ def _found(model, of: dict, step) -> int:
     samples = []
     for trial in range(of["trials"]):
         draw = random.Random(f"{of['seed']} {of['length']} {of['depth']} {trial}")
-        key = "".join(draw.choice("123456789") for _ in range(DIGITS))
+        key = _key(draw)
         samples.append(sample(model.vocabulary, of["length"], of["depth"], key))
     read = model.likelihoods([ids for ids, _ in samples], step)
     return sum(bool(one.greedy[-answer:].all()) for one, (_, answer) in zip(read, samples))

@@ -1,5 +1,7 @@
 """Passkey retrieval: where the key stands, and when it counts as found."""
 
+import json
+
 import eval_doubles as doubles
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from qwenjax.api.likelihood import Likelihood
 from qwenjax.api.model import Model
 from qwenjax.evals.parts import Parts
-from qwenjax.evals.passkey import FILLER, QUESTION, draw, measure, sample, table
+from qwenjax.evals.passkey import FILLER, QUESTION, draw, measure, sample, table, write
 from qwenjax.evals.tasks import Settings
 
 LEAST = 280  # bytes that opening, key and question take
@@ -72,3 +74,17 @@ def test_the_seed_decides_the_keys(tmp_path):
     result = measure(model, Settings(lengths=(LEAST,), depths=1, trials=1), Parts(tmp_path, {}))
     assert result["found"] == [[0]]
     assert result["depths"] == [0]
+
+
+def test_texts_to_learn_from_have_the_answer_that_was_hidden(tmp_path):
+    write(tmp_path / "a.jsonl", 50, fillers=3, seed=0)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(set(texts)) == 50
+    for text in texts:
+        question, key = text.rsplit(" ", 1)
+        assert question.endswith(QUESTION)
+        assert text.count(key) == 3
+        assert text.count(FILLER) <= 3
+    assert {text.count(FILLER) for text in texts} > {0, 1}
+    write(tmp_path / "b.jsonl", 50, fillers=3, seed=0)
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()

@@ -43,8 +43,10 @@ def test_what_is_finished_is_not_run_again_unless_it_is_another(swept, monkeypat
 
 
 def test_the_table_has_mean_and_deviation():
-    assert sweeps.spread([1.0, 3.0], 2) == "2.00 ± 1.41"
-    assert sweeps.spread([1.0]) == "1.000"
+    assert sweeps.spread([1.0, 3.0]) == "2.0 ± 1.4"
+    assert sweeps.spread([8100.0, 9300.0]) == "8700 ± 849"
+    assert sweeps.spread([1.8301, 1.8322]) == "1.8312 ± 0.0015"
+    assert sweeps.spread([1.0]) == sweeps.spread([1.0, 1.0]) == "1"
 
 
 def test_the_picture_is_drawn(swept, tmp_path):

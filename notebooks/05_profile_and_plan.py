@@ -1,0 +1,128 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Where does a training step's time go, and what would a pod do with it?
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/qwenjax/qwenjax/blob/main/notebooks/05_profile_and_plan.ipynb)
+#
+# A profile of a training run as text: the biggest costs, one of them mended, and measured again. Then the same step
+# compiled for a TPU slice that nobody rented: how its memory moves with what is recomputed, and with the mesh.
+#
+# About 6 minutes on two CPU cores. Works the same on a GPU or a TPU, where the costs are others.
+
+# %%
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+if "google.colab" in sys.modules:
+    source = "qwenjax[profile,tpu-aot] @ git+https://github.com/qwenjax/qwenjax"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
+
+from IPython.display import Markdown
+
+import qwenjax
+
+SCALE = os.environ.get("QWENJAX_SCALE", "laptop")  # smoke (seconds), laptop, colab-gpu or tpu
+OUT = Path("runs/profile") / SCALE
+OUT.mkdir(parents=True, exist_ok=True)
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `!python` is this Python
+
+# %% [markdown]
+# ## A trace
+#
+# The quickstart's model, but as a pod would train it: everything recomputed in the backward pass, layers in a scan.
+
+# %%
+SIZES = {
+    "smoke": {
+        "model.layers": 2,
+        "model.embed": 64,
+        "model.ffn": 176,
+        "model.vocab": 2048,
+        "data.tokenizer": "train:2048",
+    },
+    "laptop": {},
+    "colab-gpu": {"model.layers": 12, "model.embed": 512, "model.ffn": 1376, "data.batch": 32},
+    "tpu": {"model.layers": 12, "model.embed": 1024, "model.ffn": 2752, "data.batch": 64},
+}[SCALE]
+STEPS = 12 if SCALE == "smoke" else 40
+common = {**SIZES, "steps": STEPS, "optim.warmup": 5, "eval_every": 0, "save_every": STEPS, "prompts": ""}
+slow = qwenjax.experiment("quickstart", {**common, "compute.remat": "full", "compute.scan": True})
+qwenjax.fit(slow, OUT / "slow", profile=(STEPS - 6, STEPS - 2))
+
+# %%
+# !python -m qwenjax.profile {OUT}/slow
+
+# %% [markdown]
+# ## One cost mended
+#
+# What is recomputed shows as ops of the forward pass within the backward one. A model as small as this fits without: keep
+# all activations, and unroll the layers.
+
+# %%
+quick = qwenjax.experiment("quickstart", {**common, "compute.remat": "none", "compute.scan": False})
+qwenjax.fit(quick, OUT / "quick", profile=(STEPS - 6, STEPS - 2))
+# !python -m qwenjax.profile {OUT}/quick
+
+# %% [markdown]
+# Both again in one expression, over three seeds, and none of them profiled:
+
+# %%
+variants = {
+    "recomputed, scanned": {"compute.remat": "full", "compute.scan": True},
+    "recomputed, unrolled": {"compute.remat": "full"},
+    "kept, unrolled": {"compute.remat": "none"},
+}
+found = qwenjax.sweep(quick, variants, (0,) if SCALE == "smoke" else (0, 1, 2), OUT / "speed")
+Markdown(found.table("tokens_per_second", "mfu", "loss"))
+
+# %% [markdown]
+# ## For a pod
+#
+# The report's 1.8B on a slice of TPUs, by the TPU compiler, which needs no TPU: memory of a chip and seconds of a step,
+# by what is recomputed and how the mesh is cut.
+
+# %%
+TARGET = (
+    "--exp=quickstart --topology=v5e-8" if SCALE == "smoke" else "--exp=qwen1b8 --topology=v5e-64 --set accumulate=16"
+)
+CASES = {"kept": "--set compute.remat=none", "recomputed": "--set compute.remat=full"}
+if SCALE != "smoke":
+    CASES = {
+        "matmuls kept": "--set compute.remat=matmuls",
+        "everything recomputed": "--set compute.remat=full",
+        "recomputed, tensor 4": "--set compute.remat=full --set mesh.fsdp=16 --set mesh.tensor=4",
+    }
+plans = {}
+for name, settings in CASES.items():
+    command = [sys.executable, "-m", "qwenjax.plan", *TARGET.split(), *settings.split(), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    plans[name] = json.loads(done.stdout) if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+# %%
+lines = ["| | memory of a chip, GiB | step, s | MFU |", "| --- | --- | --- | --- |"]
+for name, plan in plans.items():
+    if isinstance(plan, str):
+        lines.append(f"| {name} | {plan} | | |")
+    else:
+        lines.append(f"| {name} | {plan['peak_bytes'] / 2**30:.2f} | {plan['step_seconds']:.3f} | {plan['mfu']:.0%} |")
+Markdown("\n".join(lines))
+
+# %% [markdown]
+# ## What was seen
+#
+# RESULTS
