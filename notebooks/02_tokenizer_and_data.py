@@ -142,7 +142,3 @@ Image(OUT / "batch.png")
 page = (OUT / "batch.html").read_text()
 HTML(f'<iframe srcdoc="{html.escape(page)}" width="100%" height="420"></iframe>')
 
-# %% [markdown]
-# ## What was seen
-#
-# RESULTS

@@ -116,7 +116,3 @@ Image(plain.png)
 extended = qwenjax.evaluate(MODEL, "passkey", OUT / "extended", ntk=True, logn=True, **settings)
 Image(extended.png)
 
-# %% [markdown]
-# ## What was seen
-#
-# RESULTS

@@ -124,7 +124,3 @@ Markdown(found.table("eval_score", "eval_kl", "eval_entropy", "eval_length", "ev
 # %%
 found.plot("eval_score", "eval_kl", "eval_entropy", "eval_length", "eval_lm_loss", "value_loss")
 
-# %% [markdown]
-# ## What was seen
-#
-# RESULTS

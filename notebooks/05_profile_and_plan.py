@@ -122,7 +122,3 @@ for name, plan in plans.items():
         lines.append(f"| {name} | {plan['peak_bytes'] / 2**30:.2f} | {plan['step_seconds']:.3f} | {plan['mfu']:.0%} |")
 Markdown("\n".join(lines))
 
-# %% [markdown]
-# ## What was seen
-#
-# RESULTS
