@@ -41,7 +41,9 @@ def test_a_run_leaves_what_it_promises(rm):
     report = (rm / "report.md").read_text()
     assert "| held-out pairs | number | in the right order | 95 % interval |" in report
     assert "| gap " in report  # pairs have scores of four kinds
-    assert column(rm, "eval_accuracy")[-1] > 0.5
+    assert column(rm, "loss")[-1] < 0.8 * np.log(2)  # of nine held-out pairs nothing can be said after eight steps
+    evaluated = [row["step"] for row in numbers(rm) if "eval_accuracy" in row]
+    assert evaluated == [0, 4, 8]  # also before the first step: what it starts from
 
 
 def test_a_step_raises_the_better_response_and_swapped_ratings_the_other(task):
