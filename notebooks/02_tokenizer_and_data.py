@@ -141,4 +141,3 @@ Image(OUT / "batch.png")
 # !python -m qwenjax.data show --exp=quickstart {ours} --step=50 --rows=2 --html={OUT}/batch.html
 page = (OUT / "batch.html").read_text()
 HTML(f'<iframe srcdoc="{html.escape(page)}" width="100%" height="420"></iframe>')
-

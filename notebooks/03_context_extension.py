@@ -115,4 +115,3 @@ Image(plain.png)
 # %%
 extended = qwenjax.evaluate(MODEL, "passkey", OUT / "extended", ntk=True, logn=True, **settings)
 Image(extended.png)
-

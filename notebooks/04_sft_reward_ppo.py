@@ -123,4 +123,3 @@ Markdown(found.table("eval_score", "eval_kl", "eval_entropy", "eval_length", "ev
 
 # %%
 found.plot("eval_score", "eval_kl", "eval_entropy", "eval_length", "eval_lm_loss", "value_loss")
-

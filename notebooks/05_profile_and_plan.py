@@ -121,4 +121,3 @@ for name, plan in plans.items():
     else:
         lines.append(f"| {name} | {plan['peak_bytes'] / 2**30:.2f} | {plan['step_seconds']:.3f} | {plan['mfu']:.0%} |")
 Markdown("\n".join(lines))
-
