@@ -84,7 +84,7 @@ if not MODEL:
 
 # %%
 trained = qwenjax.load(MODEL).config.context
-lengths = tuple(trained * 2**i for i in range(-1, 2 if SCALE == "smoke" else 4))
+lengths = tuple(trained * 2**i // 2 for i in range(3 if SCALE == "smoke" else 5))
 text = Path(jax.__file__).parent / "_src" / "numpy" / "lax_numpy.py"
 table3 = qwenjax.evaluate(MODEL, "table3", OUT, text=str(text), lengths=lengths, tokens=2 * lengths[-1])
 print(table3.text)

@@ -49,7 +49,9 @@ OUT.mkdir(parents=True, exist_ok=True)
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `!python` is this Python
 
 # %%
-# !for kind in conversation preference prompt; do test -e {OUT}/$kind.jsonl || python -m qwenjax.data convert python-stdlib --to=$kind --out={OUT}/$kind.jsonl; done
+# !test -e {OUT}/conversation.jsonl || python -m qwenjax.data convert python-stdlib --to=conversation --out={OUT}/conversation.jsonl
+# !test -e {OUT}/preference.jsonl || python -m qwenjax.data convert python-stdlib --to=preference --out={OUT}/preference.jsonl
+# !test -e {OUT}/prompt.jsonl || python -m qwenjax.data convert python-stdlib --to=prompt --out={OUT}/prompt.jsonl
 
 # %% [markdown]
 # ## Which tokens carry loss

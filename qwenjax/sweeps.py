@@ -141,6 +141,7 @@ def sweep(
         for name, experiment in made.items()
         for seed in seeds
     ]
+    cli.keep_programs()  # seeds differ in no program
     left = [(run, experiment) for run, experiment in todo if not finished(run.workdir, experiment)]
     with cli.meter(f"sweep of {len(todo)} runs", sum(one.steps for _, one in left), "step") as step:
         for run, experiment in left:
