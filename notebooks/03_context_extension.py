@@ -26,6 +26,7 @@
 
 # %%
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,12 +86,20 @@ if not MODEL:
 # %%
 trained = qwenjax.load(MODEL).config.context
 lengths = tuple(trained * 2**i // 2 for i in range(3 if SCALE == "smoke" else 5))
-text = Path(jax.__file__).parent / "_src" / "numpy" / "lax_numpy.py"
+text = Path(shutil.copy(Path(jax.__file__).parent / "_src" / "numpy" / "lax_numpy.py", OUT))
 table3 = qwenjax.evaluate(MODEL, "table3", OUT, text=str(text), lengths=lengths, tokens=2 * lengths[-1])
 print(table3.text)
 
 # %%
 Image(table3.png)
+
+# %% [markdown]
+# Up to the training length the extended model is the plain one, to the last bit:
+
+# %%
+sample = text.read_text()[: trained // 2]
+plain, extended = qwenjax.load(MODEL), qwenjax.load(MODEL, ntk=True, logn=True)
+assert plain.score([""], [sample]) == extended.score([""], [sample])
 
 # %% [markdown]
 # ## Entropy of attention

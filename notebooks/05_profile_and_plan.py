@@ -26,6 +26,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 if "google.colab" in sys.modules:
@@ -35,11 +36,13 @@ if "google.colab" in sys.modules:
 from IPython.display import Markdown
 
 import qwenjax
+from qwenjax import figures
 
 SCALE = os.environ.get("QWENJAX_SCALE", "laptop")  # smoke (seconds), laptop, colab-gpu or tpu
 OUT = Path("runs/profile") / SCALE
 OUT.mkdir(parents=True, exist_ok=True)
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `!python` is this Python
+warnings.filterwarnings("ignore", message=r"os\.fork")  # what `!` does, beside jax
 
 # %% [markdown]
 # ## A trace
@@ -98,7 +101,9 @@ Markdown(found.table("tokens_per_second", "mfu", "loss"))
 
 # %%
 TARGET = (
-    "--exp=quickstart --topology=v5e-8" if SCALE == "smoke" else "--exp=qwen1b8 --topology=v5e-64 --set accumulate=16"
+    "--exp=quickstart --topology=v5e-8 --set data.batch=8"
+    if SCALE == "smoke"
+    else "--exp=qwen1b8 --topology=v5e-64 --set accumulate=16"
 )
 CASES = {"kept": "--set compute.remat=none", "recomputed": "--set compute.remat=full"}
 if SCALE != "smoke":
@@ -121,3 +126,14 @@ for name, plan in plans.items():
     else:
         lines.append(f"| {name} | {plan['peak_bytes'] / 2**30:.2f} | {plan['step_seconds']:.3f} | {plan['mfu']:.0%} |")
 Markdown("\n".join(lines))
+
+# %%
+fitting = {name: plan for name, plan in plans.items() if not isinstance(plan, str)}
+figure, (memory, time) = figures.canvas(11, 0.9 + 0.5 * len(fitting), 2)
+memory.barh(list(fitting), [plan["peak_bytes"] / 2**30 for plan in fitting.values()], color=figures.COLORS[0])
+memory.set(title="memory of a chip, GiB")
+time.barh(list(fitting), [plan["step_seconds"] for plan in fitting.values()], color=figures.COLORS[1])
+time.set(title="a step, seconds")
+for axis in (memory, time):
+    axis.invert_yaxis()
+figure
