@@ -75,8 +75,9 @@ if not MODEL:
             "prompts": "",
         },
     )
-    qwenjax.fit(experiment, OUT / "model")
-    MODEL = OUT / "model"
+    found = qwenjax.sweep(experiment, {"model": {}}, (0,), OUT)
+    print(found.table("eval_loss", "eval_bits_per_byte"))
+    MODEL = found.runs[0].workdir
 
 # %% [markdown]
 # ## Table 3

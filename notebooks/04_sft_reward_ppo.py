@@ -38,6 +38,7 @@ if "google.colab" in sys.modules:
 from IPython.display import Markdown
 
 import qwenjax
+from qwenjax import figures
 
 SCALE = os.environ.get("QWENJAX_SCALE", "laptop")  # smoke (seconds), laptop, colab-gpu or tpu
 SEEDS = (0,) if SCALE == "smoke" else (0, 1, 2)
@@ -59,34 +60,40 @@ warnings.filterwarnings("ignore", message=r"os\.fork")  # what `!` does, beside 
 # Green: what the assistant says. The report's mask leaves everything else out (§3.1.2).
 
 # %%
-qwenjax.fit(qwenjax.experiment("quickstart", {**SHAPE, **SHORT, "prompts": ""}), OUT / "base")
-# !python -m qwenjax.data show {OUT}/conversation.jsonl --tokenizer={OUT}/base --policy=assistant --row=40 --rows=3
+base = qwenjax.experiment("quickstart", {**SHAPE, **SHORT, "prompts": ""})
+BASE = qwenjax.sweep(base, {"base": {}}, (0,), OUT).runs[0].workdir
+# !python -m qwenjax.data show {OUT}/conversation.jsonl --tokenizer={BASE} --policy=assistant --row=40 --rows=3
 
 # %% [markdown]
 # ## Fine-tuning, and what PMP does for a reward model
 #
-# PMP reads the comparisons of all modules but those that begin with a to c, the reward model 200 comparisons of these,
-# once from the pretrained preference model, once from the fine-tuned model alone.
+# The reward model learns from 200 comparisons of docstrings, once from the preference model that read 5,000 of other
+# modules before, once from the fine-tuned model alone; both are judged on 500 that neither has read.
 
 # %%
 sft = qwenjax.experiment(
-    "tiny_sft", {**SHAPE, **SHORT, "init_from": OUT / "base", "chat.files.0.path": OUT / "conversation.jsonl"}
+    "tiny_sft", {**SHAPE, **SHORT, "init_from": BASE, "chat.files.0.path": OUT / "conversation.jsonl"}
 )
-qwenjax.fit(sft, OUT / "sft")
+found = qwenjax.sweep(sft, {"sft": {}}, (0,), OUT)
+SFT = found.runs[0].workdir
+found.plot("eval_loss")
 
 # %%
 rows = (OUT / "preference.jsonl").read_text().splitlines(keepends=True)
-few = 40 if SCALE == "smoke" else 200
-(OUT / "few.jsonl").write_text("".join(rows[:few]))
-(OUT / "many.jsonl").write_text("".join(rows[few:]))
-(OUT / "test.jsonl").write_text("".join(rows[-few:]))
-reward = {**SHAPE, **SHORT, "chat.files.0.path": OUT / "many.jsonl", "init_from": OUT / "sft"}
-qwenjax.fit(qwenjax.experiment("tiny_rm", reward), OUT / "pmp")
-base = qwenjax.experiment("tiny_rm", {**reward, "chat.files.0.path": OUT / "few.jsonl"})
-if SCALE != "smoke":
-    base = qwenjax.experiment("tiny_rm", {**reward, "chat.files.0.path": OUT / "few.jsonl", "steps": 100})
-judges = qwenjax.sweep(base, {"from SFT": {}, "PMP, then RM": {"init_from": OUT / "pmp"}}, SEEDS, OUT / "rm")
-Markdown(judges.table("eval_accuracy", "eval_loss"))
+few, test = (40, 80) if SCALE == "smoke" else (200, 700)
+for name, some in {"few": rows[:few], "test": rows[few:test], "many": rows[test:]}.items():
+    _ = (OUT / f"{name}.jsonl").write_text("".join(some))
+reward = {**SHAPE, **SHORT, "chat.files.0.path": OUT / "many.jsonl", "init_from": SFT}
+PMP = qwenjax.sweep(qwenjax.experiment("tiny_rm", reward), {"pmp": {}}, (0,), OUT).runs[0].workdir
+rm = qwenjax.experiment("tiny_rm", {"steps": 100, **reward, "chat.files.0.path": OUT / "few.jsonl"})
+judges = qwenjax.sweep(rm, {"from SFT": {}, "PMP, then RM": {"init_from": PMP}}, SEEDS, OUT / "rm")
+measured = judges.evaluate("table4", data=(str(OUT / "test.jsonl"),))
+accuracy = {name: [one.result["sets"][0]["accuracy"] for one in of] for name, of in measured.items()}
+figure, (axis,) = figures.canvas(7, 1.8)
+figures.dots(axis, accuracy)
+axis.axvline(0.5, ls="--", lw=1, color="#555555")
+axis.set(title="pairs of unseen modules in the right order; a dot a seed", xlabel="accuracy")
+figure
 
 # %% [markdown]
 # ## PPO, one choice undone at a time
@@ -115,8 +122,8 @@ ppo = qwenjax.experiment(
             if SCALE == "smoke"
             else {"steps": 40, "eval_every": 10, "save_every": 40, "data.batch": 16, "rl.ptx_rows": 8}
         ),
-        "init_from": OUT / "sft",
-        "rl.reward": OUT / "rm" / "PMP, then RM" / "seed0",
+        "init_from": SFT,
+        "rl.reward": judges.variants["PMP, then RM"][0].workdir,
         "chat.files.0.path": OUT / "prompt.jsonl",
     },
 )
