@@ -254,6 +254,17 @@ def test_the_command_prints_claims_and_fails_with_one_of_them(ratings, tmp_path,
     assert [seed["seed"] for seed in result["seeds"]] == [0, 1, 2]
 
 
+def test_curves_of_seeds_meet_at_the_same_iteration(monkeypatch, tmp_path):
+    """One of them was judged before the first iteration, too."""
+    early = {"step": [0, 5, 10], **{name: [9.0, 0.0, 1.0] for name in outcome.PANELS}}
+    late = {"step": [5, 10], **{name: [0.0, 3.0] for name in outcome.PANELS}}
+    drawn = []
+    monkeypatch.setattr(outcome.figures, "save", lambda figure, path: drawn.append(figure))
+    outcome.draw([{"arms": {"ptx": {"curves": one}}} for one in (early, late)], tmp_path / "png")
+    line = drawn[0].axes[0].lines[0]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([5, 10], [0.0, 2.0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

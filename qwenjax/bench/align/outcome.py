@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from qwenjax import figures
+
 PANELS = {
     "score": "reward model (proxy)",
     "gold": "gold reward model",
@@ -98,17 +100,10 @@ def numbers(arms: Sequence[dict]) -> dict[str, float]:
 
 def draw(seeds: Sequence[dict], path: Path) -> None:
     """Draws the evaluations of the arms of seeds (`curves` of their results) over PPO's iterations."""
-    from qwenjax.figures import COLORS, canvas, save
-
     panels = {name: PANELS[name] for name in PANELS if name in next(iter(seeds[0]["arms"].values()))["curves"]}
-    figure, axes = canvas(3.5 * len(panels), 3.4, len(panels))
+    figure, axes = figures.canvas(3.5 * len(panels), 3.4, len(panels))
     for axis, (name, title) in zip(axes, panels.items()):
-        for color, arm in zip(COLORS, seeds[0]["arms"]):
-            curves = [seed["arms"][arm]["curves"] for seed in seeds]
-            steps = curves[0]["step"]
-            values = [[curve[name][i] for curve in curves] for i in range(len(steps))]
-            axis.plot(steps, values, color=color, lw=0.6, alpha=0.4)
-            axis.plot(steps, [*map(statistics.median, values)], color=color, lw=2, label=arm)
+        of = {arm: [seed["arms"][arm]["curves"] for seed in seeds] for arm in seeds[0]["arms"]}
+        figures.curves(axis, {arm: [dict(zip(one["step"], one[name])) for one in found] for arm, found in of.items()})
         axis.set(title=title, xlabel="iteration")
-    axes[0].legend(frameon=False)
-    save(figure, path)
+    figures.save(figure, path)
