@@ -2,7 +2,7 @@
 
     python -m qwenjax.train --exp=mid --set data.sources.0.text=PATH --workdir=runs/mine
 
-Eleven million parameters, a tokenizer of its own; about two hours on 2 CPU cores, minutes on one GPU (there, also
+Thirteen million parameters, a tokenizer of its own; about two hours on 2 CPU cores, minutes on one GPU (there, also
 --set compute.dtype=bfloat16 --set compute.scan=true).
 """
 

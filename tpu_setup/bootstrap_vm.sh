@@ -25,7 +25,7 @@ if [ "$source_" = qwenjax-source.tar.gz ]; then
   rm -rf "$root/source"
   tar -xzf "$HOME/$source_" -C "$root"
   uv pip install --quiet --python "$root/venv/bin/python" --constraint "$root/source/constraints.txt" \
-    --reinstall-package qwenjax "$root/source[tpu,vocab]"
+    --reinstall-package qwenjax "$root/source[tpu,vocab,gcs]"
 else
   uv pip install --quiet --python "$root/venv/bin/python" "$source_"
 fi

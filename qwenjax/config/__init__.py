@@ -5,7 +5,7 @@ pretraining recipe of report §2.4.
 """
 
 from qwenjax.config.align import PROJECTIONS, RL, Lora, Preference
-from qwenjax.config.data import Chat, ChatFile, Data, Source
+from qwenjax.config.data import INIT_FROM, Chat, ChatFile, Data, Source
 from qwenjax.config.experiment import RL_TASKS, TASKS, Experiment, from_dict, to_dict
 from qwenjax.config.model import (
     QWEN_1B8,
@@ -20,6 +20,7 @@ from qwenjax.config.model import (
 from qwenjax.config.run import REMAT_POLICIES, SCHEDULES, AdamW, Compute, MeshShape, Recovery
 
 __all__ = [
+    "INIT_FROM",
     "PROJECTIONS",
     "QWEN_1B8",
     "QWEN_7B",

@@ -6,6 +6,8 @@ from typing import Any
 
 from qwenjax.config.checks import check, one_of
 
+INIT_FROM = "init_from"  # as `Data.tokenizer`: the one that lies with the model the run starts from
+
 
 @dataclass(frozen=True)
 class Source:
@@ -47,7 +49,7 @@ class Data:
 
     sources: tuple[Source, ...] = ()
     tokenizer: str = "qwen"  # 'qwen', a .tiktoken or .model file, 'train:SIZE': sentencepiece BPE made from the text,
-    # or 'init_from': the one that lies with the model the run starts from
+    # or INIT_FROM
     length: int = 2048
     batch: int = 2048  # sequences per step, over all devices; 2048 x 2048 = the report's 4M tokens
     isolate: bool = False  # documents packed into one row see only themselves; the report's plain packing is False

@@ -4,6 +4,7 @@
                 after the other, where the text is longer than what the model was trained on
 --table=4       how often a reward model puts the responses of preference sets in the right order
 --tasks=passkey a number hidden in a long text: found or not, by depth and length
+--tasks=entropy how widely attention looks, by length
 
 Prints a table; --out gets it as .txt, .json and .png. What is finished is kept there: interrupted or killed, the same
 command goes on.
@@ -29,8 +30,8 @@ def arguments(add) -> None:
     """Declares the options."""
     shared.model_arguments(add)
     add("--table", metavar="N", help="a table of the report: 3 or 4")
-    add("--tasks", default="", metavar="A,B", help="tasks by name: passkey")
-    add("--text", default="", metavar="FILE", help="plain text, for perplexities")
+    add("--tasks", default="", metavar="A,B", help="tasks by name: passkey, entropy")
+    add("--text", default="", metavar="FILE", help="plain text, for perplexities and entropy")
     add(
         "--data",
         nargs="+",
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise cli.Usage(str(error)) from None
     if not modules:
-        raise cli.Usage("nothing to measure: give --table=3, --table=4 or --tasks=passkey")
+        raise cli.Usage("nothing to measure: give --table=3, --table=4 or --tasks=passkey,entropy")
     kinds = {module.MODEL for module in modules.values()}
     if len(kinds) > 1:
         raise cli.Usage("--table=4 measures a reward model, all else a language model: ask for them apart")

@@ -17,7 +17,7 @@ EXAMPLES = """
 examples:
   python -m qwenjax.train --exp=quickstart --profile=10:15
   python -m qwenjax.profile runs/quickstart
-      the first command records steps 10 to 14, the second says where their time went
+      the first command records steps 11 to 15, the second says where their time went
   python -m qwenjax.profile runs/quickstart/profile --top=30
   python -m qwenjax.profile runs/quickstart --json > trace.json
       everything, all ops included, for programs

@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwenjax import telemetry
-from qwenjax.config import Experiment
+from qwenjax.config import INIT_FROM, Experiment
 from qwenjax.data import prepare as preparation
 from qwenjax.data import stream
 from qwenjax.telemetry import LOSS, Panel
 from qwenjax.train import step as steps
-from qwenjax.train.task import INIT_FROM, Task
+from qwenjax.train.task import Task
 
 
 def batch_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from qwenjax import checkpoint
 from qwenjax.api.source import Source, open_source
-from qwenjax.config import Experiment
+from qwenjax.config import INIT_FROM, Experiment
 from qwenjax.data import dialogues, stream
 from qwenjax.generate.decode import Request, generate
 from qwenjax.generate.sampling import Sample
@@ -23,7 +23,6 @@ from qwenjax.train.step import UNLIMITED, Program, State
 
 Step = Callable[[State, dict, np.ndarray], tuple[State, dict]]
 SAMPLE_TOKENS = 96
-INIT_FROM = "init_from"  # as data.tokenizer: the one of the model that the run starts from
 
 
 class Task:

@@ -246,6 +246,15 @@ def test_command(tmp_path, capsys, monkeypatch, qwen_vocab):
         assert ("\x1b[32m" in capsys.readouterr().out) == coloured
 
 
+def test_rows_of_a_run_that_has_the_tokenizer_of_the_model_it_starts_from(tmp_path, capsys, qwen_vocab):
+    (tmp_path / "a.txt").write_text("All work and no play. " * 200)
+    qwen_vocab.save(tmp_path / "run" / "tokenizer")
+    changes = {"data.tokenizer": "init_from", "init_from": tmp_path / "run", "data.sources.0.text": tmp_path / "a.txt"}
+    asked = [f"--set={name}={value}" for name, value in changes.items()]
+    assert run("--exp=quickstart", "--row=0", "--rows=1", f"--data-root={tmp_path}", *asked) == 0
+    assert "All work and no play." in capsys.readouterr().out
+
+
 def test_command_mistakes(tmp_path, capsys, qwen_vocab):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"instruction": "q", "output": "a"}) + "\n")

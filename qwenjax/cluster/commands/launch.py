@@ -3,8 +3,8 @@
 The command works in ~/qwenjax on each VM, where gcs/ is the bucket and `python` the installed one; its words arrive
 as they are, without expansion. Without --retry this returns once it is started. With --retry=N it stays: a preempted
 slice is deleted, made anew and bootstrapped, and the same command started again, up to N times (training resumes by
-itself); so it is when a worker was killed or its VM restarted. A command that fails by itself is not repeated.
-Through GKE, the cluster itself does that.
+itself); so it is when a worker was killed or its VM restarted. A command that fails by itself within an hour is
+not repeated. Through GKE, the cluster itself does that.
 """
 
 import argparse

@@ -13,15 +13,15 @@ from qwenjax.cli import DONE, Usage, experiment, experiment_arguments, natural, 
 
 EXAMPLES = """
 examples:
-  python -m qwenjax.data show chat.jsonl --rows=3 --policy=assistant
+  python -m qwenjax.data show chat.jsonl --rows=3 --policy=finetune_py
   python -m qwenjax.data show pairs.jsonl.gz --row=100 --html=pairs.html
   python -m qwenjax.data show --exp=quickstart --step=0
   python -m qwenjax.data show --exp=runs/a/config.json --step=1200 --rows=8 --html=step.html
   python -m qwenjax.data show --exp=quickstart --row=81234 --set data.length=256
 
 Step N reads rows N*batch to (N+1)*batch - 1, unless the run skipped data; its telemetry has next_row, for --row.
-Documents end in ⟦end⟧; a row begins where the one before it in the document stream ended. Policies: finetune_py (the
-released code), assistant (the report: only what the assistant says), all_but_user_content (the tech memo).
+Documents end in ⟦end⟧; a row begins where the one before it in the document stream ended. Policies: assistant (the
+report: only what the assistant says), finetune_py (the released code), all_but_user_content (the tech memo).
 """
 
 
@@ -31,7 +31,7 @@ AHEAD = 1000  # rows of a run that are drawn, at least
 def arguments(add) -> None:
     """Declares the options."""
     add("file", nargs="?", metavar="FILE", help="chat data: .jsonl (also .gz, .zst), a .json list or .parquet")
-    add("--policy", default="finetune_py", help="of FILE: which tokens carry loss (default: finetune_py)")
+    add("--policy", default="assistant", help="of FILE: which tokens carry loss (default: assistant)")
     add("--tokenizer", default="qwen", metavar="NAME", help="of FILE: qwen, a .tiktoken or .model file, or a folder")
     experiment_arguments(add)
     add("--step", type=natural, metavar="N", help="of --exp: step whose batch to show; the first is 0")
@@ -89,11 +89,14 @@ def _pretraining(options: argparse.Namespace) -> int:
     if (options.step is None) == (options.row is None):
         raise Usage("wanted --step=N or --row=R, one of them")
     exp = experiment(options)
+    from qwenjax.config import INIT_FROM
     from qwenjax.data.prepare import prepare
     from qwenjax.data.show import describe, documents
     from qwenjax.data.stream import Mixture
+    from qwenjax.text import load_tokenizer
 
-    tokenizer, shards, said = prepare(exp.data, exp.seed, options.data_root)
+    given = load_tokenizer(exp.init_from) if exp.data.tokenizer == INIT_FROM else None
+    tokenizer, shards, said = prepare(exp.data, exp.seed, options.data_root, tokenizer=given)
     print(*said, sep="\n", file=sys.stderr)
     mixture = Mixture(shards, [source.weight for source in exp.data.sources], exp.data.length, exp.seed)
     first, end = options.row, None
