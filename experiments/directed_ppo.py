@@ -2,9 +2,10 @@
 
     python -m qwenjax.bench align --experiment=B --data=ratings.jsonl.gz
 
-makes the prompts and the models that are named here. 50 iterations of the value model alone, two responses to each prompt, top-p 0.9, KL 0.04 against the reference, values
-clipped at 0.15, the value model's rate five times the policy's, and the pretraining loss (docs/alignment.md). The rates
-themselves are those of a model 40,000 times smaller than the 14B.
+makes the prompts and the models that are named here. 50 iterations of the value model alone, two responses to each
+prompt, top-p 0.9, KL 0.04 against the reference, values clipped at 0.15, the value model's rate five times the
+policy's, and the pretraining loss (docs/alignment.md). The rates themselves are those of a model 40,000 times smaller
+than the 14B.
 """
 
 from qwenjax.config import RL, AdamW, Chat, ChatFile, Compute, Data, Experiment, ModelConfig, Source

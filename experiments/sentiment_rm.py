@@ -2,7 +2,8 @@
 
     python -m qwenjax.bench align --data=ratings.jsonl.gz
 
-makes the pairs, names the files and runs all stages; expect 70 to 73 % of the pairs whose ratings are 1 apart (docs/alignment.md).
+makes the pairs, names the files and runs all stages; expect 72 to 75 % of the pairs whose ratings are 1 apart
+(docs/alignment.md).
 """
 
 from qwenjax.config import AdamW, Chat, ChatFile, Compute, Data, Experiment, ModelConfig
