@@ -94,6 +94,8 @@ class Sweep:
         Args:
           path: also write it there, as a PNG. skip: share of the steps, from the first on, that is not drawn.
         """
+        if not names:
+            raise ValueError("nothing to draw: give names of numbers in metrics.jsonl, such as 'eval_loss'")
         columns = min(len(names), 3)
         rows = -(-len(names) // columns)
         figure, axes = figures.canvas(4.6 * columns, 3.4 * rows, columns, rows)
@@ -127,7 +129,7 @@ def sweep(
       ValueError: no variant or seed, a name that is no folder's, overrides that do not fit, or a run that failed.
       KeyboardInterrupt: interrupted; what is done is kept.
     """
-    from qwenjax.train.loop import fit
+    from qwenjax.train.loop import Diverged, Failed, fit
 
     if not variants or not seeds:
         raise ValueError("a sweep needs variants, and a seed")
@@ -135,6 +137,8 @@ def sweep(
         raise ValueError(f"variant {wrong[0]!r} names a folder: without slashes, and not from a dot on")
     base = base if isinstance(base, Experiment) else lookup.experiment(base)
     root = Path(workdir or f"runs/sweep-{base.name}")
+    if seeded := [name for name, changes in variants.items() if "seed" in changes]:
+        raise ValueError(f"variant {seeded[0]!r} sets a seed; every variant gets those of `seeds`")
     made = {name: fields.override(base, dict(changes)) for name, changes in variants.items()}
     todo = [
         (Run(name, seed, root / name / f"seed{seed}"), replace(experiment, seed=seed))
@@ -150,7 +154,7 @@ def sweep(
             with log.open("a", buffering=1) as file, contextlib.redirect_stderr(file):
                 try:
                     outcome = fit(experiment, run.workdir, data_root=data_root)
-                except ValueError as error:
+                except (ValueError, Diverged, Failed) as error:
                     raise ValueError(f"{run.variant}, seed {run.seed}: {error} (see {log})") from None
             if not outcome.finished:
                 raise KeyboardInterrupt

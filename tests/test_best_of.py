@@ -16,6 +16,7 @@ import qwenjax
 from qwenjax import cli
 from qwenjax.api import best_of, jobs, options
 from qwenjax.api.best_of import BestOf, best, divergence
+from qwenjax.api.model import Completion
 from qwenjax.api.reward import RewardModel
 from qwenjax.config import Compute
 from qwenjax.generate import __main__ as command
@@ -87,10 +88,32 @@ def test_the_answer_is_the_policys_own_and_scored_as_a_rollout_ends(model, judge
         scores = judge.score_ids([[*prompt, *made.ids, model.tokenizer.im_end] for made in alone])
         np.testing.assert_allclose(one.scores, scores, atol=1e-5)
         assert one.completion.ids == alone[one.index].ids
-        assert one.index == best(scores.tolist(), [made.reason == "stop" for made in alone])
+        ended = [made.stop == (model.tokenizer.im_end,) for made in alone]
+        assert one.index == best(scores.tolist(), ended)
         assert one.tokens == sum(len(made.ids) for made in alone)
-        assert one.ended == sum(made.reason == "stop" for made in alone)
+        assert one.ended == sum(ended)
     assert len({one.completion.text for one in chosen}) == 3
+
+
+def test_an_answer_ends_by_its_end_token_and_not_by_a_forged_turn(model, judge, monkeypatch):
+    """As in PPO, where such a response gets `rl.missing_end`."""
+    end, start = model.tokenizer.im_end, model.tokenizer.im_start
+    made = [Completion("a", [5], -1.0, "stop", stop) for stop in ((start,), (end,), ())]
+    monkeypatch.setattr(type(model), "complete", lambda *_: made)
+    monkeypatch.setattr(RewardModel, "score_ids", lambda *_: np.array([3.0, 1.0, 2.0]))
+    (chosen,) = BestOf(judge, 3).answers(model, QUESTIONS[:1], Sample(), 12, (), [0])
+    assert (chosen.index, chosen.ended) == (1, 1)
+
+
+def test_a_completion_knows_what_stopped_it(model):
+    prompt = model.encode_chat(QUESTIONS[0])
+    free = model.complete([prompt], Sample(), 12, (), [0])[0]
+    third, tail = free.ids[2], tuple(free.ids[3:5])
+    first = free.ids.index(third)
+    by_id, by_two, by_none = (model.complete([prompt], Sample(), 12, stops, [0])[0] for stops in ([third], [tail], []))
+    assert (by_id.ids, by_id.stop) == (free.ids[:first], (third,))
+    assert by_two.stop == tail
+    assert (by_none.reason, by_none.stop) == ("length", ())
 
 
 def test_what_cannot_be_chosen_among_is_refused(model, judge):

@@ -63,6 +63,12 @@ def test_other_families_are_configurations():
         ({"accumulate": "3"}, "does not divide"),
         ({"data.length": "4096"}, "model.context"),
         ({"task": "pretrian"}, "Did you mean 'pretrain'"),
+        ({"seed": "-1"}, "seed=-1 must not be negative"),
+        (
+            {"task": "ppo", "rl.new_tokens": "8", "steps": "50"},
+            "value_steps=50 of steps=50 teach the value model alone",
+        ),
+        ({"task": "reinforce", "rl.new_tokens": "8", "rl.minibatches": "2"}, "no ratio that would correct"),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(settings, message):

@@ -60,3 +60,5 @@ def test_what_has_no_answer_or_is_too_long_is_refused(model):
         model.score([[]])
     with pytest.raises(ValueError, match=r"text 0 has 65 tokens; the reward model's context is 64"):
         model.score_ids([[1] * 65])
+    with pytest.raises(ValueError, match="a text without tokens"):
+        model.score_ids([[1, 2], []])

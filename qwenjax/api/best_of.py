@@ -18,7 +18,8 @@ from qwenjax.text import chatml
 def best(scores: Sequence[float], ended: Sequence[bool]) -> int:
     """The index of the highest score among the answers that ended, the first of equal ones.
 
-    An answer that was cut off is scored as if it ended there, so it is taken only if all were cut off.
+    One that was cut off, or stopped by anything but <|im_end|>, is scored as if it ended there, so it is taken only
+    if none ended.
 
     Raises:
       ValueError: there is no score, or one that is no finite number.
@@ -39,7 +40,7 @@ class Chosen(NamedTuple):
     completion: Completion
     index: int
     scores: list[float]
-    ended: int  # how many answers were not cut off
+    ended: int  # how many answers ended by themselves
     tokens: int  # of all answers
 
 
@@ -85,7 +86,7 @@ class BestOf(NamedTuple):
         chosen = []
         for first in range(0, len(made), n):
             some, answers = scores[first : first + n], made[first : first + n]
-            ended = [one.reason == "stop" for one in answers]
+            ended = [one.stop == (model.vocabulary.im_end,) for one in answers]
             index, tokens = best(some, ended), sum(len(one.ids) for one in answers)
             chosen.append(Chosen(answers[index], index, some, sum(ended), tokens))
         return chosen

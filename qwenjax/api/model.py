@@ -37,6 +37,7 @@ class Completion(NamedTuple):
     ids: list[int]  # without the stop
     logprob: float  # of these ids, under the model's own distribution
     reason: str  # why it ended: 'stop', or 'length', the limit of tokens
+    stop: tuple[int, ...] = ()  # the ids that ended it; none where a text did
 
 
 @dataclass
@@ -257,7 +258,7 @@ class Model:
         text = made.text
         if text is None:
             text = "" if self.tokenizer is None else self.tokenizer.decode(made.ids)
-        return Completion(text, made.ids, math.fsum(made.model_logprobs), made.reason)
+        return Completion(text, made.ids, math.fsum(made.model_logprobs), made.reason, made.stop)
 
     @property
     def vocabulary(self) -> Tokenizer:

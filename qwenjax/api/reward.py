@@ -53,8 +53,10 @@ class RewardModel:
         """Scores [n] of ids that end with the end token; those longer than a run's `data.length` are read, too.
 
         Raises:
-          ValueError: one is longer than the model's context.
+          ValueError: one is empty, or longer than the model's context.
         """
+        if not all(len(ids) for ids in texts):
+            raise ValueError("a text without tokens has no end to read a score at")
         long = [i for i, ids in enumerate(texts) if len(ids) > self.config.context]
         if long:
             raise ValueError(

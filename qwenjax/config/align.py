@@ -82,7 +82,7 @@ class RL:
     ptx: float = 0.0  # weight of the loss on data.sources, against the alignment tax (report; coefficient not given)
     ptx_rows: int = 0  # of data.sources, in each update; the report wants many more than of the policy's own
     eval_prompts: int = 64  # held-out prompts that an evaluation answers
-    shuffle: bool = False  # control: every score goes to another response of its batch, at random
+    shuffle: bool = False  # control: the scores of a batch are dealt out anew, at random
 
     def __post_init__(self):
         for name in ("seconds", "responses", "new_tokens", "epochs", "minibatches", "eval_prompts"):

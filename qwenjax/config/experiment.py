@@ -54,7 +54,7 @@ class Experiment:
         check(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
         for name in ("log_every", "save_every", "keep"):
             check(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
-        for name in ("eval_every", "sample_every", "keep_every"):
+        for name in ("eval_every", "sample_every", "keep_every", "seed"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         check(
             self.data.length <= self.model.context,
@@ -95,8 +95,14 @@ class Experiment:
             "rl.kl_target adapts a penalty in the reward; grpo's is in its loss",
         )
         check(
-            self.task != "reinforce" or rl.epochs == 1,
-            f"rl.epochs={rl.epochs}: reinforce has no ratio that would correct for responses of an older policy; use 1",
+            self.task != "reinforce" or rl.epochs * rl.minibatches == 1,
+            f"rl.epochs={rl.epochs}, rl.minibatches={rl.minibatches}: reinforce has no ratio that would correct for "
+            "responses of an older policy; use 1 of each",
+        )
+        check(
+            self.task != "ppo" or rl.value_steps < self.steps,
+            f"rl.value_steps={rl.value_steps} of steps={self.steps} teach the value model alone and leave none to the "
+            "policy; lower rl.value_steps",
         )
         check(rl.ptx_rows % self.accumulate == 0, f"rl.ptx_rows={rl.ptx_rows} does not divide by accumulate")
 

@@ -45,6 +45,8 @@ def model_key(path: str) -> dict:
     place = storage.path(path)
     if storage.remote(place):
         return {"path": str(path)}
+    if (place / "checkpoints").is_dir():  # a run: what else lies there may be about it, such as these results
+        place /= "checkpoints"
     files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
     stats = [(p.name, p.stat().st_size, int(p.stat().st_mtime)) for p in files]
     return {"path": str(path), "files": hash_of(json.dumps(stats).encode())}

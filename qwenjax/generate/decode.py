@@ -57,6 +57,7 @@ class Completion:
     model_logprobs: list[float]  # and under the model's own, without temperature, cuts or penalties
     reason: str  # stop | length
     text: str | None = None  # when a stop text ended it: all before that text, which may end within a token
+    stop: tuple[int, ...] = ()  # the ids that ended it, if ids did
 
 
 class State(NamedTuple):
@@ -155,7 +156,7 @@ class _Made:
         self.request, self.stops = request, stops
         self.text, self.ids = [int(i) for i in request.ids], []  # prompt and continuation; the continuation
         self.logprobs, self.model_logprobs = [], []
-        self.reason, self.before, self.sent = "", None, 0
+        self.reason, self.before, self.stop, self.sent = "", None, (), 0
 
     def add(self, new: Picked) -> list[int]:
         """Takes a row's new tokens (-1: none); returns those that no stop can take back any more."""
@@ -167,8 +168,10 @@ class _Made:
         self.model_logprobs += new.model_logprob[:n].tolist()
         min_new = self.request.sampling.min_new
         cut, cut_text = self.stops.cut(self.ids, min_new), self.stops.cut_text(self.ids, min_new)
+        if cut is not None:
+            self.stop = tuple(self.ids[cut:])
         if cut_text is not None:
-            cut, self.before = cut_text
+            (cut, self.before), self.stop = cut_text, ()
         if cut is not None:
             self.reason = "stop"
             self.ids = self.ids[:cut]
@@ -180,7 +183,7 @@ class _Made:
 
     def completion(self) -> Completion:
         n = len(self.ids)
-        return Completion(self.ids, self.logprobs[:n], self.model_logprobs[:n], self.reason, self.before)
+        return Completion(self.ids, self.logprobs[:n], self.model_logprobs[:n], self.reason, self.before, self.stop)
 
 
 def _rows(cfg, made, batch, stops, mode):

@@ -41,7 +41,7 @@ def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
 
     Args:
       x, mask: any shape, usually [b t]: per trajectory it would hide which trajectory was the better one.
-    Variance over n - 1 plus 1e-8, as in the code of Ziegler et al. 2019 (arXiv 1909.08593).
+    Variance over n - 1; plus 1e-8, as in the code of Ziegler et al. 2019 (arXiv 1909.08593), which divides by n.
     """
     mean = masked_mean(x, mask)
     return kept((x - mean) * jax.lax.rsqrt(masked_variance(x, mask) + 1e-8), mask)

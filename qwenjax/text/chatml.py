@@ -67,7 +67,7 @@ def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> s
 
 
 def encode_with_mask(
-    tokenizer: "Tokenizer", messages: Sequence[Message], policy: str = "finetune_py"
+    tokenizer: "Tokenizer", messages: Sequence[Message], policy: str = "assistant"
 ) -> tuple[list[int], list[int]]:
     """Ids of a training conversation, and for each id whether predicting it carries loss (1) or not (0).
 
@@ -89,7 +89,7 @@ def encode_with_mask(
 
 
 def turns_with_mask(
-    tokenizer: "Tokenizer", messages: Sequence[Message], policy: str = "finetune_py"
+    tokenizer: "Tokenizer", messages: Sequence[Message], policy: str = "assistant"
 ) -> list[tuple[list[int], list[int]]]:
     """`encode_with_mask` turn by turn: its ids and its mask, one pair for each turn of `with_system(messages)`."""
     if policy not in POLICIES:

@@ -60,6 +60,7 @@ def fit(
     Raises:
       ValueError: the experiment, its data, its mesh or the workdir do not fit; nothing was lost.
       Diverged: training did, beyond what `experiment.recovery` may do about it.
+      Failed: a reward function did; the state before that step is saved.
       checkpoint.SaveFailed: a checkpoint could not be written.
     """
     clock = goodput.Clock(time.time())
@@ -211,6 +212,7 @@ def fit(
     with clock("checkpoint"):
         checkpoints.close()
     sink.close()
+    task.close()
     spent = goodput.total(read_rows(events.path), clock.reading())
     events.write("time", step=step, seconds=clock.reading())
     say(goodput.line(spent))

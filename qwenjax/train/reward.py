@@ -81,6 +81,8 @@ class Reward(Lists):
     writes = False
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
+        if "head" in experiment.lora.whole:
+            raise ValueError("lora.whole names the head, and a reward model has none: leave it out")
         super().__init__(experiment, mesh)
         backbone = self.backbone
 
@@ -109,8 +111,6 @@ class Reward(Lists):
             lambda trained, frozen, batch: score(backbone.plain, trained, frozen, batch, None),
             out_shardings=self.program.shardings.step,  # whole in every process
         )
-        if experiment.lora.whole and "head" in experiment.lora.whole:
-            raise ValueError("lora.whole names the head, and a reward model has none: leave it out")
 
     def joined(self, found: Loaded) -> tuple[dict, object]:
         key = jax.random.fold_in(jax.random.key(self.experiment.seed), 1)

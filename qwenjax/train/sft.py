@@ -88,12 +88,23 @@ class Sft(Task):
             *(f"| {step:,} | {loss:.4f} | {math.exp(min(loss, 50)):.2f} |" for step, loss in table),
         ]
 
+    def _of_reward(self) -> list[str]:
+        """What a reward model's experiment has otherwise than this one."""
+        lora, chat = self.experiment.lora, self.experiment.chat
+        changes = ["dropout=0", """'chat.files=[{"path": "PREFERENCES"}]'"""]
+        changes += ["chat.policy=assistant"] * (chat.policy != "assistant")
+        changes += ["chat.truncate=turns"] * (chat.truncate == "end")
+        if "head" in lora.whole:
+            rest = ", ".join(f'"{name}"' for name in lora.whole if name != "head")
+            changes.append(f"'lora.whole=[{rest}]'")
+        return changes
+
     def next_steps(self, workdir: Path) -> list[tuple[str, str]]:
         return [
             ("talk to it", f"python -m qwenjax.chat --model={workdir}"),
             (
                 "a reward model of the same shape, from preferences",
-                f"python -m qwenjax.train --exp={workdir} --set task=reward --set init_from={workdir} --set dropout=0 "
-                f"--set chat.files.0.path=PREFERENCES --workdir={workdir}-rm",
+                f"python -m qwenjax.train --exp={workdir} --set task=reward --set init_from={workdir} "
+                f"{' '.join(f'--set {change}' for change in self._of_reward())} --workdir={workdir}-rm",
             ),
         ]

@@ -96,6 +96,9 @@ class Task:
         """Where a row of a step came from, for an error message."""
         return self.mixture.describe(row)
 
+    def close(self) -> None:
+        """Ends what runs beside the training."""
+
     def open_files(self, how: dialogues.Encoding, root: Path) -> list[dialogues.Dialogues]:
         """The experiment's chat files, encoded now if they are not under `root`.
 

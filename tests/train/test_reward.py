@@ -177,6 +177,11 @@ def test_random_labels_stay_at_chance_and_real_ones_do_not(chats, sft, tmp_path)
     assert found[0] < 0.7 < found[1]
 
 
+def test_a_reward_model_has_no_head_to_train_whole(chats, sft):
+    with pytest.raises(ValueError, match="names the head, and a reward model has none"):
+        task_of(rm_of(chats, sft, lora=Lora(rank=2, base="float32", whole=("embed", "head"))), chats)
+
+
 @pytest.mark.slow
 def test_adapters_score_on_a_base_that_stays(chats, sft, tmp_path):
     """Stored are adapters and head only; `load_reward` merges them into the base they were trained on."""

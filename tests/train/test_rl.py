@@ -17,6 +17,7 @@ from align_doubles import STEADY, column, kept_programs, numbers, rl_stage, run,
 from qwenjax.api.source import open_source
 from qwenjax.config import Chat, ChatFile, Data, Lora, to_dict
 from qwenjax.train.rl import judges
+from qwenjax.train.rl.evaluation import Evaluation
 from qwenjax.train.step import UNLIMITED
 
 
@@ -70,6 +71,57 @@ def test_a_run_leaves_what_it_promises(ppo):
     assert "| score |" in (ppo / "report.md").read_text()
     assert (ppo / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert {"eval_score", "eval_kl", "eval_length", "eval_ended", "eval_unique", "eval_lm_loss"} <= rows[-1].keys()
+
+
+def table(workdir) -> list[str]:
+    """The tables of a report, but for that of the clock."""
+    text = (workdir / "report.md").read_text().split("| where the time went")[0]
+    return [line for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_the_report_knows_where_the_run_began(ppo):
+    """`ppo` is judged at its end alone, when the policy has long moved."""
+    began, entropy = (
+        [line for line in table(ppo) if name in line] for name in ("KL to the reference", "entropy, nats")
+    )
+    assert began[0].split("|")[2].strip() == "0.000"
+    assert float(entropy[0].split("|")[2]) == pytest.approx(column(ppo, "entropy")[0], rel=0.1)  # of other prompts
+
+
+def test_text_is_read_from_the_iteration_on_in_which_the_policy_learns(iterated):
+    task, rows = iterated[0], task_rows(iterated[0])
+    assert "ptx" not in rows[0]
+    again = task.batches(16)
+    np.testing.assert_array_equal(next(again)[1]["ptx"][0]["inputs"], rows[1]["ptx"][0]["inputs"])
+    again.close()
+    np.testing.assert_array_equal(rows[1]["ptx"][0]["inputs"], task.text_read(np.arange(8))["inputs"])
+
+
+def task_rows(task) -> list[dict]:
+    """Its first two batches."""
+    stream = task.batches(0)
+    found = [next(stream)[1] for _ in range(2)]
+    stream.close()
+    return found
+
+
+def test_a_sample_is_of_the_state_that_is_asked_for(iterated, monkeypatch):
+    task, states, _ = iterated
+    asked = []
+    monkeypatch.setattr(task.evaluation, "run", lambda programs, state: asked.append(int(state.step)))
+    monkeypatch.setattr(task.evaluation, "after", {"answers": ["a", "b"]})
+    monkeypatch.setattr(task.evaluation, "step", 2)
+    assert [answer for _, answer in task.samples(states[2])] == ["a", "b"]
+    task.samples(states[3])
+    assert asked == [3]
+
+
+def test_prompts_with_tool_turns_are_shown_as_the_model_reads_them(iterated):
+    task = iterated[0]
+    rows = [{"prompt": [{"role": "user", "content": "2+2?"}, {"role": "tool", "content": "4"}], "answer": None}]
+    ids = task.tokenizer.encode_ordinary("Observation: 4")
+    asked = {"tokens": np.array([[*ids, 0]], np.int32), "lengths": np.array([len(ids)])}
+    assert Evaluation(asked, rows, None, task.texts, task.mesh, 0).prompts == ["Observation: 4"]
 
 
 def test_before_an_iteration_ratios_are_1_and_at_first_the_policy_is_its_reference(ppo):
@@ -140,7 +192,8 @@ def test_programs_are_compiled_before_the_first_iteration_and_nothing_after_the_
 def test_the_coefficient_of_the_penalty_is_kept_and_adapts(iterated, ppo):
     _, states, _ = iterated
     kl, used = column(ppo, "kl"), column(ppo, "kl_coef")
-    for state, before, nats in zip(states[1:], used, kl):
+    assert states[1].opt_state["kl_coef"] == np.float32(used[0])  # the policy did not learn, and could not move
+    for state, before, nats in zip(states[2:], used[1:], kl[1:]):
         want = before * (1 + np.clip(nats / 1.0 - 1, -0.2, 0.2) * 16 / 10_000)
         assert state.opt_state["kl_coef"] == pytest.approx(want, rel=1e-6)
 
@@ -162,6 +215,7 @@ def test_a_killed_run_replays_and_ends_bit_identical(ppo, chats, sft, rm, tmp_pa
     assert run(ppo_of(chats, sft, rm), chats, tmp_path / "run").finished
     assert saved(tmp_path / "run", 4) == saved(ppo, 4)
     assert numbers(tmp_path / "run") == numbers(ppo)
+    assert table(tmp_path / "run") == table(ppo)
     kept = saved(ppo, 4)["hashes"]
     for part in ("['policy']", "['value']", "['scores']", "['kl_coef']"):
         assert any(part in name for name in kept)
@@ -314,5 +368,7 @@ def test_adapters_learn_on_a_base_that_stays(chats, sft, rm):
 
 @pytest.mark.slow
 def test_reinforce_runs_from_a_reward_model(chats, sft, rm):
-    assert run(rl_stage(chats, "reinforce", sft, rm, steps=2, epochs=1), chats, chats / "reinforce").finished
+    assert run(
+        rl_stage(chats, "reinforce", sft, rm, steps=2, epochs=1, minibatches=1), chats, chats / "reinforce"
+    ).finished
     assert max(column(chats / "reinforce", "ratio_error")) < 1e-4

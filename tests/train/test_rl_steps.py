@@ -109,10 +109,12 @@ def test_before_an_update_every_ratio_is_1(some, dtype, tolerance):
     logp, entropy = log_probs(PARAMS, steps.responses(found), backbone.plain)
     numbers = steps.sampler_numbers(found, logp)
     assert numbers["ratio_error"] < tolerance
+    assert numbers["ratio_error_mean"] < tolerance / 5
     assert 0 < numbers["truncated_mass"] < 0.2
     assert np.all(np.asarray(entropy)[np.asarray(steps.responses(found).mask)] > 0)
     wrong = steps.sampler_numbers(found, jnp.roll(logp, 1, axis=1))
     assert wrong["ratio_error"] > 0.5
+    assert wrong["ratio_error_mean"] > 0.1  # raises the alarm
 
 
 def test_a_choice_is_scored_by_the_position_before_its_token(some):
@@ -174,13 +176,13 @@ def test_garbage_behind_a_response_is_not_read(some):
 # ---- from scores to advantages ----
 
 
-def hand(some: Rollout, scores, rl: RL = RULES, task: str = "ppo", kl: float = 0.1, values=None, drift=0.0):
+def hand(some: Rollout, scores, rl: RL = RULES, task: str = "ppo", kl: float = 0.1, values=None, drift=0.0, **more):
     read = steps.responses(some)
     logp = jnp.where(read.mask, -1.0, 0)
     values = jnp.zeros(logp.shape) if values is None else values
     measured = Measured(read, logp, 0 * logp, jnp.where(read.mask, -1 - drift, 0), values, jnp.zeros(len(logp)))
     scores = jnp.asarray(scores, jnp.float32)
-    return steps.experience(task, rl, measured, scores, some.ended, RunningMean.zero(), jnp.float32(kl))
+    return steps.experience(task, rl, measured, scores, some.ended, RunningMean.zero(), jnp.float32(kl), **more)
 
 
 def test_a_score_of_0_7_lands_once_at_the_end_token_and_what_did_not_end_has_the_fixed_one(some):
@@ -245,6 +247,7 @@ def test_the_coefficient_moves_towards_the_target_and_stays_without_one(some):
         found = hand(some, np.zeros(B), rl, drift=drift)[2]
         assert (found > 0.1) == up
         assert abs(found / 0.1 - 1) <= 0.2 * B / 10_000 + 1e-6
+        assert hand(some, np.zeros(B), rl, drift=drift, adapts=jnp.bool_(False))[2] == np.float32(0.1)
     assert hand(some, np.zeros(B), RULES, drift=5.0)[2] == np.float32(0.1)
 
 

@@ -8,6 +8,7 @@ import runs
 import qwenjax
 from qwenjax import sweeps
 from qwenjax.jsonl import read_rows
+from qwenjax.train.loop import Diverged, Failed
 
 VARIANTS = {"untied": {}, "tied": {"model.tie_embeddings": True}}
 
@@ -51,6 +52,8 @@ def test_the_table_has_mean_and_deviation():
 
 def test_the_picture_is_drawn(swept, tmp_path):
     _, _, found = swept
+    with pytest.raises(ValueError, match="nothing to draw"):
+        found.plot()
     figure = found.plot("eval_loss", "loss", path=tmp_path / "curves.png", skip=0.5)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     lines = figure.axes[0].get_lines()
@@ -67,6 +70,7 @@ def test_the_picture_is_drawn(swept, tmp_path):
         ({"a": {}}, (), "and a seed"),
         ({"a/b": {}}, (0,), "names a folder"),
         ({"good": {}, "bad": {"model.layer": 1}}, (0,), "Did you mean 'layers'"),
+        ({"other": {"seed": 3}}, (0,), "variant 'other' sets a seed"),
     ],
 )
 def test_what_cannot_be_swept_is_said_before_anything_runs(variants, seeds, message, tmp_path):
@@ -84,6 +88,26 @@ def test_a_run_that_fails_says_which_and_why(corpus, tmp_path):
     base = runs.experiment(corpus)
     with pytest.raises(ValueError, match=r"lost, seed 0: .*log.txt"):
         qwenjax.sweep(base, {"lost": {"init_from": tmp_path / "absent"}}, (0,), tmp_path, data_root=corpus / "data")
+
+
+@pytest.mark.parametrize("kind", [Failed, Diverged])
+def test_whatever_ends_a_run_is_said_with_its_name(kind, corpus, tmp_path, monkeypatch):
+    def fit(*_, **more):
+        raise kind("the judge is gone")
+
+    monkeypatch.setattr("qwenjax.train.loop.fit", fit)
+    with pytest.raises(ValueError, match=r"lost, seed 0: the judge is gone \(see .*log.txt"):
+        qwenjax.sweep(runs.experiment(corpus), {"lost": {}}, (0,), tmp_path, data_root=corpus / "data")
+
+
+def test_runs_of_a_sweep_are_measured_once(swept, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("def f(x):\n    return x\n" * 40)
+    asked = {"text": str(text), "lengths": (8, 32), "tokens": 32}
+    first = swept[2].evaluate("table3", **asked)
+    logs = {run.workdir: (run.workdir / "eval" / "parts.jsonl").read_text() for run in swept[2].runs}
+    assert [one.result for one in swept[2].evaluate("table3", **asked)["tied"]] == [one.result for one in first["tied"]]
+    assert logs == {folder: (folder / "eval" / "parts.jsonl").read_text() for folder in logs}
 
 
 def test_a_run_of_a_sweep_is_evaluated(swept, tmp_path):

@@ -1,1 +1,3 @@
-"""Alignment, shown on people's ratings of short texts: `sentiment` (experiment A), `directed` (B), run by `harness`."""
+"""Alignment, shown on people's ratings of short texts, `sentiment` (experiment A) and `directed` (B), and on a released
+model, `real` (C); run by `harness`.
+"""

@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 def answerable(run: Path, asked: Sequence[Turns], rl: RL) -> list[Turns]:
-    """The conversations that leave room for an answer and its end token, for the model of a run and its judges."""
+    """The conversations that leave room for an answer and its end token in the context of a run."""
     from qwenjax.api.source import open_source
 
     source = open_source(run)
@@ -45,7 +45,7 @@ def answers(run: Path, asked: Sequence[Turns], *, top_p: float, new: int, seed: 
     stops = chatml.stop_sequences(model.vocabulary)
     for at in range(0, len(prompts), ROWS):
         made = model.complete(prompts[at : at + ROWS], Sample(top_p=top_p), new, stops, seed + at)
-        found += [Answer(one.text, one.reason == "stop", len(one.ids)) for one in made]
+        found += [Answer(one.text, one.stop == (model.vocabulary.im_end,), len(one.ids)) for one in made]
     return found
 
 

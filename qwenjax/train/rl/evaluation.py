@@ -47,19 +47,29 @@ class Evaluation:
         self._seeds = np.arange(len(self._fill), dtype=np.uint32) + np.uint32(seed)
         self.before: dict[str, Any] = {}
         self.after: dict[str, Any] = {}
+        self.step = -1  # of the state that `after` is of
+
+    @property
+    def prompts(self) -> list[str]:
+        """What the model was asked, as it reads it."""
+        tokens, lengths = self._asked
+        return [self.texts.tokenizer.decode(row[:n].tolist()) for row, n in zip(tokens, lengths)][: len(self.rows)]
 
     def run(self, run: Programs, state: State) -> dict[str, float]:
         """Answers the prompts and judges the answers; the metrics. The state stays as it is."""
         with jax.set_mesh(self.mesh):
             if not self.before:
-                self.before = self._judged(run, state, run.roll_before(state.frozen, *self._asked, self._seeds))
-            self.after = self._judged(run, state, run.roll(state.params, state.frozen, *self._asked, self._seeds))
+                rolled = run.roll_before(state.frozen, *self._asked, self._seeds)
+                self.before = self._judged(rolled, run.inspect_before(state.frozen, rolled))
+            rolled = run.roll(state.params, state.frozen, *self._asked, self._seeds)
+            self.after = self._judged(rolled, run.inspect(state.params, state.frozen, rolled))
+        self.step = int(state.step)
         return summary(self.after)
 
-    def _judged(self, run: Programs, state: State, rolled: Rollout) -> dict[str, Any]:
+    def _judged(self, rolled: Rollout, seen: dict[str, jax.Array]) -> dict[str, Any]:
         """Arrays [n] by name, and `answers`."""
         answers, n = self.texts.of(rolled), len(self.rows)
-        found = {name: self.texts.whole(x) for name, x in run.inspect(state.params, state.frozen, rolled).items()}
+        found = {name: self.texts.whole(x) for name, x in seen.items()}
         for name, function in self.models.functions.items():
             found[name] = function([self.rows[i] for i in self._fill], answers)
         return {name: x[:n] for name, x in found.items()} | {"answers": answers[:n]}

@@ -53,7 +53,7 @@ class Function:
             self._process = context.Process(target=_serve, args=(self.spec, theirs), daemon=True)
             self._process.start()
             theirs.close()
-            trouble = self._answer(LOADING)
+            trouble = self._answer(LOADING, "loaded")
             if trouble is not None:
                 self.close()
                 raise ValueError(f"{self.field}={self.spec}: {trouble}")
@@ -90,7 +90,7 @@ class Function:
         self.start()
         name = f"the function {self.field}={self.spec}"
         self._pipe.send(([row["prompt"] for row in rows], list(responses), [row["answer"] for row in rows]))
-        answer = self._answer(self.seconds)
+        answer = self._answer(self.seconds, "answered")
         if isinstance(answer, str):
             self.close()  # the next call loads it anew: it may have been mended
             raise Failed(f"{name} {answer}")
@@ -101,15 +101,16 @@ class Function:
                 raise Failed(f"{name} gives {score!r}, no finite number, for the response {response[:200]!r}")
         return np.asarray(answer, np.float32)
 
-    def _answer(self, seconds: float):
+    def _answer(self, seconds: float, what: str):
         """What the other process sends: None (loaded), a list, or what went wrong in words."""
         try:
             if not self._pipe.poll(seconds):
-                return f"has not answered within {seconds:g} seconds (rl.seconds, for a call)"
+                return f"has not {what} within {seconds:g} seconds" + " (rl.seconds)" * (what == "answered")
             return self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(5)
-            return f"ended its process (exit code {self._process.exitcode})"
+            guard = "; a calling script needs an `if __name__ == '__main__':` guard" * (what == "loaded")
+            return f"ended its process (exit code {self._process.exitcode}){guard}"
 
 
 def _serve(spec: str, pipe) -> None:

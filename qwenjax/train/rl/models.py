@@ -58,9 +58,12 @@ class Models:
         updates = rl.epochs * rl.minibatches
         self.critic = experiment.task == "ppo"
         self.alone = rl.value_steps if self.critic else 0  # iterations in which the value model alone learns
-        learning = max(1, experiment.steps - self.alone)
+        learning = experiment.steps - self.alone
         self.tx = optim.make(experiment.optim, learning, every=updates)
-        self.value_tx = optim.make(rl.value_optim, experiment.steps, every=updates)
+        try:
+            self.value_tx = optim.make(rl.value_optim, experiment.steps, every=updates)
+        except ValueError as error:
+            raise ValueError(f"rl.value_optim: {error}") from None
         self.rate = optim.schedule(experiment.optim, learning)
         self.valuer = Backbone(self._value_experiment(), compute, head=False)
 

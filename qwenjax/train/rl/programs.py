@@ -28,6 +28,7 @@ class Programs(NamedTuple):
     value_step   (Learner, frozen value, Experience, rows) -> Learner, numbers; likewise
     roll_before  (frozen, prompts, lengths, seeds) -> Rollout, of the reference
     inspect      (policy, frozen, Rollout) -> per response: KL, length, ended, entropy, scores of models
+    inspect_before  (frozen, Rollout) -> the same of the reference
     """
 
     roll: Callable
@@ -37,6 +38,7 @@ class Programs(NamedTuple):
     value_step: Callable
     roll_before: Callable
     inspect: Callable
+    inspect_before: Callable
 
 
 def make(models: Models, program: Program, stops: tuple[int, ...], end: int, size: int, pad: int) -> Programs:
@@ -74,7 +76,10 @@ def make(models: Models, program: Program, stops: tuple[int, ...], end: int, siz
     def both(trained, frozen, read):
         """Log-probabilities and entropy under the policy, and log-probabilities under the reference."""
         logp, entropy = steps.log_probs(policy.plain, policy.variables(trained, frozen["policy"]), read)
-        return logp, entropy, steps.log_probs(models.reference.network, models.reference.variables(frozen), read)[0]
+        return logp, entropy, of_reference(frozen, read)[0]
+
+    def of_reference(frozen, read):
+        return steps.log_probs(models.reference.network, models.reference.variables(frozen), read)
 
     def measure(trained, value, frozen, rolled: Rollout):
         def part(rolled):
@@ -96,7 +101,9 @@ def make(models: Models, program: Program, stops: tuple[int, ...], end: int, siz
         if rl.shuffle:
             key = jax.random.fold_in(jax.random.key(experiment.seed + 1), step)
             order = jax.random.permutation(key, len(scores))
-        return steps.experience(experiment.task, rl, measured, scores, ended, running, kl_coef, order)
+        return steps.experience(
+            experiment.task, rl, measured, scores, ended, running, kl_coef, order, step >= models.alone
+        )
 
     def policy_step(learner, frozen, experience: Experience, rows, text):
         loss = steps.policy_loss(experiment.task, rl, policy)
@@ -110,8 +117,15 @@ def make(models: Models, program: Program, stops: tuple[int, ...], end: int, siz
     def inspect(trained, frozen, rolled) -> dict[str, Any]:
         read = steps.responses(rolled)
         logp, entropy, reference = both(trained, frozen, read)
+        return judged(frozen, rolled, jnp.sum(logp - reference, axis=1), entropy)
+
+    def inspect_before(frozen, rolled) -> dict[str, Any]:
+        return judged(frozen, rolled, jnp.zeros(len(rolled.ended)), of_reference(frozen, steps.responses(rolled))[1])
+
+    def judged(frozen, rolled, kl, entropy) -> dict[str, Any]:
+        read = steps.responses(rolled)
         length = jnp.sum(read.mask, axis=1)
-        found = {"kl": jnp.sum(logp - reference, axis=1), "length": length, "ended": rolled.ended}
+        found = {"kl": kl, "length": length, "ended": rolled.ended}
         found["entropy"] = jnp.sum(entropy, axis=1) / jnp.maximum(length, 1)
         return found | {name: judge.score(frozen[name], read) for name, judge in models.judges.items()}
 
@@ -125,6 +139,7 @@ def make(models: Models, program: Program, stops: tuple[int, ...], end: int, siz
         value_step=jax.jit(value_step, donate_argnums=0, out_shardings=(places.opt_state["value"] or here, here)),
         roll_before=jax.jit(roll_before, out_shardings=rows),
         inspect=jax.jit(inspect),
+        inspect_before=jax.jit(inspect_before),
     )
 
 

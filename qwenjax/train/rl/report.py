@@ -62,17 +62,18 @@ def alarms(rows: list[dict], metrics: dict[str, float], spread: dict[str, Any]) 
             f"KL explosion: {metrics.get('eval_kl', late('kl')):.1f} nats per response, more than half a nat per "
             "token; raise rl.kl_coef or lower optim.peak"
         )
-    worst = max(r["ratio_error"] for r in steps)
-    if worst > 0.1:
+    apart = max(r["ratio_error_mean"] for r in steps)  # single tokens are off by 0.3 in correct bfloat16
+    if apart > 0.1:
         found.append(
-            f"sampling and training disagree: before an update a token's ratio was off by {worst:.2g} where it should "
-            "be 1; another kernel, or a precision that is too low"
+            f"sampling and training disagree: before an update the ratios of tokens were off by {apart:.2g} on average "
+            "where they should be 1; another kernel, or a precision that is too low"
         )
     proxy = metrics["eval_score"] - before["eval_score"]
     if "eval_gold" in metrics:
         units = [max(float(np.std(spread[name])), 1e-6) for name in ("reward", "gold")]
         gain, rise = (metrics["eval_gold"] - before["eval_gold"]) / units[1], proxy / units[0]
-        if rise > 0 and gain < 0.5 * rise:
+        noise = (2 / len(spread["reward"])) ** 0.5  # standard error of either, in deviations
+        if rise > 2 * noise and gain < 0.5 * rise:
             found.append(
                 f"reward hacking: the score rose by {rise:.2f} standard deviations, and by {gain:+.2f} in the eyes of "
                 "a judge that did not teach"

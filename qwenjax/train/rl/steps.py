@@ -114,12 +114,14 @@ def experience(
     running: RunningMean,
     kl_coef: jax.Array,
     order: jax.Array | None = None,
+    adapts: jax.Array | bool = True,
 ) -> tuple[Experience, RunningMean, jax.Array, Numbers]:
     """From scores [b] to advantages: normalised scores, KL penalty, GAE (ppo) or comparison within a prompt's group.
 
     Args:
       ended: bool [b]; scores of responses that did not end count nowhere.
       order: control: the response whose normalised score each response is given.
+      adapts: whether the KL coefficient moves towards `rl.kl_target`: not before the policy does.
     Returns: what to learn from, the running mean with these scores, the next KL coefficient, and numbers to log.
     """
     read, logp, _, ref_logp, values, _ = measured
@@ -138,6 +140,7 @@ def experience(
         one = jax.vmap(compared)(earned.reshape(-1, rl.responses))
         advantages, targets = kept(one.reshape(-1, 1), mask), jnp.zeros(mask.shape, jnp.float32)
     kl_next = ppo.adaptive_kl(kl_coef, jnp.mean(k1), rl.kl_target, scores.size) if rl.kl_target else kl_coef
+    kl_next = jnp.where(adapts, kl_next, kl_coef)
     numbers = {
         "score": masked_mean(scores, ended),
         "score_std": jnp.sqrt(masked_variance(scores, ended)),
@@ -246,5 +249,6 @@ def sampler_numbers(rolled: Rollout, logp: jax.Array) -> Numbers:
     off = jnp.abs(jnp.expm1(kept(logp - sampled, mask)))
     return {
         "ratio_error": jnp.max(off),
+        "ratio_error_mean": masked_mean(off, mask),
         "truncated_mass": masked_mean(ppo.truncated_mass(sampled, drawn, mask), mask),
     }

@@ -121,14 +121,19 @@ class RL(Task):
         wanted, each = self.text_batch, self.text_rows
         places = wanted["inputs"].sharding.addressable_devices_indices_map(wanted["inputs"].shape).values()
         mine = np.unique(np.concatenate([np.arange(each)[index[0]] for index in places]))
-        first = next_row // self.experiment.data.batch * self.updates * each
-        with stream.Batches(self.text_read, each, mine, first) as texts:
+        done = max(0, next_row // self.experiment.data.batch - self.models.alone)  # iterations that read text
+        with stream.Batches(self.text_read, each, mine, done * self.updates * each) as texts:
             for after, batch in super().batches(next_row):
-                batch["ptx"] = [self._place(next(texts)[1], wanted, mine) for _ in range(self.updates)]
+                if after > self.models.alone * self.experiment.data.batch:
+                    batch["ptx"] = [self._place(next(texts)[1], wanted, mine) for _ in range(self.updates)]
                 yield after, batch
 
     def describe(self, row: int) -> str:
         return self.mixture.describe(row // self.rl.responses)
+
+    def close(self) -> None:
+        for function in self.models.functions.values():
+            function.close()
 
     # ---- where it starts ----
 
@@ -196,7 +201,8 @@ class RL(Task):
         rest = {"policy": policy.opt_state, "value": critic, "scores": running, "kl_coef": kl_coef}
         numbers = {name: np.float32(x) for name, x in jax.device_get(numbers | seen | updates).items()}
         done = time.perf_counter()
-        learnt = read * self.rl.epochs + self.updates * self.rl.ptx_rows * self.experiment.data.length
+        texts = len(batch.get("ptx", ())) * self.text_rows
+        learnt = read * self.rl.epochs + texts * self.experiment.data.length
         seconds = {"rollout": rolled_at - began, "score": scored_at - rolled_at, "update": done - scored_at}
         numbers |= {
             "lr": 0.0 if step < self.models.alone else float(self.models.rate(step - self.models.alone)),
@@ -254,9 +260,9 @@ class RL(Task):
         return {"eval_lm_loss": nats / tokens}
 
     def samples(self, state: State) -> list[tuple[str, str]]:
-        found = self.evaluation.after.get("answers", [])
-        asked = [chatml.render(row["prompt"]) for row in self.evaluation.rows]
-        return list(zip(asked, found))[: report.SHOWN]
+        if self.evaluation.step != int(state.step):
+            self.evaluation.run(self.programs, state)
+        return list(zip(self.evaluation.prompts, self.evaluation.after["answers"]))[: report.SHOWN]
 
     # ---- words ----
 
