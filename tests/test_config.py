@@ -66,7 +66,7 @@ def test_other_families_are_configurations():
         ({"seed": "-1"}, "seed=-1 must not be negative"),
         (
             {"task": "ppo", "rl.new_tokens": "8", "steps": "50"},
-            "value_steps=50 of steps=50 teach the value model alone",
+            "teach the value model alone",
         ),
         ({"task": "reinforce", "rl.new_tokens": "8", "rl.minibatches": "2"}, "no ratio that would correct"),
     ],
