@@ -6,6 +6,7 @@ Without pyplot, which would change what a notebook draws with.
 import io
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from qwenjax import storage
@@ -15,12 +16,13 @@ CARD = "#fbfbf8"
 
 
 def canvas(width: float, height: float, columns: int = 1, rows: int = 1):
-    """A figure of so many inches and its axes, row by row."""
+    """A figure of so many inches and its axes, row by row; a cell of a notebook that ends in it shows it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=CARD)
     FigureCanvasAgg(figure)
+    figure._repr_png_ = partial(png, figure)  # IPython's own way would need pyplot, and its backend
     axes = [figure.add_subplot(rows, columns, i + 1, facecolor=CARD) for i in range(rows * columns)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
@@ -62,8 +64,13 @@ def tokens(number: int) -> str:
     return f"{number // 1024}k" if number % 1024 == 0 else str(number)
 
 
-def save(figure, path: Path) -> None:
-    """Writes a PNG, on a disk or into a bucket."""
+def png(figure) -> bytes:
+    """The picture, as a file has it."""
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
-    storage.write(storage.path(path), image.getvalue())
+    return image.getvalue()
+
+
+def save(figure, path: Path) -> None:
+    """Writes a PNG, on a disk or into a bucket."""
+    storage.write(storage.path(path), png(figure))

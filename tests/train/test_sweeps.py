@@ -4,6 +4,7 @@ import math
 
 import pytest
 import runs
+from IPython.core.formatters import DisplayFormatter
 
 import qwenjax
 from qwenjax import sweeps
@@ -56,6 +57,7 @@ def test_the_picture_is_drawn(swept, tmp_path):
         found.plot()
     figure = found.plot("eval_loss", "loss", path=tmp_path / "curves.png", skip=0.5)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert DisplayFormatter().format(figure)[0]["image/png"].startswith(b"\x89PNG")  # as a notebook asks
     lines = figure.axes[0].get_lines()
     assert [line.get_label() for line in lines] == list(VARIANTS)
     assert list(lines[0].get_xdata()) == [2, 4]
