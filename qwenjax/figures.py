@@ -29,7 +29,7 @@ def canvas(width: float, height: float, columns: int = 1, rows: int = 1):
     return figure, axes
 
 
-def curves(axis, found: Mapping[str, Sequence[Mapping[float, float]]]) -> None:
+def curves(axis, found: Mapping[str, Sequence[Mapping[float, float]]], legend: bool = True) -> None:
     """Draws {x: y} of several seeds under each label: the mean where all seeds have it, and their range as a band."""
     for i, (label, seeds) in enumerate(found.items()):
         color, xs = COLORS[i % len(COLORS)], sorted(set.intersection(*map(set, seeds)))
@@ -38,7 +38,8 @@ def curves(axis, found: Mapping[str, Sequence[Mapping[float, float]]]) -> None:
         axis.plot(xs, [*map(statistics.fmean, at)], color=color, label=label, lw=1.6, **marker)
         axis.fill_between(xs, [*map(min, at)], [*map(max, at)], color=color, alpha=0.15, lw=0)
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    if legend:
+        axis.legend(frameon=False)
 
 
 def dots(axis, found: Mapping[str, Sequence[float]]) -> None:

@@ -100,10 +100,10 @@ class Sweep:
         rows = -(-len(names) // columns)
         figure, axes = figures.canvas(4.6 * columns, 3.4 * rows, columns, rows)
         for axis, name in zip(axes, names):
-            figures.curves(
-                axis, {variant: [run.curve(name, skip) for run in of] for variant, of in self.variants.items()}
-            )
+            found = {variant: [run.curve(name, skip) for run in of] for variant, of in self.variants.items()}
+            figures.curves(axis, found, legend=False)
             axis.set(title=name, xlabel="step")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
         for axis in axes[len(names) :]:
             axis.set_axis_off()
         if path:
