@@ -22,8 +22,8 @@
 # million parameters on the source code of Python's standard library, and what comes of it is measured on held-out
 # files.
 #
-# About 25 minutes on two CPU cores, 10 on a free Colab GPU, 5 on a TPU. What is finished is not run again, so stop and
-# go on when you like.
+# About 50 minutes on one CPU core, less on a free Colab GPU or a TPU. What is finished is not run again, so stop and go
+# on when you like.
 
 # %%
 import os
@@ -131,12 +131,31 @@ def bits(evaluation):
 
 
 by_length = {name: [bits(one) for one in evaluations] for name, evaluations in measured.items()}
-figure, (axis,) = figures.canvas(7, 3.8)
-figures.curves(axis, by_length)
+lost = {name: [{n: one[n] - one[trained] for n in one} for one in of] for name, of in by_length.items()}
+figure, (axis,) = figures.canvas(9, 3.8)
+figures.curves(axis, lost, legend=False)
 axis.axvline(trained, ls="--", lw=1, color="#555555")
 axis.set_xscale("log", base=2)
 axis.set_xticks(lengths, map(str, lengths))
 axis.set(
-    title=f"plain reading of {text.name}; trained on {trained}", xlabel="tokens in a window", ylabel="bits per byte"
+    title=f"reading {text.name}, against windows of {trained} tokens, as in training",
+    xlabel="tokens in a window",
+    ylabel="more bits per byte",
 )
+figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False)
 figure
+
+# %% [markdown]
+# ## What was seen
+#
+# At `laptop` scale: 400 batches of 1,024 tokens, about 0.8 million parameters, seeds 0, 1 and 2, mean ± standard
+# deviation. Held-out text takes 2.264 ± 0.012 bits per byte; each difference below is of the same seed.
+#
+# * **Untied embeddings: seen.** Tied ones cost 0.095 ± 0.021 more, though the feed-forward layers got the parameters.
+# * **Biases on q, k, v: seen in training, not in extrapolation.** Without them 0.035 ± 0.015 more. But read in windows of
+#   four times the training length, the model without biases loses 0.017 ± 0.003 bits per byte, Qwen 0.026 ± 0.005: the
+#   effect that the report keeps them for does not show here, if anything its opposite.
+# * **Rotary frequencies in float32: not seen.** In bfloat16 0.003 ± 0.002 less, and as much lost in long windows (0.026 ±
+#   0.010). Positions below 1,024 are too few for their rounding to matter.
+# * **SwiGLU: seen.** GELU costs 0.047 ± 0.033 more; one seed makes most of the spread, the sign is the same in all.
+# * **RMSNorm: seen, more than asked for.** The report takes it for its speed; LayerNorm is worse by 0.024 ± 0.005.
