@@ -151,7 +151,7 @@ figure
 # At `laptop` scale: 400 batches of 1,024 tokens, about 0.8 million parameters, seeds 0, 1 and 2, mean ± standard
 # deviation. Held-out text takes 2.264 ± 0.012 bits per byte; each difference below is of the same seed.
 #
-# * **Untied embeddings: seen.** Tied ones cost 0.095 ± 0.021 more, though the feed-forward layers got the parameters.
+# * **Untied embeddings: seen.** Tied ones cost 0.095 ± 0.022 more, though the feed-forward layers got the parameters.
 # * **Biases on q, k, v: seen in training, not in extrapolation.** Without them 0.035 ± 0.015 more. But read in windows of
 #   four times the training length, the model without biases loses 0.017 ± 0.003 bits per byte, Qwen 0.026 ± 0.005: the
 #   effect that the report keeps them for does not show here, if anything its opposite.

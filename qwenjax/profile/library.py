@@ -1,6 +1,8 @@
 """What only xprof's converters know: the programs of a trace, their memory, and FLOP rates on TPU and GPU."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,16 +51,32 @@ def converters(file: Path) -> Iterator[Tool]:
     with TemporaryDirectory() as folder:
         link = Path(folder) / file.name
         link.symlink_to(file.resolve())
-        raw_to_tool_data.xspace_to_tool_names([str(link)])  # unpacks the programs, for the other tools
+        with _silence():
+            raw_to_tool_data.xspace_to_tool_names([str(link)])  # unpacks the programs, for the other tools
 
         def tool(name: str, **parameters) -> str:
             try:
-                data, _ = raw_to_tool_data.xspace_to_tool_data([str(link)], name, parameters)
+                with _silence():
+                    data, _ = raw_to_tool_data.xspace_to_tool_data([str(link)], name, parameters)
             except ValueError:  # a program or section that this trace does not have
                 data = None
             return data.decode() if isinstance(data, bytes) else data or ""
 
         yield tool
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without what xprof's C++ writes to stderr at every call, about processors that it does not have."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def program(tool: Tool, module: str) -> dict[str, Op]:
