@@ -20,7 +20,7 @@
 # own, compresses most languages better than its peers (Figure 3). Here: the figure for text of your own, what single
 # digits do to numbers, and which documents lie in the rows of a batch, over epochs and from several sources.
 #
-# About 2 minutes on two CPU cores, and no faster anywhere else: there is no model in it.
+# About a minute on one CPU core, and no faster anywhere else: there is no model in it.
 
 # %%
 import json
@@ -141,3 +141,14 @@ Image(OUT / "batch.png")
 
 # %%
 # !python -m qwenjax.data show --exp=quickstart {ours} --step=50 --rows=2
+
+# %% [markdown]
+# ## What was seen
+#
+# * On Python code a vocabulary of 8,192 that was trained on it needs as many tokens as the published one of 151,851
+#   (4.31 and 4.32 bytes each). For languages that it never saw it needs 1.5 to 1.9 times as many (Italian, French,
+#   English, Spanish, German) and 3.2 to 4.3 times where the alphabet is another one (Korean, Chinese, Japanese, Russian).
+# * Single digits cost nothing in prose and code: 0.7 % of the tokens of a large module are digits, and a token for each
+#   run of them would save less than 0.05 %. In a table of numbers it would save 54.7 %.
+# * In the batch drawn, rows of the short source lie several to a row and come again after 600 rows; those of the long one
+#   are not met twice.
