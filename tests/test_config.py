@@ -63,6 +63,7 @@ def test_other_families_are_configurations():
         ({"accumulate": "3"}, "does not divide"),
         ({"data.length": "4096"}, "model.context"),
         ({"task": "pretrian"}, "Did you mean 'pretrain'"),
+        ({"task": "reward", "preference.smoothing": "0.1"}, "is of dpo"),
         ({"seed": "-1"}, "seed=-1 must not be negative"),
         (
             {"task": "ppo", "rl.new_tokens": "8", "steps": "50"},

@@ -66,6 +66,10 @@ class Experiment:
             self.task != "dpo" or not self.preference.margin,
             f"preference.margin={self.preference.margin} is of reward models; dpo has preference.beta",
         )
+        check(
+            self.task == "dpo" or not self.preference.smoothing,
+            f"preference.smoothing={self.preference.smoothing} is of dpo; a reward model has preference.margin",
+        )
         if self.task in RL_TASKS:
             self._check_rl()
 

@@ -40,11 +40,12 @@ def interval(good: float, n: int) -> tuple[float, float]:
     return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
 
 
-def numbers(some: Sequence[Pair], margin: float = 0.0) -> dict[str, float]:
-    """Loss and accuracy over all pairs, each counting once; {} of none."""
+def numbers(some: Sequence[Pair], margin: float = 0.0, smoothing: float = 0.0) -> dict[str, float]:
+    """Loss, of the task that has this margin or smoothing, and accuracy over all pairs, each counting once; {} of none."""
     if not some:
         return {}
-    loss = np.mean([np.logaddexp(0, margin * pair.gap - pair.margin) for pair in some])
+    wrong = np.array([margin * pair.gap - pair.margin for pair in some])
+    loss = np.mean((1 - smoothing) * np.logaddexp(0, wrong) + smoothing * np.logaddexp(0, -wrong))
     return {"eval_loss": float(loss), "eval_accuracy": right(some) / len(some)}
 
 

@@ -57,7 +57,8 @@ class Lists(Task):
 
     def evaluate(self, state: steps.State) -> dict[str, float]:
         self.pairs = self.judge(state)
-        return accuracy.numbers(self.pairs, self.experiment.preference.margin)
+        how = self.experiment.preference
+        return accuracy.numbers(self.pairs, how.margin, how.smoothing)
 
     def judged(self, metrics: dict[str, float]) -> str:
         return (

@@ -207,3 +207,12 @@ def test_without_data_it_says_what_is_wanted(tmp_path):
     assert task("4") is preferences
     with pytest.raises(ValueError, match="table 4 needs preferences: --data FILE"):
         measured(tmp_path)
+
+
+def test_the_held_out_loss_is_that_of_training():
+    """Of two pairs, one right by 2 and one wrong by 1: with labels of which a tenth is taken to be flipped."""
+    some = [accuracy.Pair(1.0, 2.0, 0), accuracy.Pair(1.0, -1.0, 0)]
+    right, wrong = np.log1p(np.exp([-2.0, 1.0])), np.log1p(np.exp([2.0, -1.0]))
+    assert accuracy.numbers(some)["eval_loss"] == pytest.approx(right.mean())
+    assert accuracy.numbers(some, smoothing=0.1)["eval_loss"] == pytest.approx((0.9 * right + 0.1 * wrong).mean())
+    assert accuracy.numbers(some, margin=3.0)["eval_loss"] == pytest.approx(np.log1p(np.exp([1.0, 4.0])).mean())
