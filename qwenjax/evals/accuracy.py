@@ -41,7 +41,7 @@ def interval(good: float, n: int) -> tuple[float, float]:
 
 
 def numbers(some: Sequence[Pair], margin: float = 0.0, smoothing: float = 0.0) -> dict[str, float]:
-    """Loss, of the task that has this margin or smoothing, and accuracy over all pairs, each counting once; {} of none."""
+    """Loss (of the task with this margin or smoothing) and accuracy over all pairs, each counting once; {} of none."""
     if not some:
         return {}
     wrong = np.array([margin * pair.gap - pair.margin for pair in some])
