@@ -137,10 +137,10 @@ ours = f"--set data.tokenizer={OUT}/stdlib.model --set 'data.sources={sources}'"
 Image(OUT / "batch.png")
 
 # %% [markdown]
-# The same rows as text: where each document begins and ends, and which of its tokens are here.
+# One of these rows as text: where each document begins and ends, and which of its tokens are here.
 
 # %%
-# !python -m qwenjax.data show --exp=quickstart {ours} --step=50 --rows=2
+# !python -m qwenjax.data show --exp=quickstart {ours} --row=201 --rows=1
 
 # %% [markdown]
 # ## What was seen

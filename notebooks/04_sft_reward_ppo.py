@@ -25,6 +25,7 @@
 # same recipe on what people wrote and rated.
 
 # %%
+import json
 import os
 import subprocess
 import sys
@@ -57,12 +58,17 @@ warnings.filterwarnings("ignore", message=r"os\.fork")  # what `!` does, beside 
 # %% [markdown]
 # ## Which tokens carry loss
 #
-# Green: what the assistant says. The report's mask leaves everything else out (§3.1.2).
+# Green: what carries loss. The report's mask has what the assistant says and nothing else (§3.1.2); the released code's
+# has the control tokens of all turns, too.
 
 # %%
 base = qwenjax.experiment("quickstart", {**SHAPE, **SHORT, "prompts": ""})
 BASE = qwenjax.sweep(base, {"base": {}}, (0,), OUT).runs[0].workdir
-# !python -m qwenjax.data show {OUT}/conversation.jsonl --tokenizer={BASE} --policy=assistant --row=40 --rows=3
+said = ["What is twelve times twelve?", "It is 144.", "And half of it?", "72."]
+turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+_ = (OUT / "talk.jsonl").write_text(json.dumps({"messages": turns}))
+# !python -m qwenjax.data show {OUT}/talk.jsonl --tokenizer={BASE} --policy=assistant
+# !python -m qwenjax.data show {OUT}/talk.jsonl --tokenizer={BASE} --policy=finetune_py
 
 # %% [markdown]
 # ## Fine-tuning, and what PMP does for a reward model

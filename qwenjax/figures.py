@@ -49,7 +49,7 @@ def dots(axis, found: Mapping[str, Sequence[float]]) -> None:
         axis.plot(values, [y] * len(values), "o", color=color, alpha=0.5, markersize=5)
         axis.plot([statistics.fmean(values)], [y], "|", color=color, markersize=18, markeredgewidth=2.5)
     axis.set_yticks(range(len(found)), list(found))
-    axis.invert_yaxis()
+    axis.set_ylim(len(found) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
 
 
