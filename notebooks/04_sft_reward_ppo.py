@@ -49,6 +49,7 @@ OUT = Path("runs/align") / SCALE
 OUT.mkdir(parents=True, exist_ok=True)
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `!python` is this Python
 warnings.filterwarnings("ignore", message=r"os\.fork")  # what `!` does, beside jax
+print(f"{SCALE}: {len(SEEDS)} seeds")
 
 # %%
 # !test -e {OUT}/conversation.jsonl || python -m qwenjax.data convert python-stdlib --to=conversation --out={OUT}/conversation.jsonl
