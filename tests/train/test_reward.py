@@ -172,7 +172,9 @@ def test_random_labels_stay_at_chance_and_real_ones_do_not(chats, sft, tmp_path)
     path, found = write_rows(tmp_path / "random.jsonl", *rows), []
     for file in (path, chats / "pairs.jsonl"):
         chat = Chat((ChatFile(str(file)),), validation=0.4)
-        outcome = run(rm_of(chats, sft, chat=chat, steps=60, save_every=60, eval_every=0), chats, tmp_path / file.stem)
+        given = rm_of(chats, sft, chat=chat, steps=60, save_every=60, eval_every=0)
+        given = replace(given, data=replace(given.data, eval_tokens=10_000))  # all that is held out
+        outcome = run(given, chats, tmp_path / file.stem)
         found.append(outcome.metrics["eval_accuracy"])
     assert found[0] < 0.7 < found[1]
 
