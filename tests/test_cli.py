@@ -1,6 +1,9 @@
 """Commands: one form, one set of exit codes, errors as one line."""
 
+import os
 import signal
+import subprocess
+import sys
 import types
 
 import pytest
@@ -81,3 +84,13 @@ def test_experiments_that_do_not_exist_are_bad_usage():
     with pytest.raises(cli.Usage, match="FIELD=VALUE"):
         cli.experiment(cli.argparse.Namespace(exp="quickstart", set=["steps"]))
     assert cli.experiment(cli.argparse.Namespace(exp="quickstart", set=["steps=3"])).steps == 3
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As `… | head -1`: the pipe is closed before anything is written to it."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "qwenjax.train", "--exp=qwen14b", "--print-config"]
+    found = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert found.stderr == b""

@@ -93,10 +93,13 @@ def main(argv: list[str] | None = None) -> int:
         if args.profiler_port and args.profiler_port > 65535:
             raise ValueError(f"--profiler-port={args.profiler_port}: wanted 1 to 65535")
         if args.print_config:
-            print(json.dumps(config.to_dict(experiment), indent=2))
+            print(json.dumps(config.to_dict(experiment), indent=2), flush=True)
             return cli.DONE
         place = places.find(args.coordinator, args.processes, args.process)
         folder = workdir.locate(experiment, args.workdir)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        return cli.DONE
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.USAGE
