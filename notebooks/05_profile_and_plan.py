@@ -143,10 +143,11 @@ figure
 #
 # At `laptop` scale, beside other work on the machine; the sweep has seeds 0, 1 and 2:
 #
-# * **The three biggest costs** of a step are the head with the loss (a third), attention (30 %) and the feed-forward layers
-#   (20 %). The forward pass that is made again is 10 % of it, 32 of 299 ms.
+# * **The three biggest costs** of a step are the head with the loss (38 %), attention (29 %) and the feed-forward layers
+#   (21 %). The forward pass that is made again is 9 % of it, 31 of 338 ms.
 # * **Kept activations** take that column away. What they are worth is hardly more than the noise: 3,390 ± 215 tokens a
-#   second before, 3,498 ± 104 after; with unrolled layers, too, 3,689 ± 172, 9 % more than at the beginning.
+#   second before, 3,498 ± 104 after; with unrolled layers, too, 3,689 ± 172, 9 % more than at the beginning. (The second
+#   trace fell into a busy moment of the machine: compare its parts, not its total.)
 # * **On 64 chips of v5e**, by the compiler's model, the 1.8B takes 8.3 GiB and 6.6 s for a step with its matmuls kept, 5.2
 #   GiB and 7.1 s with everything recomputed: 38 % less memory for 8 % more time. Four-way tensor parallelism brings 3.1
 #   GiB, and a step of 13.1 s: it pays only where nothing else fits.
