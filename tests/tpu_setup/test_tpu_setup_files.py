@@ -65,7 +65,7 @@ def test_bootstrap_installs_the_packed_checkout_with_its_pins_and_mounts(vm):
     root = vm.home / "qwenjax"
     install = next(call for call in vm.calls if call[:3] == ["uv", "pip", "install"])
     assert install[install.index("--constraint") + 1] == f"{root}/source/constraints.txt"
-    assert install[-1] == f"{root}/source[tpu,vocab]"
+    assert install[-1] == f"{root}/source[tpu,vocab,gcs]"
     assert (root / "source/constraints.txt").read_text() == "jax==0\n"
     assert vm.calls[-1][0] == "gcsfuse"
     assert vm.calls[-1][-2:] == ["my-bucket", f"{root}/gcs"]
