@@ -117,15 +117,15 @@ def make(models: Models, program: Program, stops: tuple[int, ...], end: int, siz
     def inspect(trained, frozen, rolled) -> dict[str, Any]:
         read = steps.responses(rolled)
         logp, entropy, reference = both(trained, frozen, read)
-        return judged(frozen, rolled, jnp.sum(logp - reference, axis=1), entropy)
+        return judged(frozen, read, rolled.ended, jnp.sum(logp - reference, axis=1), entropy)
 
     def inspect_before(frozen, rolled) -> dict[str, Any]:
-        return judged(frozen, rolled, jnp.zeros(len(rolled.ended)), of_reference(frozen, steps.responses(rolled))[1])
-
-    def judged(frozen, rolled, kl, entropy) -> dict[str, Any]:
         read = steps.responses(rolled)
+        return judged(frozen, read, rolled.ended, jnp.zeros(len(rolled.ended)), of_reference(frozen, read)[1])
+
+    def judged(frozen, read, ended, kl, entropy) -> dict[str, Any]:
         length = jnp.sum(read.mask, axis=1)
-        found = {"kl": kl, "length": length, "ended": rolled.ended}
+        found = {"kl": kl, "length": length, "ended": ended}
         found["entropy"] = jnp.sum(entropy, axis=1) / jnp.maximum(length, 1)
         return found | {name: judge.score(frozen[name], read) for name, judge in models.judges.items()}
 
