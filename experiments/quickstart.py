@@ -15,13 +15,13 @@ def experiment() -> Experiment:
         data=Data(
             sources=(Source(text="python-stdlib"),),
             tokenizer="train:8192",
-            length=256,
-            batch=4,
+            seq_len=256,
+            batch_size=4,
             eval_tokens=50_000,
         ),
         # measured at 1M tokens: 3e-3 beats 8e-4, 1.5e-3 and 8e-3; batches of 1k tokens beat 2k and 4k
-        optim=AdamW(peak=3e-3, warmup=50, floor=0.02),
-        compute=Compute(dtype="float32", remat="none", scan=False, loss_tokens=512),
+        optim=AdamW(peak_lr=3e-3, warmup_steps=50, min_lr_ratio=0.02),
+        compute=Compute(dtype="float32", remat="none", scan=False, loss_chunk=512),
         steps=1500,
         eval_every=500,
         sample_every=750,

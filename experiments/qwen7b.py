@@ -17,9 +17,17 @@ def experiment() -> Experiment:
     return Experiment(
         name="qwen7b",
         model=QWEN_7B,
-        data=Data(sources=(Source(shards="data/pretrain"),), tokenizer="qwen", length=2048, batch=2048),
+        data=Data(sources=(Source(shards="data/pretrain"),), tokenizer="qwen", seq_len=2048, batch_size=2048),
         optim=AdamW(
-            peak=3e-4, schedule="cosine", warmup=2000, floor=0.1, b1=0.9, b2=0.95, eps=1e-8, decay=0.1, clip=1.0
+            peak_lr=3e-4,
+            schedule="cosine",
+            warmup_steps=2000,
+            min_lr_ratio=0.1,
+            b1=0.9,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.1,
+            grad_clip=1.0,
         ),
         recovery=Recovery(deviations=8),  # months of steps: spikes are left out, and rewound if they stay
         steps=572_205,  # 2.4T tokens / (2048 x 2048)

@@ -15,8 +15,17 @@ def experiment() -> Experiment:
     return Experiment(
         name="qwen7b_8k",
         model=replace(QWEN_7B, context=8192),
-        data=Data(sources=(Source(shards="data/pretrain"),), tokenizer="qwen", length=8192, batch=512),
-        optim=AdamW(peak=3e-5, schedule="constant", warmup=500, b1=0.9, b2=0.95, eps=1e-8, decay=0.1, clip=1.0),
+        data=Data(sources=(Source(shards="data/pretrain"),), tokenizer="qwen", seq_len=8192, batch_size=512),
+        optim=AdamW(
+            peak_lr=3e-5,
+            schedule="constant",
+            warmup_steps=500,
+            b1=0.9,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.1,
+            grad_clip=1.0,
+        ),
         recovery=Recovery(deviations=8),
         steps=47_684,  # 0.2T tokens / (512 x 8192)
         prompts=("The capital of France is", "def quicksort(", "中国的首都是"),

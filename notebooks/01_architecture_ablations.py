@@ -40,7 +40,7 @@ import jax
 from IPython.display import Markdown
 
 import qwenjax
-from qwenjax import figures
+from qwenjax.common import figures
 
 SCALE = os.environ.get("QWENJAX_SCALE", "laptop")  # smoke (seconds), laptop, colab-gpu or tpu
 SEEDS = (0,) if SCALE == "smoke" else (0, 1, 2)
@@ -48,15 +48,15 @@ SIZES = {
     "smoke": {
         "steps": 6,
         "eval_every": 3,
-        "optim.warmup": 2,
+        "optim.warmup_steps": 2,
         "model.vocab": 2048,
         "model.layers": 2,
         "model.embed": 64,
         "model.ffn": 176,
     },
     "laptop": {"steps": 400, "eval_every": 100, "model.vocab": 2048, "model.embed": 96, "model.ffn": 256},
-    "colab-gpu": {"steps": 2000, "eval_every": 250, "model.embed": 256, "model.ffn": 688, "data.batch": 16},
-    "tpu": {"steps": 4000, "eval_every": 500, "model.embed": 512, "model.ffn": 1376, "data.batch": 64},
+    "colab-gpu": {"steps": 2000, "eval_every": 250, "model.embed": 256, "model.ffn": 688, "data.batch_size": 16},
+    "tpu": {"steps": 4000, "eval_every": 500, "model.embed": 512, "model.ffn": 1376, "data.batch_size": 64},
 }[SCALE]
 RUNS = Path("runs/ablations") / SCALE
 print(f"{SCALE}: {len(SEEDS)} seeds on {jax.devices()[0].device_kind}")
@@ -91,7 +91,7 @@ for name, changes in VARIANTS.items():
     cfg = qwenjax.experiment("quickstart", {**SIZES, **changes}).model
     body = cfg.params - cfg.embedding_params
     assert abs(cfg.params / model.params - 1) < 0.01  # as large as the first
-    rows.append(f"| {name} | {cfg.params:,} | {body:,} | {cfg.flops_per_token(base.data.length):,} |")
+    rows.append(f"| {name} | {cfg.params:,} | {body:,} | {cfg.flops_per_token(base.data.seq_len):,} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
@@ -118,14 +118,14 @@ figure
 
 # %%
 text = Path(shutil.copy(Path(jax.__file__).parent / "_src" / "numpy" / "lax_numpy.py", RUNS))
-trained = base.data.length
+trained = base.data.seq_len
 lengths = (trained, 2 * trained) if SCALE == "smoke" else (trained // 2, trained, 2 * trained, 4 * trained)
 measured = found.evaluate("table3", text=str(text), lengths=lengths, tokens=(4 if SCALE == "smoke" else 16) * trained)
 
 
 def bits(evaluation):
     """Bits per byte by length, without context extension."""
-    from qwenjax.evals.perplexity import bits_per_byte
+    from qwenjax.eval.tasks.perplexity import bits_per_byte
 
     return {int(length): bits_per_byte(part) for length, part in evaluation.result["rows"]["plain"].items()}
 

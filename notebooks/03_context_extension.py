@@ -39,7 +39,7 @@ import jax
 from IPython.display import Image
 
 import qwenjax
-from qwenjax.evals import passkey
+from qwenjax.eval.tasks import passkey
 
 SCALE = os.environ.get("QWENJAX_SCALE", "laptop")  # smoke (seconds), laptop, colab-gpu or tpu
 MODEL = os.environ.get("QWENJAX_MODEL", "")  # instead: a folder of a model hub, a .gguf, or a run
@@ -62,14 +62,14 @@ if not MODEL:
         {
             "data.sources": [{"text": "python-stdlib"}, {"text": keys}],
             "data.tokenizer": "train:2048",
-            "data.length": 128,
-            "data.batch": 16,
-            "data.isolate": True,
+            "data.seq_len": 128,
+            "data.batch_size": 16,
+            "data.document_mask": True,
             "model.vocab": 2048,
             "model.context": 128,
             "model.layers": 2 if SCALE == "smoke" else 4,
             "steps": STEPS,
-            "optim.warmup": STEPS // 10,
+            "optim.warmup_steps": STEPS // 10,
             "eval_every": STEPS,
             "save_every": STEPS,
             "prompts": "",

@@ -39,12 +39,12 @@ if "google.colab" in sys.modules:
 from IPython.display import Markdown
 
 import qwenjax
-from qwenjax import figures
+from qwenjax.common import figures
 
 SCALE = os.environ.get("QWENJAX_SCALE", "laptop")  # smoke (seconds), laptop, colab-gpu or tpu
 SEEDS = (0,) if SCALE == "smoke" else (0, 1, 2)
 SHAPE = {"model.layers": 2, "model.embed": 64, "model.ffn": 176} if SCALE == "smoke" else {}
-SHORT = {"steps": 4, "optim.warmup": 2, "eval_every": 2, "save_every": 4} if SCALE == "smoke" else {}
+SHORT = {"steps": 4, "optim.warmup_steps": 2, "eval_every": 2, "save_every": 4} if SCALE == "smoke" else {}
 OUT = Path("runs/align") / SCALE
 OUT.mkdir(parents=True, exist_ok=True)
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `!python` is this Python
@@ -111,12 +111,12 @@ figure
 # %%
 VARIANTS = {
     "report": {},
-    "no value-only start": {"rl.value_steps": 0},
-    "one response to a query": {"rl.responses": 1},
+    "no value-only start": {"rl.value_warmup_steps": 0},
+    "one response to a query": {"rl.num_samples": 1},
     "top-p 1": {"rl.top_p": 1.0},
     "KL 0": {"rl.kl_coef": 0.0},
     "KL 0.2": {"rl.kl_coef": 0.2},
-    "no pretrained gradient": {"rl.ptx": 0.0, "rl.ptx_rows": 0},
+    "no pretrained gradient": {"rl.ptx_coef": 0.0, "rl.ptx_batch": 0},
 }
 if SCALE == "smoke":
     VARIANTS = dict(list(VARIANTS.items())[:3])
@@ -125,9 +125,16 @@ ppo = qwenjax.experiment(
     {
         **SHAPE,
         **(
-            {"steps": 4, "eval_every": 2, "save_every": 4, "rl.value_steps": 2, "data.batch": 8, "rl.eval_prompts": 8}
+            {
+                "steps": 4,
+                "eval_every": 2,
+                "save_every": 4,
+                "rl.value_warmup_steps": 2,
+                "data.batch_size": 8,
+                "rl.eval_prompts": 8,
+            }
             if SCALE == "smoke"
-            else {"steps": 40, "eval_every": 10, "save_every": 40, "data.batch": 16, "rl.ptx_rows": 8}
+            else {"steps": 40, "eval_every": 10, "save_every": 40, "data.batch_size": 16, "rl.ptx_batch": 8}
         ),
         "init_from": SFT,
         "rl.reward": judges.variants["PMP, then RM"][0].workdir,
@@ -142,8 +149,8 @@ Markdown(found.table("eval_score", "eval_kl", "eval_entropy", "eval_length", "ev
 
 # %%
 for run in found.variants["report"]:
-    alone = [norm for step, norm in run.curve("grad_norm").items() if step <= ppo.rl.value_steps]
-    assert len(alone) == ppo.rl.value_steps
+    alone = [norm for step, norm in run.curve("grad_norm").items() if step <= ppo.rl.value_warmup_steps]
+    assert len(alone) == ppo.rl.value_warmup_steps
     assert not any(alone)
 
 # %%

@@ -36,7 +36,7 @@ if "google.colab" in sys.modules:
 from IPython.display import Markdown
 
 import qwenjax
-from qwenjax import figures
+from qwenjax.common import figures
 
 SCALE = os.environ.get("QWENJAX_SCALE", "laptop")  # smoke (seconds), laptop, colab-gpu or tpu
 OUT = Path("runs/profile") / SCALE
@@ -59,11 +59,11 @@ SIZES = {
         "data.tokenizer": "train:2048",
     },
     "laptop": {},
-    "colab-gpu": {"model.layers": 12, "model.embed": 512, "model.ffn": 1376, "data.batch": 32},
-    "tpu": {"model.layers": 12, "model.embed": 1024, "model.ffn": 2752, "data.batch": 64},
+    "colab-gpu": {"model.layers": 12, "model.embed": 512, "model.ffn": 1376, "data.batch_size": 32},
+    "tpu": {"model.layers": 12, "model.embed": 1024, "model.ffn": 2752, "data.batch_size": 64},
 }[SCALE]
 STEPS = 12 if SCALE == "smoke" else 40
-common = {**SIZES, "steps": STEPS, "optim.warmup": 5, "eval_every": 0, "save_every": STEPS, "prompts": ""}
+common = {**SIZES, "steps": STEPS, "optim.warmup_steps": 5, "eval_every": 0, "save_every": STEPS, "prompts": ""}
 slow = qwenjax.experiment("quickstart", {**common, "compute.remat": "full", "compute.scan": True})
 qwenjax.fit(slow, OUT / "slow", profile=(STEPS - 6, STEPS - 2))
 
@@ -101,7 +101,7 @@ Markdown(found.table("tokens_per_second", "mfu", "loss"))
 
 # %%
 TARGET = (
-    "--exp=quickstart --topology=v5e-8 --set data.batch=8"
+    "--exp=quickstart --topology=v5e-8 --set data.batch_size=8"
     if SCALE == "smoke"
     else "--exp=qwen1b8 --topology=v5e-64 --set accumulate=16"
 )

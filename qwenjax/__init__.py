@@ -5,13 +5,13 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "experiment": "qwenjax.lookup",
+    "experiment": "qwenjax.config.lookup",
     "load": "qwenjax.api",
     "save": "qwenjax.api",
-    "load_tokenizer": "qwenjax.text",
+    "load_tokenizer": "qwenjax.tokenizer",
     "fit": "qwenjax.train.loop",
     "sweep": "qwenjax.sweeps",
-    "evaluate": "qwenjax.evals.run",
+    "evaluate": "qwenjax.eval.runner",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from qwenjax import storage
+from qwenjax.common import storage
 
 VERSION = 1
 

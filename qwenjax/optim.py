@@ -16,21 +16,23 @@ def schedule(config: AdamW, steps: int) -> optax.Schedule:
     Raises:
       ValueError: the warm-up leaves no step for the rest.
     """
-    if config.warmup >= steps:
-        raise ValueError(f"optim.warmup={config.warmup} leaves nothing of {steps} steps; lower it")
-    last, rest = config.floor * config.peak, steps - config.warmup
+    if config.warmup_steps >= steps:
+        raise ValueError(f"optim.warmup_steps={config.warmup_steps} leaves nothing of {steps} steps; lower it")
+    last, rest = config.min_lr_ratio * config.peak_lr, steps - config.warmup_steps
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.peak, rest, alpha=config.floor)
+        after = optax.cosine_decay_schedule(config.peak_lr, rest, alpha=config.min_lr_ratio)
     elif config.schedule == "linear":
-        after = optax.linear_schedule(config.peak, last, rest)
+        after = optax.linear_schedule(config.peak_lr, last, rest)
     elif config.schedule == "wsd":
-        down = max(1, round(config.cooldown * steps))
-        after = optax.linear_schedule(config.peak, last, down, transition_begin=max(0, rest - down))
+        down = max(1, round(config.decay_fraction * steps))
+        after = optax.linear_schedule(config.peak_lr, last, down, transition_begin=max(0, rest - down))
     else:
-        after = optax.constant_schedule(config.peak)
+        after = optax.constant_schedule(config.peak_lr)
     # step 0 already learns: the first update has peak/warmup, the last of the warm-up peak
-    warm = optax.linear_schedule(config.peak / max(1, config.warmup), config.peak, max(1, config.warmup - 1))
-    return optax.join_schedules([warm, after], [config.warmup])
+    warm = optax.linear_schedule(
+        config.peak_lr / max(1, config.warmup_steps), config.peak_lr, max(1, config.warmup_steps - 1)
+    )
+    return optax.join_schedules([warm, after], [config.warmup_steps])
 
 
 def decay_mask(params) -> dict:
@@ -57,8 +59,8 @@ def make(config: AdamW, steps: int, mask=decay_mask, every: int = 1) -> optax.Gr
     """
     rate = schedule(config, steps)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        optax.clip_by_global_norm(config.grad_clip),
         optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(config.decay, mask=mask),
+        optax.add_decayed_weights(config.weight_decay, mask=mask),
         optax.scale_by_learning_rate(rate if every == 1 else lambda count: rate(count // every)),
     )

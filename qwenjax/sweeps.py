@@ -16,10 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qwenjax import cli, config, fields, figures, lookup
-from qwenjax.config import Experiment
-from qwenjax.evals.run import Evaluation, evaluate
-from qwenjax.jsonl import read_rows
+from qwenjax import config
+from qwenjax.common import command_line, figures, progress
+from qwenjax.common.jsonl import read_rows
+from qwenjax.config import Experiment, lookup, overrides
+from qwenjax.eval.runner import Evaluation, evaluate
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def sweep(
       ValueError: no variant or seed, a name that is no folder's, overrides that do not fit, or a run that failed.
       KeyboardInterrupt: interrupted; what is done is kept.
     """
-    from qwenjax.train.loop import Diverged, Failed, fit
+    from qwenjax.train.loop import Diverged, RewardFailed, fit
 
     if not variants or not seeds:
         raise ValueError("a sweep needs variants, and a seed")
@@ -139,22 +140,22 @@ def sweep(
     root = Path(workdir or f"runs/sweep-{base.name}")
     if seeded := [name for name, changes in variants.items() if "seed" in changes]:
         raise ValueError(f"variant {seeded[0]!r} sets a seed; every variant gets those of `seeds`")
-    made = {name: fields.override(base, dict(changes)) for name, changes in variants.items()}
+    made = {name: overrides.override(base, dict(changes)) for name, changes in variants.items()}
     todo = [
         (Run(name, seed, root / name / f"seed{seed}"), replace(experiment, seed=seed))
         for name, experiment in made.items()
         for seed in seeds
     ]
-    cli.keep_programs()  # seeds differ in no program
+    command_line.keep_programs()  # seeds differ in no program
     left = [(run, experiment) for run, experiment in todo if not finished(run.workdir, experiment)]
-    with cli.meter(f"sweep of {len(todo)} runs", sum(one.steps for _, one in left), "step") as step:
+    with progress.meter(f"sweep of {len(todo)} runs", sum(one.steps for _, one in left), "step") as step:
         for run, experiment in left:
             run.workdir.mkdir(parents=True, exist_ok=True)
             log = run.workdir / "log.txt"
             with log.open("a", buffering=1) as file, contextlib.redirect_stderr(file):
                 try:
                     outcome = fit(experiment, run.workdir, data_root=data_root)
-                except (ValueError, Diverged, Failed) as error:
+                except (ValueError, Diverged, RewardFailed) as error:
                     raise ValueError(f"{run.variant}, seed {run.seed}: {error} (see {log})") from None
             if not outcome.finished:
                 raise KeyboardInterrupt

@@ -11,8 +11,8 @@ from typing import IO, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qwenjax import figures, storage
-from qwenjax.jsonl import Log
+from qwenjax.common import figures, storage
+from qwenjax.common.jsonl import Log
 
 # Dense bf16 FLOP/s of one jax device (v4, v5p: a chip of two cores; 7x: half a chip), from the makers' data sheets.
 PEAK_FLOPS = {

@@ -50,6 +50,6 @@ def bucket_server():
 @pytest.fixture
 def bucket(bucket_server):
     """An empty folder in it."""
-    from qwenjax import storage
+    from qwenjax.common import storage
 
     return storage.path(f"gs://bucket/{next(NUMBERS)}")

@@ -33,7 +33,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def qwen_vocab():
     """The published vocabulary, from the `vocab` extra (part of `test`)."""
-    from qwenjax.text import load_tokenizer
+    from qwenjax.tokenizer import load_tokenizer
 
     return load_tokenizer("qwen")
 

@@ -27,7 +27,7 @@ def config() -> ModelConfig:
 
 def from_qwen1(tensors: dict, cfg: ModelConfig) -> dict:
     """Tensors by released name -> our parameter tree (also maps a tree of gradients). Linear weights are [out, in]."""
-    d, n, h = cfg.embed, cfg.heads, cfg.head_dim
+    d, n, h = cfg.embed, cfg.heads, cfg.head_size
 
     def stack(name, change):
         return np.stack([change(tensors[f"transformer.h.{i}.{name}"]) for i in range(cfg.layers)])

@@ -16,18 +16,18 @@ from safetensors.numpy import load_file, save_file
 
 import qwenjax
 from qwenjax import checkpoint, config
-from qwenjax.api.source import open_source
+from qwenjax.api.checkpoint_path import detect
 from qwenjax.config import Compute, Lora, MeshShape, ModelConfig
 from qwenjax.convert import write
-from qwenjax.interop.load import param_shardings
+from qwenjax.interop.huggingface.load import param_shardings
 from qwenjax.interop.peft import save_adapter
-from qwenjax.model import lora, reward, transformer
+from qwenjax.model import lora, reward_head, transformer
 from qwenjax.model.quantise import dequantise
 from qwenjax.sharding import make_mesh
 from qwenjax.train.backbone import Backbone
 
 CONFIG = tiny_model.CONFIG
-HOW = Lora(rank=2, alpha=6.0, base="float32")
+HOW = Lora(rank=2, alpha=6.0, base_dtype="float32")
 IDS = np.arange(3, 27).reshape(2, 12)
 
 
@@ -41,12 +41,15 @@ def adapters(cfg: ModelConfig, how: Lora, seed: int = 1) -> dict:
     rng = np.random.default_rng(seed)
     shapes = nn.unbox(jax.eval_shape(lambda: lora.init(cfg, how, jax.random.key(0))))
     pairs = jax.tree.map(lambda x: jnp.float32(0.1 * rng.standard_normal(x.shape)), shapes)
-    return {"lora": pairs, "params": {name: jnp.asarray(tiny_model.params(cfg, seed)[name]) for name in how.whole}}
+    return {
+        "lora": pairs,
+        "params": {name: jnp.asarray(tiny_model.params(cfg, seed)[name]) for name in how.modules_to_save},
+    }
 
 
 def held(below: dict, how: Lora) -> dict:
     """Parameters of the base as training holds them, frozen."""
-    rounded = below if how.base == "float32" else jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), below)
+    rounded = below if how.base_dtype == "float32" else jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), below)
     return jax.jit(lambda x: lora.split(x, how)[1])(rounded)
 
 
@@ -65,7 +68,7 @@ def merged(trained: dict, frozen: dict, how: Lora) -> dict:
 
 def write_run(folder: Path, start: Path, cfg: ModelConfig, how: Lora, params: dict, task: str = "sft", **meta) -> Path:
     """A run of ours with one checkpoint."""
-    experiment = qwenjax.experiment("quickstart", {"data.length": 32, "init_from": str(start), "task": task})
+    experiment = qwenjax.experiment("quickstart", {"data.seq_len": 32, "init_from": str(start), "task": task})
     experiment = replace(experiment, model=cfg, lora=how)
     tiny_model.tokenizer().save(folder / "tokenizer")
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
@@ -96,14 +99,14 @@ def test_a_run_is_read_as_it_was_trained(base, tmp_path, kind):
     assert np.abs(wanted["blocks"]["attn"]["q"] - tiny_model.params()["blocks"]["attn"]["q"]).max() > 0.1
     assert model.habits.chat
     assert model.tokenizer.size == 480
-    source = open_source(tmp_path / "run")
+    source = detect(tmp_path / "run")
     assert [source.name, replace(source.base, path=Path("Qwen1.5-0.5B")).name] == ["run", "Qwen1.5-0.5B"]
 
 
 def test_a_mesh_changes_where_and_not_what(base, tmp_path):
     wanted = tuned(tmp_path / "run", base, replace(HOW, base="int8"), tiny_model.params())
     places = param_shardings(CONFIG, make_mesh(MeshShape(data=2, fsdp=2, tensor=2), CONFIG.embed))
-    spread = open_source(tmp_path / "run").params(places)
+    spread = detect(tmp_path / "run").params(places)
     assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, spread, places))
     assert_same(spread, wanted)
 
@@ -122,7 +125,7 @@ def test_adapters_on_adapters(base, tmp_path):
 
 
 def gguf(folder: Path, base: Path) -> Path:
-    source = open_source(base)
+    source = detect(base)
     return write.gguf(source, source.params(), folder / "base.gguf", "q8_0")[0]
 
 
@@ -148,23 +151,23 @@ def gptq(folder: Path, base: Path) -> Path:
 
 @pytest.mark.parametrize(("make", "kind"), [(gguf, "nf4"), (gptq, "bfloat16")])
 def test_a_base_of_another_form(base, tmp_path, make, kind):
-    start = open_source(make(tmp_path / "start", base))
+    start = detect(make(tmp_path / "start", base))
     wanted = tuned(tmp_path / "run", start.path, replace(HOW, base=kind), start.params(), start.config)
-    assert_same(open_source(tmp_path / "run").params(), wanted)
+    assert_same(detect(tmp_path / "run").params(), wanted)
 
 
 def test_a_run_is_written_for_peft_and_reads_back(base, tmp_path):
     """What 8 bits and bfloat16 made of the base, the adapters say themselves; the rest is noted."""
     how = replace(HOW, base="int8", targets=("down", "v"), whole=("embed",))
     wanted = tuned(tmp_path / "run", base, how, tiny_model.params())
-    source = open_source(tmp_path / "run")
+    source = detect(tmp_path / "run")
     notes = write.adapter(source, source.adapter(), tmp_path / "peft")
     assert notes == ["in training the model beneath was held as int8: read it so in PEFT, too"]
-    again = open_source(tmp_path / "peft")
+    again = detect(tmp_path / "peft")
     assert again.base.path == base
     assert again.habits().chat
     assert_same(again.params(), wanted)
-    longer = open_source(tmp_path / "run", {"rope_base": 5e5})
+    longer = detect(tmp_path / "run", {"rope_base": 5e5})
     assert "do not say that rope_base is 500000.0" in write.adapter(longer, longer.adapter(), tmp_path / "peft")[1]
 
 
@@ -181,7 +184,7 @@ def test_a_base_that_is_gone_is_missed(tmp_path, monkeypatch):
     start = tiny_model.write(tmp_path / "start")
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", Path("start"), CONFIG, HOW, adapters(CONFIG, HOW))
-    assert open_source("run").base.path == Path("start")
+    assert detect("run").base.path == Path("start")
     start.rename(tmp_path / "other")
     with pytest.raises(ValueError, match="adapters of start, and no model is there: run this where it was trained"):
         qwenjax.load("run")
@@ -220,10 +223,10 @@ def test_a_folder_is_used_like_the_model_beneath(base, folder):
     model, below = qwenjax.load(folder), qwenjax.load(base)
     assert model.tokenizer.fingerprint == below.tokenizer.fingerprint
     assert model.habits == below.habits
-    assert open_source(folder, {"ntk": "true"}).config == replace(CONFIG, ntk=True)
+    assert detect(folder, {"ntk": "true"}).config == replace(CONFIG, ntk=True)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 9, "top_p": 0.3}))
-    assert open_source(folder).habits().ends == below.habits.ends | {9}
-    assert open_source(folder).habits().sampling == {**below.habits.sampling, "top_p": 0.3}
+    assert detect(folder).habits().ends == below.habits.ends | {9}
+    assert detect(folder).habits().sampling == {**below.habits.sampling, "top_p": 0.3}
     tiny_model.tokenizer().save(folder)
     (folder / "tokenizer.model").write_bytes(b"no tokenizer")
     with pytest.raises(ValueError, match=r"adapter.tokenizer\.model"):
@@ -248,8 +251,8 @@ def test_adapters_of_another_model_are_refused(folder, tmp_path):
 
 def test_training_starts_from_adapters_and_its_run_loads(folder, tmp_path):
     """What a mesh of eight reads, holds in 4 bits and trains on is what one device finds beneath the adapters again."""
-    how = Lora(rank=2, base="nf4", dropout=0.0)
-    experiment = qwenjax.experiment("quickstart", {"data.length": 32, "init_from": str(folder), "dropout": 0.0})
+    how = Lora(rank=2, base_dtype="nf4", dropout=0.0)
+    experiment = qwenjax.experiment("quickstart", {"data.seq_len": 32, "init_from": str(folder), "dropout": 0.0})
     experiment = replace(experiment, model=CONFIG, lora=how)
     network = Backbone(experiment, Compute(dtype="float32", remat="none").resolved("cpu", 2))
     found = network.load(folder, make_mesh(MeshShape(data=2, fsdp=2, tensor=2), CONFIG.embed), 0, lambda text: None)
@@ -272,7 +275,7 @@ def test_training_starts_from_adapters_and_its_run_loads(folder, tmp_path):
 def test_a_reward_model_with_adapters_scores(tmp_path):
     """On a language model with a head of its own, then on that reward model; the latter on a mesh, too."""
     cfg = replace(CONFIG, tie_embeddings=False)
-    headless, how = reward.headless(cfg), replace(HOW, base="bfloat16", whole=("embed",))
+    headless, how = reward_head.headless(cfg), replace(HOW, base="bfloat16", whole=("embed",))
     below, start = tiny_model.params(cfg), tiny_model.write(tmp_path / "lm", cfg)
     del below["head"]
     for name, seed in (("pmp", 1), ("rm", 2)):
@@ -280,23 +283,23 @@ def test_a_reward_model_with_adapters_scores(tmp_path):
         about = {"frozen": {"base": checkpoint.fingerprint(frozen)}, "calibration": [1.0, 0.0]}
         tree = {"backbone": trained, "reward": jnp.arange(cfg.embed, dtype=jnp.float32)}
         start = write_run(tmp_path / name, start, cfg, how, tree, "reward", **about)
-        below, head = open_source(start).scorer()
+        below, head = detect(start).scorer()
         assert_same(below, merged(trained, frozen, how))
         np.testing.assert_array_equal(head, np.arange(cfg.embed))
         with pytest.raises(ValueError, match="is a reward model: it scores texts"):
             qwenjax.load(start)
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), cfg.embed)
-    spread, head = open_source(start).scorer(param_shardings(headless, mesh))
+    spread, head = detect(start).scorer(param_shardings(headless, mesh))
     assert_same(spread, below)
     assert len(head.sharding.device_set) == 8
     with pytest.raises(ValueError, match="no reward model of ours; train one"):
-        open_source(tmp_path / "lm").scorer()
+        detect(tmp_path / "lm").scorer()
 
 
 def test_a_reward_model_in_full_is_read_on_a_mesh(base, tmp_path):
     tree = {"backbone": jax.tree.map(jnp.asarray, tiny_model.params()), "reward": jnp.ones(CONFIG.embed)}
     run = write_run(tmp_path / "rm", base, CONFIG, Lora(), tree, "reward", calibration=[1.0, 0.0])
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), CONFIG.embed)
-    params, head = open_source(run).scorer(param_shardings(CONFIG, mesh))
+    params, head = detect(run).scorer(param_shardings(CONFIG, mesh))
     assert len(head.sharding.device_set) == 8
     assert_same(params, tiny_model.params())

@@ -11,13 +11,13 @@ import tiny_model
 
 import qwenjax
 from qwenjax import checkpoint, config
-from qwenjax.api import jobs
-from qwenjax.api.source import open_source, start_from
+from qwenjax.api import jsonl_jobs
+from qwenjax.api.checkpoint_path import detect, start_from
 from qwenjax.config import Compute, MeshShape
 from qwenjax.generate.sampling import Greedy, Sample
-from qwenjax.interop.load import param_shardings
+from qwenjax.interop.huggingface.load import param_shardings
 from qwenjax.model import transformer
-from qwenjax.objectives.losses import next_token_loss
+from qwenjax.objectives.cross_entropy import next_token_loss
 from qwenjax.sharding import make_mesh
 
 TEXT = "class Action: def __init__(self, option_strings)"
@@ -47,10 +47,10 @@ def test_logits_are_those_of_the_parameters(model):
 
 
 def test_overrides_are_typed_and_misspelt_ones_are_told(folder):
-    changed = open_source(folder, {"ntk": "true", "rope_scaling.kind": "linear", "rope_scaling.factor": 2}).config
+    changed = detect(folder, {"ntk": "true", "rope_scaling.kind": "linear", "rope_scaling.factor": 2}).config
     assert (changed.ntk, changed.rope_scaling.kind, changed.rope_scaling.factor) == (True, "linear", 2.0)
     with pytest.raises(ValueError, match="Did you mean 'logn'"):
-        open_source(folder, {"logm": True})
+        detect(folder, {"logm": True})
     with pytest.raises(ValueError, match="not those of the config"):
         qwenjax.load(folder, layers=3)
 
@@ -176,7 +176,7 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(folder, tmp_path):
 def run(tmp_path_factory):
     """A run of ours with one checkpoint."""
     place = tmp_path_factory.mktemp("run")
-    experiment = qwenjax.experiment("quickstart", {"data.length": 64})
+    experiment = qwenjax.experiment("quickstart", {"data.seq_len": 64})
     experiment = replace(experiment, model=tiny_model.CONFIG)
     tiny_model.tokenizer().save(place / "tokenizer")
     checkpoints = checkpoint.Checkpoints(place / "checkpoints")
@@ -193,7 +193,7 @@ def test_a_run_loads_like_any_other(run, model):
     np.testing.assert_array_equal(np.asarray(ours.logits([[4, 5, 6]])), np.asarray(model.logits([[4, 5, 6]])))
     assert ours.tokenizer.fingerprint == model.tokenizer.fingerprint
     assert ours.encode("x")[0] == ours.tokenizer.eot  # as rows of training begin
-    assert open_source(run / "checkpoints" / "7").path == open_source(run).path
+    assert detect(run / "checkpoints" / "7").path == detect(run).path
 
 
 def test_training_starts_from_any_of_them(run, folder):
@@ -223,19 +223,19 @@ def test_a_killed_job_goes_on_and_ends_the_same(model, tmp_path):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [{"prompt": f"import {word}", "id": i} for i, word in enumerate(("os", "sys", "re", "io", "abc"))]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    job = jobs.Job(Sample(), 5, (), 0, 2)
-    assert jobs.run(model, jobs.read_requests(source), 0, job, "d", out) > 0
+    job = jsonl_jobs.CompletionJob(Sample(), 5, (), 0, 2)
+    assert jsonl_jobs.run(model, jsonl_jobs.read_requests(source), 0, job, "d", out) > 0
     whole = out.read_bytes()
     assert [json.loads(line)["id"] for line in whole.splitlines()] == [0, 1, 2, 3, 4]
     out.write_bytes(whole[: whole.index(b"\n", whole.index(b"\n") + 1) + 9])  # two rows and a piece of the third
-    done = jobs.resume(out, rows, "d")
+    done = jsonl_jobs.resume(out, rows, "d")
     assert done == 2
-    jobs.run(model, rows, done, job._replace(batch=8), "d", out)
+    jsonl_jobs.run(model, rows, done, job._replace(batch=8), "d", out)
     assert out.read_bytes() == whole
     with pytest.raises(ValueError, match="other options"):
-        jobs.resume(out, rows, "other")
+        jsonl_jobs.resume(out, rows, "other")
     with pytest.raises(ValueError, match="line 1 answers another input"):
-        jobs.resume(out, rows[1:], "d")
+        jsonl_jobs.resume(out, rows[1:], "d")
 
 
 @pytest.mark.parametrize(
@@ -250,13 +250,13 @@ def test_a_killed_job_goes_on_and_ends_the_same(model, tmp_path):
 def test_bad_rows_are_named(tmp_path, text, message):
     (tmp_path / "in.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
-        jobs.read_requests(tmp_path / "in.jsonl")
+        jsonl_jobs.read_requests(tmp_path / "in.jsonl")
 
 
 def test_prompts_of_the_chat_schema_are_conversations(tmp_path):
     turns = [{"role": "user", "content": "Hello"}]
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": turns, "answer": "Hi"}) + "\n")
-    assert jobs.read_requests(tmp_path / "in.jsonl") == [{"answer": "Hi", "messages": turns}]
+    assert jsonl_jobs.read_requests(tmp_path / "in.jsonl") == [{"answer": "Hi", "messages": turns}]
 
 
 # ---- a real model ----

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qwenjax
-from qwenjax import cli
-from qwenjax.api import best_of, jobs, options
+from qwenjax.api import best_of, jsonl_jobs, options
 from qwenjax.api.best_of import BestOf, best, divergence
 from qwenjax.api.model import Completion
-from qwenjax.api.reward import RewardModel
+from qwenjax.api.reward_model import RewardModel
+from qwenjax.common import command_line
 from qwenjax.config import Compute
 from qwenjax.generate import __main__ as command
 from qwenjax.generate.sampling import Greedy, Sample
-from qwenjax.model import reward
+from qwenjax.model import reward_head
 
 QUESTIONS = [[{"role": "user", "content": text}] for text in ("import what?", "def", "class Action:")]
 
@@ -40,7 +40,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def judge():
-    cfg = reward.headless(tiny_model.CONFIG)
+    cfg = reward_head.headless(tiny_model.CONFIG)
     head = jnp.asarray(np.random.default_rng(1).standard_normal(cfg.embed), jnp.float32)
     compute = Compute(dtype="float32", remat="none").resolved("cpu", 1)
     params = tiny_model.params(cfg, seed=1)
@@ -96,7 +96,7 @@ def test_the_answer_is_the_policys_own_and_scored_as_a_rollout_ends(model, judge
 
 
 def test_an_answer_ends_by_its_end_token_and_not_by_a_forged_turn(model, judge, monkeypatch):
-    """As in PPO, where such a response gets `rl.missing_end`."""
+    """As in PPO, where such a response gets `rl.missing_eos_score`."""
     end, start = model.tokenizer.im_end, model.tokenizer.im_start
     made = [Completion("a", [5], -1.0, "stop", stop) for stop in ((start,), (end,), ())]
     monkeypatch.setattr(type(model), "complete", lambda *_: made)
@@ -140,15 +140,18 @@ def test_texts_are_questions_to_a_chat_model_only(model):
 def test_a_file_has_all_scores_whatever_the_batch_and_goes_on(model, judge, tmp_path):
     rows = [{"messages": messages} for messages in QUESTIONS]
     whole, again = tmp_path / "whole.jsonl", tmp_path / "again.jsonl"
-    chooser, job = BestOf(judge, 3), jobs.Job(Sample(), 6, (), 5, 2)  # fewer at a time than answers to one prompt
-    assert jobs.run(model, rows, 0, job, "d", whole, best_of=chooser) > 0
+    chooser, job = (
+        BestOf(judge, 3),
+        jsonl_jobs.CompletionJob(Sample(), 6, (), 5, 2),
+    )  # fewer at a time than answers to one prompt
+    assert jsonl_jobs.run(model, rows, 0, job, "d", whole, best_of=chooser) > 0
     made = [json.loads(line) for line in whole.read_text().splitlines()]
     for row in made:
         assert len(row["scores"]) == 3
         assert row["score"] in row["scores"]
     again.write_bytes(whole.read_bytes()[:-20])
-    assert jobs.resume(again, rows, "d") == 2
-    jobs.run(model, rows, 2, job._replace(batch=9), "d", again, best_of=chooser)
+    assert jsonl_jobs.resume(again, rows, "d") == 2
+    jsonl_jobs.run(model, rows, 2, job._replace(batch=9), "d", again, best_of=chooser)
     for one, other in zip(made, map(json.loads, again.read_text().splitlines())):
         assert one["completion"] == other["completion"]
         assert one["scores"] == pytest.approx(other["scores"], abs=1e-3)
@@ -158,7 +161,7 @@ def test_a_file_has_all_scores_whatever_the_batch_and_goes_on(model, judge, tmp_
 
 
 def main(*argv: str) -> int:
-    return cli.main_of("qwenjax.generate", command, list(argv))
+    return command_line.main_of("qwenjax.generate", command, list(argv))
 
 
 def test_the_command_shows_the_best_and_says_how_far_it_is_from_the_policy(

@@ -8,29 +8,30 @@ import types
 
 import pytest
 
-from qwenjax import cli
+from qwenjax.common import command_line
+from qwenjax.config import lookup
 
 
 def command(run) -> types.ModuleType:
     module = types.ModuleType("greet", "Says hello.\n\nTo everybody.")
     module.EXAMPLES = "\nexamples:\n  greet --loud\n"
-    module.arguments = lambda add: add("--times", type=cli.positive, default=1)
+    module.arguments = lambda add: add("--times", type=command_line.positive, default=1)
     module.run = run
     return module
 
 
 def call(run, *words: str) -> int:
-    return cli.main("qwenjax.x", "Things.", {"greet": command(run)}, ["greet", *words])
+    return command_line.main("qwenjax.x", "Things.", {"greet": command(run)}, ["greet", *words])
 
 
 def test_help_has_summary_text_examples_and_codes(capsys):
     for words, wanted in ((["--help"], ["Things.", "Says hello."]), (["greet", "--help"], ["To everybody.", "--loud"])):
         with pytest.raises(SystemExit) as end:
-            cli.main("qwenjax.x", "Things.", {"greet": command(None)}, words)
+            command_line.main("qwenjax.x", "Things.", {"greet": command(None)}, words)
         assert end.value.code == 0
         said = capsys.readouterr().out
         assert all(text in said for text in wanted)
-    assert cli.CODES in said
+    assert command_line.CODES in said
 
 
 def fail(error: BaseException):
@@ -45,7 +46,7 @@ def fail(error: BaseException):
     [
         (ValueError("no such file"), 1, "error: no such file\n"),
         (FileNotFoundError("gone"), 1, "error: gone\n"),
-        (cli.Usage("unknown name"), 2, "error: unknown name\n"),
+        (command_line.Usage("unknown name"), 2, "error: unknown name\n"),
         (KeyboardInterrupt(), 3, "\ninterrupted; run the same command again, what is finished is kept\n"),
     ],
 )
@@ -67,9 +68,14 @@ def test_terminate_is_an_interruption():
 
 
 def test_numbers():
-    assert (cli.natural("0"), cli.positive("12")) == (0, 12)
-    for kind, text in ((cli.natural, "-1"), (cli.positive, "0"), (cli.positive, "1.5"), (cli.natural, "")):
-        with pytest.raises(cli.argparse.ArgumentTypeError, match="is not a whole number"):
+    assert (command_line.natural("0"), command_line.positive("12")) == (0, 12)
+    for kind, text in (
+        (command_line.natural, "-1"),
+        (command_line.positive, "0"),
+        (command_line.positive, "1.5"),
+        (command_line.natural, ""),
+    ):
+        with pytest.raises(command_line.argparse.ArgumentTypeError, match="is not a whole number"):
             kind(text)
     with pytest.raises(SystemExit) as end:
         call(lambda options: 0, "--times=none")
@@ -78,12 +84,12 @@ def test_numbers():
 
 
 def test_experiments_that_do_not_exist_are_bad_usage():
-    options = cli.argparse.Namespace(exp="quickstrt", set=[])
-    with pytest.raises(cli.Usage, match="Did you mean 'quickstart'"):
-        cli.experiment(options)
-    with pytest.raises(cli.Usage, match="FIELD=VALUE"):
-        cli.experiment(cli.argparse.Namespace(exp="quickstart", set=["steps"]))
-    assert cli.experiment(cli.argparse.Namespace(exp="quickstart", set=["steps=3"])).steps == 3
+    options = command_line.argparse.Namespace(exp="quickstrt", set=[])
+    with pytest.raises(command_line.Usage, match="Did you mean 'quickstart'"):
+        lookup.experiment_from(options)
+    with pytest.raises(command_line.Usage, match="FIELD=VALUE"):
+        lookup.experiment_from(command_line.argparse.Namespace(exp="quickstart", set=["steps"]))
+    assert lookup.experiment_from(command_line.argparse.Namespace(exp="quickstart", set=["steps=3"])).steps == 3
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

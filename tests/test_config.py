@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenjax import config, fields, lookup
-from qwenjax.config import Data, Experiment, MeshShape, ModelConfig, Source
+from qwenjax import config
+from qwenjax.config import Data, Experiment, MeshShape, ModelConfig, Source, lookup, overrides
 
 TINY = Experiment("tiny", ModelConfig(vocab=64, layers=1, embed=16, heads=2, ffn=32), Data((Source(text="x"),)), 10)
 
@@ -35,10 +35,10 @@ def test_flops_by_hand():
 
 def test_other_families_are_configurations():
     qwen3 = ModelConfig(
-        vocab=100, layers=2, embed=64, heads=4, kv_heads=2, head_width=32, ffn=96, qkv_bias=False, qk_norm=True,
+        vocab=100, layers=2, embed=64, heads=4, kv_heads=2, head_dim=32, ffn=96, qkv_bias=False, qk_norm=True,
         tie_embeddings=True,
     )  # fmt: skip
-    assert (qwen3.head_dim, qwen3.kv) == (32, 2)
+    assert (qwen3.head_size, qwen3.kv) == (32, 2)
     layer = 64 * (2 * 128 + 2 * 64) + 3 * 64 * 96 + 2 * 64 + 2 * 32
     assert qwen3.params == 100 * 64 + 2 * layer + 64
 
@@ -51,8 +51,8 @@ def test_other_families_are_configurations():
         ({"model.layer": "2"}, "Did you mean 'layers'"),
         ({"steps": "1.5"}, "whole number"),
         ({"steps": "many"}, "whole number"),
-        ({"data.isolate": "maybe"}, "true or false"),
-        ({"optim.peak": "fast"}, "wanted a number"),
+        ({"data.document_mask": "maybe"}, "true or false"),
+        ({"optim.peak_lr": "fast"}, "wanted a number"),
         ({"steps.x": "1"}, "single value"),
         ({"data.sources.3.text": "x"}, "no field '3' in data.sources"),
         ({"optim": "1"}, "wanted the fields of AdamW"),
@@ -61,39 +61,41 @@ def test_other_families_are_configurations():
         ({"model.heads": "3"}, "not a multiple"),
         ({"model.kv_heads": "3"}, "not a multiple"),
         ({"accumulate": "3"}, "does not divide"),
-        ({"data.length": "4096"}, "model.context"),
+        ({"data.seq_len": "4096"}, "model.context"),
         ({"task": "pretrian"}, "Did you mean 'pretrain'"),
         ({"task": "reward", "preference.smoothing": "0.1"}, "is of dpo"),
         ({"seed": "-1"}, "seed=-1 must not be negative"),
         (
-            {"task": "ppo", "rl.new_tokens": "8", "steps": "50"},
+            {"task": "ppo", "rl.max_new_tokens": "8", "steps": "50"},
             "teach the value model alone",
         ),
-        ({"task": "reinforce", "rl.new_tokens": "8", "rl.minibatches": "2"}, "no ratio that would correct"),
+        ({"task": "reinforce", "rl.max_new_tokens": "8", "rl.minibatches": "2"}, "no ratio that would correct"),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(settings, message):
     with pytest.raises(ValueError, match=message):
-        fields.override(TINY, settings)
+        overrides.override(TINY, settings)
 
 
 def test_overrides_are_typed_and_checked_together():
-    new = fields.override(
+    new = overrides.override(
         TINY,
         {"model.heads": "8", "model.embed": "64", "data.sources.0.text": "books", "steps": "2e3", "prompts": "a,b"},
     )
     assert (new.model.embed, new.steps, new.prompts) == (64, 2000, ("a", "b"))
     assert new.data.sources == (Source(text="books"),)
     # a new list of sources from JSON, as a whole
-    new = fields.override(TINY, {"data.sources": '[{"shards": "d", "weight": 2}]'})
+    new = overrides.override(TINY, {"data.sources": '[{"shards": "d", "weight": 2}]'})
     assert new.data.sources == (Source(shards="d", weight=2.0),)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 2**40), st.floats(1e-8, 1.0), st.booleans())
 def test_any_value_survives_json_and_the_command_line(steps, peak, isolate):
-    new = fields.override(TINY, {"steps": str(steps), "optim.peak": repr(peak), "data.isolate": str(isolate)})
-    assert (new.steps, new.optim.peak, new.data.isolate) == (steps, peak, isolate)
+    new = overrides.override(
+        TINY, {"steps": str(steps), "optim.peak_lr": repr(peak), "data.document_mask": str(isolate)}
+    )
+    assert (new.steps, new.optim.peak_lr, new.data.document_mask) == (steps, peak, isolate)
     assert config.from_dict(config.to_dict(new)) == new
 
 
@@ -113,7 +115,7 @@ def test_experiments_load_by_name(name):
     assert config.from_dict(config.to_dict(experiment)) == experiment
     if name.startswith("qwen"):
         assert experiment.tokens_per_step == 4_194_304  # report, Table 1
-        assert not experiment.data.isolate  # report §2.4: documents are packed plainly
+        assert not experiment.data.document_mask  # report §2.4: documents are packed plainly
 
 
 def test_unknown_experiment_lists_the_known_and_names_the_nearest():
@@ -123,7 +125,9 @@ def test_unknown_experiment_lists_the_known_and_names_the_nearest():
 
 def test_experiment_from_a_file_a_run_and_broken_files(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("from qwenjax.lookup import experiment as find\ndef experiment(): return find('quickstart')\n")
+    file.write_text(
+        "from qwenjax.config.lookup import experiment as find\ndef experiment(): return find('quickstart')\n"
+    )
     assert lookup.experiment(str(file), {"steps": 7}).steps == 7
     (tmp_path / "config.json").write_text("{ not json")
     with pytest.raises(ValueError, match="not valid JSON"):

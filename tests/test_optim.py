@@ -61,7 +61,9 @@ def test_clip_adam_and_decay_by_hand():
     """One matrix (q) and one scale; gradient (3, 4) has norm 5 and is clipped to norm 1."""
     params = {"q": jnp.array([[2.0]]), "scale": jnp.array([2.0])}
     grads = {"q": jnp.array([[3.0]]), "scale": jnp.array([4.0])}
-    tx = optim.make(AdamW(peak=0.1, schedule="constant", warmup=0, eps=0.1, decay=0.5, clip=1.0), 10)
+    tx = optim.make(
+        AdamW(peak_lr=0.1, schedule="constant", warmup_steps=0, eps=0.1, weight_decay=0.5, grad_clip=1.0), 10
+    )
     updates, _ = tx.update(grads, tx.init(params), params)
     # first Adam step: g / (|g| + eps) with g = 0.6 and 0.8; decay 0.5 * 2 on the matrix only
     np.testing.assert_allclose(updates["q"], [[-0.1 * (0.6 / 0.7 + 1.0)]], rtol=1e-5)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tiny_model
 
-from qwenjax.api.reward import RewardModel
+from qwenjax.api.reward_model import RewardModel
 from qwenjax.config import Compute
-from qwenjax.model import reward, transformer
+from qwenjax.model import reward_head, transformer
 
 COMPUTE = Compute(dtype="float32", remat="none", attention="xla", fuse="no")
 HEAD = np.random.default_rng(0).normal(size=32).astype(np.float32)
@@ -18,7 +18,7 @@ HEAD = np.random.default_rng(0).normal(size=32).astype(np.float32)
 def model() -> RewardModel:
     params = tiny_model.params()
     return RewardModel(
-        reward.headless(tiny_model.CONFIG), params, HEAD, 2.0, -0.5, tiny_model.tokenizer(), COMPUTE, "0" * 16
+        reward_head.headless(tiny_model.CONFIG), params, HEAD, 2.0, -0.5, tiny_model.tokenizer(), COMPUTE, "0" * 16
     )
 
 

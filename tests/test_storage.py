@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from test_checkpoint import abstract, tree
 
-from qwenjax import checkpoint, jsonl, storage
+from qwenjax import checkpoint
 from qwenjax.checkpoint import Checkpoints
-from qwenjax.jsonl import Log, read_rows
+from qwenjax.common import jsonl, storage
+from qwenjax.common.jsonl import Log, read_rows
 
 pytest_plugins = ["bucket_fixtures"]
 
@@ -72,11 +73,11 @@ def test_a_folder_moves_with_all_that_is_in_it(folder):
 def test_what_is_written_at_the_twin_arrives(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for name, deep in (("trace", "plugins/x.pb"), ("stacks.txt", "")):
-        local = storage.twin(folder / name)
+        local = storage.local_copy(folder / name)
         (local / deep).parent.mkdir(parents=True, exist_ok=True)
         (local / deep).write_bytes(b"said")
-        storage.deliver(folder / name)
-    storage.deliver(folder / "nothing was written")
+        storage.upload(folder / name)
+    storage.upload(folder / "nothing was written")
     assert {"trace/plugins/x.pb", "stacks.txt"} <= set(inside(folder))
     if storage.remote(folder):
         assert not local.exists()

@@ -9,8 +9,8 @@ import pytest
 
 import qwenjax
 from qwenjax import optim, sharding, telemetry
-from qwenjax.jsonl import read_rows
-from qwenjax.train import report
+from qwenjax.common.jsonl import read_rows
+from qwenjax.train.operations import report
 
 
 def test_metrics_are_cut_back_to_the_restored_step_and_a_torn_line_is_dropped(tmp_path):
@@ -41,7 +41,7 @@ def test_the_learning_rate_of_every_step_is_the_schedules(monkeypatch):
     """Computed in blocks, the same wherever a run begins; 2 blocks and a half."""
     monkeypatch.setattr(report, "BLOCK", 8)
     monkeypatch.setattr(telemetry, "peak_flops", lambda device: None)
-    steps = qwenjax.experiment("quickstart", {"steps": 20, "optim.warmup": 5})
+    steps = qwenjax.experiment("quickstart", {"steps": 20, "optim.warmup_steps": 5})
     mesh = sharding.make_mesh(steps.mesh, steps.model.embed)
     meters = [report.Meter(steps, mesh, first) for first in (0, 11)]
     seen = [[meter.tick(step)["lr"] for step in range(12, 21)] for meter in meters]

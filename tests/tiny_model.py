@@ -11,9 +11,9 @@ import numpy as np
 from flax import linen as nn
 
 from qwenjax.config import ModelConfig
-from qwenjax.interop.save import save_params
+from qwenjax.interop.huggingface.save import save_params
 from qwenjax.model import transformer
-from qwenjax.text import spm
+from qwenjax.tokenizer import sentencepiece
 
 CONFIG = ModelConfig(
     vocab=512, layers=2, embed=32, heads=4, kv_heads=2, ffn=48, context=64, qkv_bias=False, tie_embeddings=True
@@ -21,10 +21,10 @@ CONFIG = ModelConfig(
 
 
 @functools.cache
-def tokenizer() -> spm.SentencePiece:
+def tokenizer() -> sentencepiece.SentencePiece:
     """480 ids: fewer than the model has rows."""
     with tempfile.TemporaryDirectory() as folder:
-        return spm.train([inspect.getsource(argparse)[:40_000]], 480, Path(folder) / "tokenizer.model")
+        return sentencepiece.train([inspect.getsource(argparse)[:40_000]], 480, Path(folder) / "tokenizer.model")
 
 
 def params(config: ModelConfig = CONFIG, seed: int = 0) -> dict:

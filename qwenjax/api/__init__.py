@@ -27,12 +27,12 @@ def load(path: str | Path, mesh: "Mesh | None" = None, dtype: str | None = None,
     """
     import jax
 
+    from qwenjax.api.checkpoint_path import detect
     from qwenjax.api.model import Model
-    from qwenjax.api.source import open_source
     from qwenjax.config import Compute
-    from qwenjax.interop.load import param_shardings
+    from qwenjax.interop.huggingface.load import param_shardings
 
-    source = open_source(path, config_overrides)
+    source = detect(path, config_overrides)
     platform = (mesh.devices.flat[0] if mesh is not None else jax.devices()[0]).platform
     dtype = dtype or ("float32" if platform == "cpu" else "bfloat16")
     compute = Compute(dtype=dtype, remat="none").resolved(platform, mesh.shape["tensor"] if mesh is not None else 1)
@@ -50,11 +50,11 @@ def save(model: "Model", directory: str | Path, layout: str = "qwen2", dtype: st
     Raises:
       ValueError: see `interop.save.save_params`.
     """
-    from qwenjax import cli
-    from qwenjax.interop.save import save_params, saved_bytes
+    from qwenjax.common import progress
+    from qwenjax.interop.huggingface.save import save_params, saved_bytes
 
     dtype = dtype or str(model.params["embed"].dtype)
-    with cli.meter(f"writing {directory}", saved_bytes(model.config, layout, dtype), "B") as step:
+    with progress.meter(f"writing {directory}", saved_bytes(model.config, layout, dtype), "B") as step:
         return save_params(
             model.config,
             model.params,

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from qwenjax.api.model import Completion, Model
-from qwenjax.api.reward import RewardModel
+from qwenjax.api.reward_model import RewardModel
+from qwenjax.chat_format import chatml
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.generate.stops import Stop
-from qwenjax.text import chatml
 
 
 def best(scores: Sequence[float], ended: Sequence[bool]) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwenjax.generate.read import bucket
+from qwenjax.generate.prefill import bucket
 from qwenjax.model import transformer
 
 PIECE = 512  # tokens of a call, as many as make products quick; short texts share them

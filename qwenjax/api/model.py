@@ -17,15 +17,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwenjax.api import likelihood, scoring
-from qwenjax.api.habits import Habits
+from qwenjax.api.generation_defaults import GenerationDefaults
 from qwenjax.api.options import SAMPLING
 from qwenjax.api.streaming import Stream
+from qwenjax.chat_format import chatml
 from qwenjax.config import Compute, ModelConfig
 from qwenjax.generate import decode
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.generate.stops import Stop
 from qwenjax.model import transformer
-from qwenjax.text import Tokenizer, chatml
+from qwenjax.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -57,7 +58,7 @@ class Model:
     tokenizer: Tokenizer | None
     compute: Compute
     mesh: Mesh | None = None
-    habits: Habits = field(default_factory=Habits)
+    habits: GenerationDefaults = field(default_factory=GenerationDefaults)
     window: int | None = field(init=False)
 
     def __post_init__(self):
@@ -254,7 +255,7 @@ class Model:
         """The network and parameters as decoding wants them: a copy, made when first needed."""
         return transformer.prepare(self.network, self.params)
 
-    def _completion(self, made: decode.Completion) -> Completion:
+    def _completion(self, made: decode.GeneratedRow) -> Completion:
         text = made.text
         if text is None:
             text = "" if self.tokenizer is None else self.tokenizer.decode(made.ids)

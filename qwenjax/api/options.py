@@ -5,12 +5,12 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from qwenjax.cli import Usage, keep_programs, natural, positive
-from qwenjax.lookup import settings
+from qwenjax.common.command_line import Usage, keep_programs, natural, positive
+from qwenjax.config.lookup import settings
 
 if TYPE_CHECKING:
     from qwenjax.api.model import Model
-    from qwenjax.api.reward import RewardModel
+    from qwenjax.api.reward_model import RewardModel
 
 MODEL = """
 --model=PATH is found out by looking at the files:
@@ -50,9 +50,9 @@ def load_reward(path: str, dtype: str | None) -> "RewardModel":
     """The reward model at a path; its programs are kept, too."""
     quiet()
     keep_programs()
-    from qwenjax.api import reward
+    from qwenjax.api import reward_model
 
-    return reward.load_reward(path, dtype)
+    return reward_model.load_reward(path, dtype)
 
 
 def quiet() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from qwenjax.text import Tokenizer
+from qwenjax.tokenizer import Tokenizer
 
 
 class Stream:

@@ -10,13 +10,15 @@ examples:
 
 import sys
 
-from qwenjax import cli
 from qwenjax.bench.commands import align, data, decode, train
+from qwenjax.common import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `python -m qwenjax.bench COMMAND …`; returns its exit code."""
-    return cli.main("qwenjax.bench", __doc__, {"train": train, "data": data, "decode": decode, "align": align}, argv)
+    return command_line.main(
+        "qwenjax.bench", __doc__, {"train": train, "data": data, "decode": decode, "align": align}, argv
+    )
 
 
 if __name__ == "__main__":

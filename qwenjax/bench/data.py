@@ -17,13 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from qwenjax.bench.train import progress, spread
-from qwenjax.data import sources
-from qwenjax.data.order import BLOCK, Order
-from qwenjax.data.shards import SPLITS, Shards
-from qwenjax.data.stats import language
-from qwenjax.data.stream import Batches, Mixture
-from qwenjax.data.tokenize import tokenize
-from qwenjax.text import Tokenizer
+from qwenjax.data.batches.order import BLOCK, Order
+from qwenjax.data.batches.text import Batches, TextMixture
+from qwenjax.data.inspect.stats import language
+from qwenjax.data.shards.format import SPLITS, Shards
+from qwenjax.data.shards.write import tokenize
+from qwenjax.sources import documents
+from qwenjax.tokenizer import Tokenizer
 
 APPETITE = (4 << 20) // 8 // 32  # tokens per second and host: 14B on a v5p-256, 4M tokens in about 8 s, 32 hosts
 SAMPLE = 4 << 20  # characters that the engine encodes per language, and tokens read per turn of the stream
@@ -125,7 +125,7 @@ def _write(text: str, lines: Path, samples: dict[str, list[str]]) -> int:
     size: dict[str, int] = defaultdict(int)
     total = 0
     with open(lines, "w", encoding="utf-8") as file:
-        for document in sources.documents(text):
+        for document in documents.documents(text):
             file.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
             total += len(document.text.encode("utf-8"))
             name = language(document.text[:1000]) if known else "all"
@@ -184,7 +184,7 @@ def _length(shards: Shards) -> int:
 
 def _stream(shards: Shards, isolate: bool, rounds: int) -> dict[str, float]:
     """Tokens per CPU second of a mixture of the shards with themselves, 7 to 3."""
-    mixture = Mixture([shards, shards], [0.7, 0.3], _length(shards), seed=0)
+    mixture = TextMixture([shards, shards], [0.7, 0.3], _length(shards), seed=0)
     steps = max(1, SAMPLE // (BATCH * mixture.length))
     read_rows = functools.partial(mixture.batch, eot=shards.tokenizer["eot"], isolate=isolate)
     with Batches(read_rows, BATCH, range(BATCH)) as batches:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwenjax.bench.train import progress, spread
-from qwenjax.bench.workers import Turn, Worker
+from qwenjax.bench.workers import BenchTurn, BenchWorker
 
 TURN_SECONDS = 3.0  # a turn is as many calls as fit
 SIDES = ("ours", "transformers")
@@ -71,14 +71,14 @@ def bench(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qwenjax-bench-"))
             specification["export"] = str(Path(folder, "exported"))
             progress("exporting the model")
-            with Worker("export", f"{__name__}:export", specification, threads) as exporter:
+            with BenchWorker("export", f"{__name__}:export", specification, threads) as exporter:
                 exporter.facts()
         workers, facts = [], {}
         for name in names:  # one after the other: a compilation must not slow the choices of the next worker
             progress(f"{name}: loading and warming up")
-            workers.append(stack.enter_context(Worker(name, f"{__name__}:{name}", specification, threads)))
+            workers.append(stack.enter_context(BenchWorker(name, f"{__name__}:{name}", specification, threads)))
             facts[name] = workers[-1].facts()
-        turns: dict[str, list[list[Turn]]] = {name: [[] for _ in measured] for name in names}
+        turns: dict[str, list[list[BenchTurn]]] = {name: [[] for _ in measured] for name in names}
         for number in range(rounds):
             for i in range(len(measured)):  # a worker's turns are its cases, over and over
                 # the order alternates, so that a steady drift of the machine favours nobody
@@ -105,17 +105,17 @@ def bench(
     return result
 
 
-def rate(case: Case, turn: Turn, clock: str = "wall") -> float:
+def rate(case: Case, turn: BenchTurn, clock: str = "wall") -> float:
     """Tokens per second of a clock: "wall" or "cpu"."""
     return turn.steps * case.tokens / getattr(turn, clock)
 
 
-def ratio(ours: list[Turn], theirs: list[Turn], clock: str) -> dict[str, float]:
+def ratio(ours: list[BenchTurn], theirs: list[BenchTurn], clock: str) -> dict[str, float]:
     """Our rate by theirs in one case, taken within each round, where both met the same machine."""
     return spread([a.steps * getattr(b, clock) / (b.steps * getattr(a, clock)) for a, b in zip(ours, theirs)])
 
 
-def _summary(measured: list[Case], facts: dict, turns: list[list[Turn]]) -> dict:
+def _summary(measured: list[Case], facts: dict, turns: list[list[BenchTurn]]) -> dict:
     """One side's facts and rates."""
     kept = {name: facts[name] for name in ("how", "params", "seconds", "first_seconds")}
     for clock, title in (("wall", "tokens_per_second"), ("cpu", "tokens_per_cpu_second")):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from qwenjax import config
-from qwenjax.bench.workers import Turn, Worker
+from qwenjax.bench.workers import BenchTurn, BenchWorker
 from qwenjax.config import Experiment
 
 TURN_SECONDS = 3.0  # a turn is as many steps as fit: long against a timer, short against the machine's moods
@@ -36,13 +36,13 @@ def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, t
         workers, facts = [], {}
         for name in names:  # one after the other: a compilation must not slow the choices of the next worker
             progress(f"{name}: building and warming up")
-            workers.append(stack.enter_context(Worker(name, f"{__name__}:{name}", specification, threads)))
+            workers.append(stack.enter_context(BenchWorker(name, f"{__name__}:{name}", specification, threads)))
             facts[name] = workers[-1].facts()
         sizes = {name: fact["params"] for name, fact in facts.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"these are different models, by their number of parameters: {sizes}")
         steps = {name: max(1, round(TURN_SECONDS / fact["step_seconds"])) for name, fact in facts.items()}
-        turns: dict[str, list[Turn]] = {name: [] for name in names}
+        turns: dict[str, list[BenchTurn]] = {name: [] for name in names}
         for number in range(rounds):
             # the order alternates, so that a steady drift of the machine favours nobody
             for worker in workers if number % 2 == 0 else reversed(workers):
@@ -54,8 +54,8 @@ def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, t
         "experiment": experiment.name,
         "model": config.to_dict(experiment)["model"],
         "params": sizes["ours"],
-        "batch": experiment.data.batch,
-        "length": experiment.data.length,
+        "batch": experiment.data.batch_size,
+        "length": experiment.data.seq_len,
         "threads": threads,
         "load_average": round(os.getloadavg()[0], 2),
         **{name: summary(experiment, facts[name], turns[name]) for name in names},
@@ -70,7 +70,7 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def rate(experiment: Experiment, turn: Turn, clock: str = "wall") -> float:
+def rate(experiment: Experiment, turn: BenchTurn, clock: str = "wall") -> float:
     """Tokens per second of a clock: "wall" or "cpu"."""
     return turn.steps * experiment.tokens_per_step / getattr(turn, clock)
 
@@ -79,15 +79,15 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def ratio(experiment: Experiment, ours: list[Turn], theirs: list[Turn], clock: str) -> dict[str, float]:
+def ratio(experiment: Experiment, ours: list[BenchTurn], theirs: list[BenchTurn], clock: str) -> dict[str, float]:
     """Our rate by theirs, taken within each round, where both met the same machine."""
     return spread([rate(experiment, a, clock) / rate(experiment, b, clock) for a, b in zip(ours, theirs)])
 
 
-def summary(experiment: Experiment, facts: dict, turns: list[Turn]) -> dict:
+def summary(experiment: Experiment, facts: dict, turns: list[BenchTurn]) -> dict:
     """One side's facts and rates."""
     wall = spread([rate(experiment, turn) for turn in turns])
-    flops = experiment.model.flops_per_token(experiment.data.length)
+    flops = experiment.model.flops_per_token(experiment.data.seq_len)
     return {
         **facts,
         "tokens_per_second": wall,
@@ -136,7 +136,7 @@ def random_tokens(experiment: Experiment):
     """[b t + 1] numpy int64, the same on both sides."""
     import numpy as np
 
-    shape = (experiment.data.batch, experiment.data.length + 1)
+    shape = (experiment.data.batch_size, experiment.data.seq_len + 1)
     return np.random.default_rng(experiment.seed).integers(0, experiment.model.vocab, shape)
 
 
@@ -154,8 +154,9 @@ def ours(specification: dict):
     import numpy as np
 
     from qwenjax import sharding
-    from qwenjax.train import pretrain, step
+    from qwenjax.train import step
     from qwenjax.train.backbone import Backbone
+    from qwenjax.train.stages import pretrain
 
     experiment = config.from_dict(specification["experiment"])
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
@@ -167,7 +168,7 @@ def ours(specification: dict):
     rows = {
         "inputs": tokens[:, :-1],
         "targets": tokens[:, 1:],
-        "positions": np.broadcast_to(np.arange(experiment.data.length, dtype=np.int32), tokens[:, 1:].shape),
+        "positions": np.broadcast_to(np.arange(experiment.data.seq_len, dtype=np.int32), tokens[:, 1:].shape),
         "weights": np.ones(tokens[:, 1:].shape, np.float32),
         "segments": np.zeros(tokens[:, 1:].shape, np.int32),
     }
@@ -182,7 +183,7 @@ def ours(specification: dict):
         for _ in range(steps):
             state, metrics = compiled(state, batch, step.UNLIMITED)
         if not bool(metrics["applied"]):  # reading it also waits for the last step
-            raise ValueError("the loss is not finite; lower the learning rate: --set optim.peak=1e-4")
+            raise ValueError("the loss is not finite; lower the learning rate: --set optim.peak_lr=1e-4")
 
     facts = {
         "how": f"jax {jax.__version__} on {platform}, {compute.dtype}, remat {compute.remat}, scan {compute.scan}",
@@ -210,9 +211,9 @@ def torch(specification: dict):
 
     def stepper(attention: str, adamw: str) -> Callable[[int], None]:
         model.set_attn_implementation(attention)
-        groups = [{"params": matrices, "weight_decay": optim.decay}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         chosen = {adamw: True}
-        optimizer = torch.optim.AdamW(groups, lr=optim.peak, betas=(optim.b1, optim.b2), eps=optim.eps, **chosen)
+        optimizer = torch.optim.AdamW(groups, lr=optim.peak_lr, betas=(optim.b1, optim.b2), eps=optim.eps, **chosen)
 
         def run(steps: int) -> None:
             for _ in range(steps):
@@ -221,11 +222,11 @@ def torch(specification: dict):
                         scores = model(input_ids=rows[:, :-1], use_cache=False).logits
                     nll = torch.nn.functional.cross_entropy(scores.flatten(0, 1).float(), rows[:, 1:].flatten())
                     (nll / experiment.accumulate).backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if not bool(nll.isfinite()):  # reading it also waits for the last step
-                raise ValueError("PyTorch's loss is not finite; lower the learning rate: --set optim.peak=1e-4")
+                raise ValueError("PyTorch's loss is not finite; lower the learning rate: --set optim.peak_lr=1e-4")
 
         return run
 
@@ -272,7 +273,7 @@ def _torch_model(experiment: Experiment):
             num_hidden_layers=cfg.layers,
             num_attention_heads=cfg.heads,
             num_key_value_heads=cfg.kv,
-            head_dim=cfg.head_dim,
+            head_dim=cfg.head_size,
             max_position_embeddings=cfg.context,
             rms_norm_eps=cfg.norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_base},

@@ -20,7 +20,7 @@ from qwenjax.train.memory import keep_freed_memory
 Setup = Callable[[dict], tuple[dict, Callable[[int], None]]]
 
 
-class Turn(NamedTuple):
+class BenchTurn(NamedTuple):
     """What one worker's turn took."""
 
     steps: int
@@ -28,7 +28,7 @@ class Turn(NamedTuple):
     cpu: float  # seconds, summed over the worker's threads; hardly depends on what else the machine does
 
 
-class Worker:
+class BenchWorker:
     """A child process built by `setup` ("package.module:function", see `Setup`); a context manager.
 
     Raises:
@@ -48,7 +48,7 @@ class Worker:
         )
         self._say(specification)
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> "BenchWorker":
         return self
 
     def __exit__(self, *_) -> None:
@@ -59,10 +59,10 @@ class Worker:
         """Waits until the worker is built; call once, before the first turn."""
         return self._hear()
 
-    def turn(self, steps: int) -> Turn:
+    def turn(self, steps: int) -> BenchTurn:
         """Lets the worker run."""
         self._say({"steps": steps})
-        return Turn(**self._hear())
+        return BenchTurn(**self._hear())
 
     def _say(self, message: dict) -> None:
         try:
@@ -99,7 +99,7 @@ def serve(setup: Setup) -> None:
         steps = json.loads(line)["steps"]
         wall, cpu = time.perf_counter(), time.process_time()
         run(steps)
-        reply(Turn(steps, time.perf_counter() - wall, time.process_time() - cpu)._asdict())
+        reply(BenchTurn(steps, time.perf_counter() - wall, time.process_time() - cpu)._asdict())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import sys
 
-from qwenjax import cli
 from qwenjax.chat import command
+from qwenjax.common import command_line
 
 if __name__ == "__main__":
-    sys.exit(cli.main_of("qwenjax.chat", command))
+    sys.exit(command_line.main_of("qwenjax.chat", command))

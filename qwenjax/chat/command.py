@@ -9,9 +9,9 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from qwenjax import cli
 from qwenjax.api import options as shared
-from qwenjax.text.chatml import SYSTEM
+from qwenjax.chat_format.chatml import SYSTEM
+from qwenjax.common import command_line
 
 EXAMPLES = f"""{shared.MODEL}
 examples:
@@ -41,11 +41,11 @@ def run(options: argparse.Namespace) -> int:
     try:
         session = Session(model, options.system, options.seed, {k: v for k, v in asked.items() if v is not None})
     except ValueError as error:
-        raise cli.Usage(str(error)) from None
+        raise command_line.Usage(str(error)) from None
     if not model.habits.chat:
         print("note: nothing beside the weights says that this model was trained to chat", file=sys.stderr)
     talk(session, lines())
-    return cli.DONE
+    return command_line.DONE
 
 
 def talk(session, asked: Iterator[str]) -> None:

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from qwenjax import fields
-from qwenjax.text import chatml
+from qwenjax.chat_format import chatml
+from qwenjax.config import overrides
 
 HELP = """:help               this
 :exit               leave (also Ctrl-D)
@@ -133,8 +133,8 @@ class Session:
             for item in rest:
                 key, equals, value = item.partition("=")
                 if not equals or key not in KINDS:
-                    known = f"wanted KEY=VALUE; known: {', '.join(KINDS)}.{fields.suggest(key, KINDS)}"
+                    known = f"wanted KEY=VALUE; known: {', '.join(KINDS)}.{overrides.suggest(key, KINDS)}"
                     raise ValueError(f":conf {item}: {known}")
-                settings[key] = fields.convert(value, KINDS[key], key)
+                settings[key] = overrides.convert(value, KINDS[key], key)
             self._settle(settings)
         return f"{self.policy}, max_new_tokens={self.most}"

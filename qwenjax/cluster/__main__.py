@@ -11,8 +11,8 @@ tpu_setup/README.md walks from nothing to a running qwen14b.
 
 import sys
 
-from qwenjax import cli
 from qwenjax.cluster.commands import bootstrap, create, delete, launch, logs, profile, status, stop, worker
+from qwenjax.common import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         "delete": delete,
         "worker": worker,
     }
-    return cli.main("qwenjax.cluster", __doc__, commands, argv)
+    return command_line.main("qwenjax.cluster", __doc__, commands, argv)
 
 
 if __name__ == "__main__":

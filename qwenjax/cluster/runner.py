@@ -41,7 +41,7 @@ ADVICE = {
 PASSING = ("busy", "unreachable")  # worth trying again as it is
 
 
-class Failed(ValueError):
+class CommandFailed(ValueError):
     """A command did not succeed; `kind` is one of KINDS, or "failed" for anything else."""
 
     def __init__(self, kind: str, message: str):
@@ -97,7 +97,7 @@ class Runner:
         for left in reversed(range(tries)):
             try:
                 return self.run(command)
-            except Failed as error:
+            except CommandFailed as error:
                 if error.kind not in PASSING or not left:
                     raise
                 tell(f"{error}\ntrying again in {wait:.0f} s ({left} tries left)")
@@ -110,7 +110,7 @@ class Runner:
             print(line)
             return ""
         if not shutil.which(command[0]):
-            raise Failed("missing", f"{command[0]} is not installed: {INSTALL.get(command[0], 'install it')}")
+            raise CommandFailed("missing", f"{command[0]} is not installed: {INSTALL.get(command[0], 'install it')}")
         if not capture:
             tell(f"+ {line}")
         process = subprocess.Popen(command, stdout=subprocess.PIPE if capture else None, stderr=subprocess.PIPE)
@@ -130,7 +130,7 @@ class Runner:
             what = kind(said, code)
             advice = ADVICE.get(what)
             shown = f"\n{said}" if capture and said else ""
-            raise Failed(what, f"exit code {code} from: {line}{shown}" + (f"\n{advice}" if advice else ""))
+            raise CommandFailed(what, f"exit code {code} from: {line}{shown}" + (f"\n{advice}" if advice else ""))
         return out
 
 

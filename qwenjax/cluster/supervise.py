@@ -7,12 +7,12 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from qwenjax.cli import INTERRUPTED
 from qwenjax.cluster import gcloud, worker, xpk
 from qwenjax.cluster import pod as pods
 from qwenjax.cluster.gcloud import ABSENT, LOST, READY, WAITING
 from qwenjax.cluster.pod import Pod
-from qwenjax.cluster.runner import PASSING, Failed, Runner, tell
+from qwenjax.cluster.runner import PASSING, CommandFailed, Runner, tell
+from qwenjax.common.command_line import INTERRUPTED
 
 POLL = 60  # seconds between two looks
 SCRIPT = "bootstrap_vm.sh"
@@ -32,11 +32,11 @@ def create(pod: Pod, runner: Runner) -> None:
         pods.remember(pod)  # before it exists: what may cost money must not be forgotten
     try:
         runner.insist(xpk.create(pod) if pod.through == "gke" else gcloud.create(pod))
-    except Failed as error:
+    except CommandFailed as error:
         if error.kind != "exists" or old != pod:
             pods.remember(old) if old else pods.forget(pod.name)
             if error.kind == "exists":
-                raise Failed(
+                raise CommandFailed(
                     "exists",
                     f"{pod.name} exists in {pod.project}, but was not created by this command from here; use another "
                     "--name, or give the other commands its --project, --zone, --type … as it is",
@@ -75,11 +75,13 @@ def _settled(pod: Pod, runner: Runner) -> str:
     return now
 
 
-def _gone(pod: Pod, now: str) -> Failed:
+def _gone(pod: Pod, now: str) -> CommandFailed:
     if now == ABSENT:
-        return Failed("absent", f"{pod.name} does not exist in {pod.project}, {pod.zone}; `create` makes it")
+        return CommandFailed("absent", f"{pod.name} does not exist in {pod.project}, {pod.zone}; `create` makes it")
     why = shlex.join(gcloud.describe(pod)[:-1])
-    return Failed("preempted", f"{pod.name} was preempted or has failed; `{why}` says why, `delete` clears it away")
+    return CommandFailed(
+        "preempted", f"{pod.name} was preempted or has failed; `{why}` says why, `delete` clears it away"
+    )
 
 
 def look(pod: Pod, runner: Runner) -> str:
@@ -89,7 +91,7 @@ def look(pod: Pod, runner: Runner) -> str:
         if now != READY or pod.through == "vm":
             return now
         slices = {gcloud.condition(runner.read(gcloud.describe_node(pod, node))) for node in pod.nodes}
-    except Failed as error:
+    except CommandFailed as error:
         if error.kind == "absent":
             return ABSENT
         if error.kind not in PASSING:
@@ -149,7 +151,9 @@ def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner)
         if left:
             tell(f"starting {job} again; {left} of {retries} retries left")
             runner.sleep(POLL)
-    raise Failed("preempted", f"{job} was interrupted {retries + 1} times; the same command goes on where it was")
+    raise CommandFailed(
+        "preempted", f"{job} was interrupted {retries + 1} times; the same command goes on where it was"
+    )
 
 
 def _plan(pod: Pod, job: str, starting: list[str], runner: Runner) -> int:
@@ -181,14 +185,14 @@ def _attempt(pod: Pod, job: str, starting: list[str], runner: Runner) -> int | s
         if outcome == AGAIN and look(pod, runner) == READY:  # peers of a dead process may hang in a collective
             runner.insist(gcloud.worker(pod, "stop", f"--job={job}"))
         return outcome
-    except Failed as error:
+    except CommandFailed as error:
         if error.kind != "preempted" and (error.kind not in PASSING or look(pod, runner) != LOST):
             raise
         tell(str(error))
         return AGAIN
 
 
-def _states(pod: Pod, job: str, runner: Runner) -> list[worker.State]:
+def _states(pod: Pod, job: str, runner: Runner) -> list[worker.JobState]:
     return worker.states(runner.read(gcloud.worker(pod, "status", f"--job={job}")))
 
 
@@ -196,7 +200,7 @@ def _runs(pod: Pod, job: str, runner: Runner) -> bool:
     """Whether the job runs on all workers already: then nothing may be installed under it."""
     try:
         found = _states(pod, job, runner)
-    except Failed:  # nothing is installed yet, or nobody answers: what comes next will tell
+    except CommandFailed:  # nothing is installed yet, or nobody answers: what comes next will tell
         return False
     return len(found) == pod.tpu.workers * pod.slices and all(one.state == worker.RUNNING for one in found)
 
@@ -212,7 +216,7 @@ def _watch(pod: Pod, job: str, runner: Runner) -> int | str:
         try:
             outcome = verdict(_states(pod, job, runner), pod.tpu.workers * pod.slices)
             silent = 0
-        except Failed as error:
+        except CommandFailed as error:
             if error.kind in ("denied", "signed-out", "missing"):
                 raise
             tell(str(error))
@@ -223,7 +227,7 @@ def _watch(pod: Pod, job: str, runner: Runner) -> int | str:
                 return AGAIN
             silent += 1
             if silent == PATIENCE:
-                raise Failed(
+                raise CommandFailed(
                     "silent", f"{pod.name} is there, and billed, but has not answered {silent} times"
                 ) from None
         if outcome is not None:
@@ -231,7 +235,7 @@ def _watch(pod: Pod, job: str, runner: Runner) -> int | str:
         runner.sleep(POLL)
 
 
-def verdict(found: list[worker.State], workers: int) -> int | str | None:
+def verdict(found: list[worker.JobState], workers: int) -> int | str | None:
     """What the states of all workers mean together: an exit code, AGAIN, or None while it runs.
 
     A worker that a signal killed, that was interrupted (exit code 3) or has no exit code (its VM was restarted) takes

@@ -25,7 +25,7 @@ HOLD = 'trap : TERM INT; "$@"; echo $? > "$0.new"; mv "$0.new" "$0"'
 MARK = "qwenjax-status "
 
 
-class State(NamedTuple):
+class JobState(NamedTuple):
     """Of a job on one VM; `code` and `seconds` are its exit code and how long it ran, once finished.
 
     `stopped`: somebody asked it to end.
@@ -82,18 +82,18 @@ def start(job: str, command: list[str]) -> str:
     return f"{host}: {job} started"
 
 
-def state(job: str) -> State:
+def state(job: str) -> JobState:
     """What has become of a job on this VM."""
     folder = home() / "launched" / job
     host = socket.gethostname()
     if not (folder / "pid").exists():
-        return State(host, NONE)
+        return JobState(host, NONE)
     alive = _alive(folder)  # asked first: the exit code is written before the lock is let go
     end, stopped = folder / "exit", (folder / "stopped").exists()
     if end.exists():
         seconds = end.stat().st_mtime - (folder / "pid").stat().st_mtime
-        return State(host, FINISHED, int(end.read_text()), seconds, stopped)
-    return State(host, RUNNING if alive else LOST, stopped=stopped)
+        return JobState(host, FINISHED, int(end.read_text()), seconds, stopped)
+    return JobState(host, RUNNING if alive else LOST, stopped=stopped)
 
 
 def _alive(folder: Path) -> bool:
@@ -106,7 +106,7 @@ def _alive(folder: Path) -> bool:
     return False
 
 
-def stop(job: str, grace: float) -> State:
+def stop(job: str, grace: float) -> JobState:
     """Asks a job to end (training saves first), and ends it after `grace` seconds if it has not."""
     folder = home() / "launched" / job
     until = time.monotonic() + grace
@@ -142,15 +142,15 @@ def tail(job: str, lines: int, follow: bool, pause: float = 0.5) -> Iterator[str
                 time.sleep(pause)
 
 
-def show_state(one: State) -> str:
+def show_state(one: JobState) -> str:
     """A state as the line that `states` reads."""
     return MARK + json.dumps(one._asdict())
 
 
-def states(text: str) -> list[State]:
+def states(text: str) -> list[JobState]:
     """The states in what all VMs printed, whatever else is in it."""
     found = [line.partition(MARK)[2] for line in text.splitlines() if MARK in line]
-    return [State(**json.loads(line)) for line in found]
+    return [JobState(**json.loads(line)) for line in found]
 
 
 def show_log(job: str, lines: int, follow: bool, prefix: bool) -> None:

@@ -4,7 +4,8 @@ No jax, no files: these load in milliseconds, so `--help` and `--print-config` a
 pretraining recipe of report §2.4.
 """
 
-from qwenjax.config.align import PROJECTIONS, RL, Lora, Preference
+from qwenjax.config.alignment import PROJECTIONS, RL, Lora, Preference
+from qwenjax.config.compute import REMAT_POLICIES, Compute, MeshShape
 from qwenjax.config.data import INIT_FROM, Chat, ChatFile, Data, Source
 from qwenjax.config.experiment import RL_TASKS, TASKS, Experiment, from_dict, to_dict
 from qwenjax.config.model import (
@@ -17,7 +18,7 @@ from qwenjax.config.model import (
     RopeScaling,
     doubling_windows,
 )
-from qwenjax.config.run import REMAT_POLICIES, SCHEDULES, AdamW, Compute, MeshShape, Recovery
+from qwenjax.config.optim import SCHEDULES, AdamW, Recovery
 
 __all__ = [
     "INIT_FROM",

@@ -1,6 +1,6 @@
 """What every dataclass of the config checks itself with."""
 
-from qwenjax import fields
+from qwenjax.config import overrides
 
 
 def check(condition: bool, message: str) -> None:
@@ -11,4 +11,4 @@ def check(condition: bool, message: str) -> None:
 
 def one_of(field: str, value: str, known: tuple[str, ...]) -> None:
     """Raises ValueError, naming the nearest, for a value that is not among those known."""
-    check(value in known, f"{field}={value!r} is unknown; known: {', '.join(known)}.{fields.suggest(value, known)}")
+    check(value in known, f"{field}={value!r} is unknown; known: {', '.join(known)}.{overrides.suggest(value, known)}")

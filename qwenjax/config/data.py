@@ -50,14 +50,16 @@ class Data:
     sources: tuple[Source, ...] = ()
     tokenizer: str = "qwen"  # 'qwen', a .tiktoken or .model file, 'train:SIZE': sentencepiece BPE made from the text,
     # or INIT_FROM
-    length: int = 2048
-    batch: int = 2048  # sequences per step, over all devices; 2048 x 2048 = the report's 4M tokens
-    isolate: bool = False  # documents packed into one row see only themselves; the report's plain packing is False
+    seq_len: int = 2048
+    batch_size: int = 2048  # sequences per step, over all devices; 2048 x 2048 = the report's 4M tokens
+    document_mask: bool = (
+        False  # documents packed into one row see only themselves; the report's plain packing is False
+    )
     eval_tokens: int = 1 << 20  # held-out tokens read by an evaluation, at most
 
     def __post_init__(self):
-        check(self.length > 1, f"data.length={self.length} must be at least 2")
-        check(self.batch > 0 and self.eval_tokens > 0, "data.batch and data.eval_tokens must be positive")
+        check(self.seq_len > 1, f"data.seq_len={self.seq_len} must be at least 2")
+        check(self.batch_size > 0 and self.eval_tokens > 0, "data.batch_size and data.eval_tokens must be positive")
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ class Chat:
     """What alignment reads: conversations (sft), preferences (reward, dpo) or prompts (ppo, grpo, reinforce)."""
 
     files: tuple[ChatFile, ...] = ()
-    policy: str = "assistant"  # whose tokens carry loss: assistant (report §3.1.2) | finetune_py | all_but_user_content
+    loss_mask: str = (
+        "assistant"  # whose tokens carry loss: assistant (report §3.1.2) | finetune_py | all_but_user_content
+    )
     truncate: str = "turns"  # of dialogues longer than a row: turns (the oldest go) | end (cut) | leave_out
     packed: bool = True  # sft: as many dialogues in a row as fit, each seeing only itself
     validation: float = 0.03  # share of the dialogues held out
 
     def __post_init__(self):
-        one_of("chat.policy", self.policy, ("assistant", "finetune_py", "all_but_user_content"))
+        one_of("chat.loss_mask", self.loss_mask, ("assistant", "finetune_py", "all_but_user_content"))
         one_of("chat.truncate", self.truncate, ("turns", "end", "leave_out"))
         check(0 <= self.validation < 1, f"chat.validation={self.validation} must lie in [0, 1)")

@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qwenjax import fields
-from qwenjax.config.align import RL, Lora, Preference
+from qwenjax.config import overrides
+from qwenjax.config.alignment import RL, Lora, Preference
 from qwenjax.config.checks import check, one_of
+from qwenjax.config.compute import Compute, MeshShape
 from qwenjax.config.data import Chat, Data
 from qwenjax.config.model import ModelConfig
-from qwenjax.config.run import AdamW, Compute, MeshShape, Recovery
+from qwenjax.config.optim import AdamW, Recovery
 
 TASKS = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "reinforce")
 RL_TASKS = TASKS[4:]
@@ -48,8 +49,8 @@ class Experiment:
         one_of("task", self.task, TASKS)
         check(self.steps > 0, f"steps={self.steps} must be positive")
         check(
-            self.accumulate > 0 and self.data.batch % self.accumulate == 0,
-            f"data.batch={self.data.batch} does not divide into accumulate={self.accumulate} micro-steps",
+            self.accumulate > 0 and self.data.batch_size % self.accumulate == 0,
+            f"data.batch_size={self.data.batch_size} does not divide into accumulate={self.accumulate} micro-steps",
         )
         check(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
         for name in ("log_every", "save_every", "keep"):
@@ -57,8 +58,8 @@ class Experiment:
         for name in ("eval_every", "sample_every", "keep_every", "seed"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         check(
-            self.data.length <= self.model.context,
-            f"data.length={self.data.length} exceeds model.context={self.model.context}: "
+            self.data.seq_len <= self.model.context,
+            f"data.seq_len={self.data.seq_len} exceeds model.context={self.model.context}: "
             "context extension is for inference; raise model.context to train longer",
         )
         check(self.model.gated or not self.lora.rank, "lora.rank: adapters are for the projections of gated models")
@@ -74,19 +75,19 @@ class Experiment:
             self._check_rl()
 
     def _check_rl(self) -> None:
-        rl, batch = self.rl, self.data.batch
+        rl, batch = self.rl, self.data.batch_size
         check(
-            rl.new_tokens < self.data.length,
-            f"rl.new_tokens={rl.new_tokens} leaves no room for a prompt in data.length={self.data.length}",
+            rl.max_new_tokens < self.data.seq_len,
+            f"rl.max_new_tokens={rl.max_new_tokens} leaves no room for a prompt in data.seq_len={self.data.seq_len}",
         )
         check(
-            batch % rl.responses == 0 and batch % (rl.minibatches * self.accumulate) == 0,
-            f"data.batch={batch} responses do not divide into rl.responses={rl.responses} per query and "
+            batch % rl.num_samples == 0 and batch % (rl.minibatches * self.accumulate) == 0,
+            f"data.batch_size={batch} responses do not divide into rl.num_samples={rl.num_samples} per query and "
             f"rl.minibatches={rl.minibatches} of accumulate={self.accumulate} micro-steps",
         )
         check(
-            self.task == "ppo" or rl.responses > 1,
-            f"{self.task} compares the responses to one prompt; rl.responses={rl.responses} is too few",
+            self.task == "ppo" or rl.num_samples > 1,
+            f"{self.task} compares the responses to one prompt; rl.num_samples={rl.num_samples} is too few",
         )
         check(self.dropout == 0, f"dropout={self.dropout}: {self.task} learns from what the whole network wrote; use 0")
         check(
@@ -104,20 +105,20 @@ class Experiment:
             "responses of an older policy; use 1 of each",
         )
         check(
-            self.task != "ppo" or rl.value_steps < self.steps,
-            f"rl.value_steps={rl.value_steps} of steps={self.steps} teach the value model alone and leave none to the "
-            "policy; lower rl.value_steps",
+            self.task != "ppo" or rl.value_warmup_steps < self.steps,
+            f"rl.value_warmup_steps={rl.value_warmup_steps} of steps={self.steps} leave none to the policy; "
+            "lower rl.value_warmup_steps",
         )
-        check(rl.ptx_rows % self.accumulate == 0, f"rl.ptx_rows={rl.ptx_rows} does not divide by accumulate")
+        check(rl.ptx_batch % self.accumulate == 0, f"rl.ptx_batch={rl.ptx_batch} does not divide by accumulate")
 
     @property
     def tokens_per_step(self) -> int:
         each = self.preference.responses if self.task in ("reward", "dpo") else 1  # rows of a list
-        return self.data.batch * self.data.length * each
+        return self.data.batch_size * self.data.seq_len * each
 
     def compute_on(self, platform: str, mesh: Mapping[str, int]) -> Compute:
         """`compute` with every 'auto' decided for a platform ('cpu', 'gpu', 'tpu') and sizes of mesh axes."""
-        width, length, context = self.model.head_dim, self.data.length, mesh["context"]
+        width, length, context = self.model.head_size, self.data.seq_len, mesh["context"]
         chunks = 1 if context == 1 else 2 * context  # model/zigzag.py
         whole = not self.dropout and self.model.kv % mesh["tensor"] == 0  # no kernel drops, or splits a KV head
         whole = whole and len(set(self.model.windows)) < 2  # and all layers run the same one
@@ -139,4 +140,4 @@ def from_dict(values: dict) -> Experiment:
     Raises:
       ValueError: naming the field that is unknown, missing or of the wrong type.
     """
-    return fields.from_dict(values, Experiment)
+    return overrides.from_dict(values, Experiment)

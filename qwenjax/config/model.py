@@ -31,7 +31,7 @@ class ModelConfig:
     heads: int = 16
     ffn: int = 5504  # the real width; config.json of the releases stores twice this
     kv_heads: int = 0  # 0: as many as heads (all of Qwen-1); see `kv`
-    head_width: int = 0  # 0: embed / heads; see `head_dim`
+    head_dim: int = 0  # 0: embed / heads; `head_size` is what results
     context: int = 2048  # training length T; also what context extension measures lengths against
     rope_base: float = 10_000.0
     norm_eps: float = 1e-6
@@ -55,12 +55,12 @@ class ModelConfig:
         )
         for name in ("vocab", "layers", "embed", "heads", "ffn", "context"):
             check(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be positive")
-        if not self.head_width:
+        if not self.head_dim:
             check(
                 self.embed % self.heads == 0,
-                f"model.embed={self.embed} is not a multiple of model.heads={self.heads}; set model.head_width",
+                f"model.embed={self.embed} is not a multiple of model.heads={self.heads}; set model.head_dim",
             )
-        check(self.head_dim % 2 == 0, f"rotary embedding needs an even head width, got {self.head_dim}")
+        check(self.head_size % 2 == 0, f"rotary embedding needs an even head width, got {self.head_size}")
         check(
             self.heads % self.kv == 0,
             f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv}: a KV head serves a whole group",
@@ -68,13 +68,13 @@ class ModelConfig:
         one_of("model.norm", self.norm, ("rms", "layer"))
         one_of("model.rope_dtype", self.rope_dtype, ("float32", "bfloat16"))
         check(self.rope_base > 0 and self.norm_eps > 0, "model.rope_base and model.norm_eps must be positive")
-        check(not self.ntk or self.head_dim > 2, "model.ntk raises the rotary base to h/(h-2): heads wider than 2")
+        check(not self.ntk or self.head_size > 2, "model.ntk raises the rotary base to h/(h-2): heads wider than 2")
         check(not self.logn or self.context > 1, "model.logn takes logarithms to the base model.context: 2 or more")
 
     @property
-    def head_dim(self) -> int:
+    def head_size(self) -> int:
         """Width of one head."""
-        return self.head_width or self.embed // self.heads
+        return self.head_dim or self.embed // self.heads
 
     @property
     def kv(self) -> int:
@@ -89,10 +89,10 @@ class ModelConfig:
     @property
     def params(self) -> int:
         """Exact parameter count (spec: 2Vh + L(4h² + 3h + 3hf + 2h) + h for Qwen-1)."""
-        q, kv = self.heads * self.head_dim, self.kv * self.head_dim
+        q, kv = self.heads * self.head_size, self.kv * self.head_size
         norm = self.embed * (1 + (self.norm == "layer"))
         layer = self.embed * (2 * q + 2 * kv) + (2 + self.gated) * self.embed * self.ffn + 2 * norm
-        layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_size * self.qk_norm
         return self.embedding_params + self.layers * layer + norm
 
     @property
@@ -104,10 +104,10 @@ class ModelConfig:
         """Matmul FLOPs to train on one token, forward and backward, in sequences of `length`.
 
         6 per matmul parameter (the input embedding is a lookup) plus causal attention: two products of
-        2·heads·head_dim·length/2 FLOPs per layer, three times over.
+        2·heads·head_size·length/2 FLOPs per layer, three times over.
         """
         matmul = self.params - self.vocab * self.embed * (0 if self.tie_embeddings else 1)
-        return 6 * matmul + 6 * self.layers * self.heads * self.head_dim * length
+        return 6 * matmul + 6 * self.layers * self.heads * self.head_size * length
 
 
 def doubling_windows(context: int, layers: int, every: int = 4) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
 import sys
 
-from qwenjax import cli
+from qwenjax.common import command_line
 from qwenjax.convert import command
 
 if __name__ == "__main__":
-    sys.exit(cli.main_of("qwenjax.convert", command))
+    sys.exit(command_line.main_of("qwenjax.convert", command))

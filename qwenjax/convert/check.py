@@ -10,36 +10,36 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from qwenjax.api.source import Source, open_source
+from qwenjax.api.checkpoint_path import CheckpointPath, detect
 from qwenjax.config import ModelConfig
 from qwenjax.convert import layers
+from qwenjax.interop.huggingface.save import as_tensors
 from qwenjax.interop.peft import Adapter
-from qwenjax.interop.save import as_tensors
 
 TEXT = "The cat's 3 hats, naïve “quotes” and\n\n\tif x != 7:  # 天地玄黄 👩\u200d👧 \r\n"
 Q8 = 0.0045  # of a block's largest value: half a step of 127, and the step itself in 11 bits
 
 
-def check(source: Source, params: dict, out: Path, to: str, dtype: str, quant: str) -> Iterator[str]:
+def check(source: CheckpointPath, params: dict, out: Path, to: str, dtype: str, quant: str) -> Iterator[str]:
     """Lines about what agrees.
 
     Raises:
       ValueError: something does not; it is named.
     """
-    again = open_source(out)
+    again = detect(out)
     yield from _same_config(source.config, again.config)
     yield _same_tensors(source.config, params, again, to, dtype, quant)
     yield from _same_tokenizer(source, again)
     yield from _same_mathematics(source, params, again, to)
 
 
-def check_adapter(source: Source, adapter: Adapter, out: Path) -> Iterator[str]:
+def check_adapter(source: CheckpointPath, adapter: Adapter, out: Path) -> Iterator[str]:
     """Lines about what agrees of adapters that were written.
 
     Raises:
       ValueError: something does not.
     """
-    again = open_source(out)
+    again = detect(out)
     read = again.adapter()
     for name in ("rank", "alpha", "base"):
         ours, theirs = getattr(adapter.lora, name), getattr(read.lora, name)
@@ -69,7 +69,7 @@ def _same_config(wanted: ModelConfig, got: ModelConfig) -> Iterator[str]:
     yield "config        reads back the same" + (f", but for {', '.join(lost)} (see the notes)" if lost else "")
 
 
-def _same_tensors(config: ModelConfig, params: dict, again: Source, to: str, dtype: str, quant: str) -> str:
+def _same_tensors(config: ModelConfig, params: dict, again: CheckpointPath, to: str, dtype: str, quant: str) -> str:
     layout = "qwen" if to == "qwen" else "qwen2"
     wanted, got = as_tensors(config, params, layout, None if to == "gguf" else dtype), again.foreign.tensors
     if wanted.keys() != got.keys():
@@ -103,7 +103,7 @@ def _q8_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float((np.abs(ours - theirs) / largest).max())
 
 
-def _same_tokenizer(source: Source, again: Source) -> Iterator[str]:
+def _same_tokenizer(source: CheckpointPath, again: CheckpointPath) -> Iterator[str]:
     ours, theirs = source.tokenizer(), again.tokenizer()
     if ours is None or theirs is None:
         yield "tokenizer     none"
@@ -115,7 +115,7 @@ def _same_tokenizer(source: Source, again: Source) -> Iterator[str]:
     yield f"tokenizer     {theirs.name} gives the ids of {ours.name}"
 
 
-def _same_mathematics(source: Source, params: dict, again: Source, to: str) -> Iterator[str]:
+def _same_mathematics(source: CheckpointPath, params: dict, again: CheckpointPath, to: str) -> Iterator[str]:
     """Against transformers, which loads the source itself where it can, else what was written."""
     if source.foreign and source.foreign.layout == "qwen2" and _plain(source):
         reference = source.path
@@ -130,7 +130,7 @@ def _same_mathematics(source: Source, params: dict, again: Source, to: str) -> I
     yield from layers.compare(source.config, params, reference)
 
 
-def _plain(source: Source) -> bool:
+def _plain(source: CheckpointPath) -> bool:
     """Whether transformers reads the weights without another package: a directory that is not quantised."""
     files = source.foreign.files
     quantized = "quantize_config.json" in files or files.get("config.json", {}).get("quantization_config")

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwenjax import cli
 from qwenjax.api import options as shared
+from qwenjax.common import command_line
 
 if TYPE_CHECKING:
-    from qwenjax.api.source import Source
+    from qwenjax.api.checkpoint_path import CheckpointPath
 
 EXAMPLES = f"""{shared.MODEL}
 examples:
@@ -45,15 +45,17 @@ def arguments(add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Converts; what was written, and what was found, is on stdout."""
     if options.to in ("gguf", "peft") and options.dtype:
-        raise cli.Usage("--dtype is for --to=qwen and --to=qwen2; a gguf has --quant, and adapters are float32")
+        raise command_line.Usage(
+            "--dtype is for --to=qwen and --to=qwen2; a gguf has --quant, and adapters are float32"
+        )
     shared.quiet()
-    from qwenjax.api.source import open_source
+    from qwenjax.api.checkpoint_path import detect
 
-    source = open_source(options.model, shared.overrides(options))
+    source = detect(options.model, shared.overrides(options))
     return (_adapter if options.to == "peft" else _model)(source, options)
 
 
-def _model(source: "Source", options: argparse.Namespace) -> int:
+def _model(source: "CheckpointPath", options: argparse.Namespace) -> int:
     """Writes a whole model."""
     from qwenjax.convert import check, write
 
@@ -67,10 +69,10 @@ def _model(source: "Source", options: argparse.Namespace) -> int:
     print(f"{out}: {source.config.params:,} parameters, {options.quant if options.to == 'gguf' else dtype}")
     if options.check:
         _show(check.check(source, params, out, options.to, dtype, options.quant))
-    return cli.DONE
+    return command_line.DONE
 
 
-def _adapter(source: "Source", options: argparse.Namespace) -> int:
+def _adapter(source: "CheckpointPath", options: argparse.Namespace) -> int:
     """Writes adapters alone."""
     import jax
 
@@ -82,7 +84,7 @@ def _adapter(source: "Source", options: argparse.Namespace) -> int:
     print(f"{out}: {count:,} parameters of rank {adapter.lora.rank} on {adapter.base}, float32")
     if options.check:
         _show(check.check_adapter(source, adapter, out))
-    return cli.DONE
+    return command_line.DONE
 
 
 def _tell(notes: list[str]) -> None:

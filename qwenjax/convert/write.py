@@ -4,26 +4,26 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from qwenjax import cli
-from qwenjax.api.source import Source
-from qwenjax.interop import gguf_tokens
-from qwenjax.interop.directory import CONFIG
-from qwenjax.interop.gguf_write import write_gguf
+from qwenjax.api.checkpoint_path import CheckpointPath
+from qwenjax.common import progress
+from qwenjax.interop.gguf import vocabulary
+from qwenjax.interop.gguf.write import write_gguf
+from qwenjax.interop.huggingface.directory import CONFIG
+from qwenjax.interop.huggingface.save import as_tensors, save_params, saved_bytes
+from qwenjax.interop.huggingface.tokenizer import CHAT_TEMPLATE, write_tokenizer
 from qwenjax.interop.peft import Adapter, save_adapter
-from qwenjax.interop.save import as_tensors, save_params, saved_bytes
-from qwenjax.interop.vocabulary import CHAT_TEMPLATE, write_tokenizer
-from qwenjax.text.gguf_vocab import metadata
-from qwenjax.text.hub import HubTokenizer
+from qwenjax.tokenizer.gguf import metadata
+from qwenjax.tokenizer.hub import HubTokenizer
 
 
-def directory(source: Source, params: dict, out: Path, layout: str, dtype: str) -> tuple[Path, list[str]]:
+def directory(source: CheckpointPath, params: dict, out: Path, layout: str, dtype: str) -> tuple[Path, list[str]]:
     """Writes a directory of the hubs; returns it, and a sentence for each thing that it cannot say.
 
     Raises:
       ValueError: what the layout cannot hold; see `interop.save.save_params`.
     """
     habits, tokenizer = source.habits(), source.tokenizer()
-    with cli.meter(f"writing {out.name}", saved_bytes(source.config, layout, dtype), "B") as step:
+    with progress.meter(f"writing {out.name}", saved_bytes(source.config, layout, dtype), "B") as step:
         notes = save_params(
             source.config,
             params,
@@ -38,7 +38,7 @@ def directory(source: Source, params: dict, out: Path, layout: str, dtype: str) 
     return out, notes + (["no tokenizer lies with the model, so none was written"] if tokenizer is None else [])
 
 
-def gguf(source: Source, params: dict, out: Path, kind: str) -> tuple[Path, list[str]]:
+def gguf(source: CheckpointPath, params: dict, out: Path, kind: str) -> tuple[Path, list[str]]:
     """Writes a .gguf file, at `out` or inside it; returns its path, and what the format cannot say.
 
     Raises:
@@ -46,12 +46,12 @@ def gguf(source: Source, params: dict, out: Path, kind: str) -> tuple[Path, list
     """
     name, file = source.name, out if out.suffix == ".gguf" else out / f"{source.name}-{kind}.gguf"
     facts = _vocabulary(source)
-    with cli.meter(f"writing {file.name}", source.config.params, "") as step:
+    with progress.meter(f"writing {file.name}", source.config.params, "") as step:
         tensors = as_tensors(source.config, params, "qwen2")
         return file, write_gguf(file, source.config, tensors, facts, kind, name, step)
 
 
-def adapter(source: Source, found: Adapter, out: Path) -> list[str]:
+def adapter(source: CheckpointPath, found: Adapter, out: Path) -> list[str]:
     """Writes adapters for PEFT, and the tokenizer; returns a sentence for each thing that a reader has to know.
 
     Raises:
@@ -66,8 +66,8 @@ def adapter(source: Source, found: Adapter, out: Path) -> list[str]:
             f"PEFT cannot read the model beneath; write it, too: python -m qwenjax.convert --model={base.path} "
             "--to=qwen2 --out=FOLDER, and PeftModel.from_pretrained takes FOLDER and the adapters"
         )
-    if how.base != base.dtype and how.base != "float32":
-        notes.append(f"in training the model beneath was held as {how.base}: read it so in PEFT, too")
+    if how.base_dtype != base.dtype and how.base_dtype != "float32":
+        notes.append(f"in training the model beneath was held as {how.base_dtype}: read it so in PEFT, too")
     for field in dataclasses.fields(source.config):
         ours, theirs = getattr(source.config, field.name), getattr(base.config, field.name)
         if ours != theirs:
@@ -78,7 +78,7 @@ def adapter(source: Source, found: Adapter, out: Path) -> list[str]:
     return notes
 
 
-def _vocabulary(source: Source) -> dict[str, Any]:
+def _vocabulary(source: CheckpointPath) -> dict[str, Any]:
     if source.foreign and "gguf" in source.foreign.files:
         return source.foreign.files["gguf"]  # as it was
     tokenizer = source.tokenizer()
@@ -87,4 +87,4 @@ def _vocabulary(source: Source) -> dict[str, Any]:
     template = CHAT_TEMPLATE if source.habits().chat else ""
     if isinstance(tokenizer, HubTokenizer):
         return metadata(tokenizer, source.config.vocab, template)
-    return gguf_tokens.vocabulary(tokenizer, source.config.vocab, template)
+    return vocabulary.vocabulary(tokenizer, source.config.vocab, template)

@@ -10,14 +10,14 @@ examples:
 
 import sys
 
-from qwenjax import cli
+from qwenjax.common import command_line
 from qwenjax.data.commands import convert, publish, show, stats, tokenize
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `python -m qwenjax.data COMMAND …`; returns its exit code."""
     commands = {"tokenize": tokenize, "stats": stats, "convert": convert, "show": show, "publish": publish}
-    return cli.main("qwenjax.data", __doc__, commands, argv)
+    return command_line.main("qwenjax.data", __doc__, commands, argv)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ command goes on.
 import argparse
 import sys
 
-from qwenjax import cli
 from qwenjax.api import options as shared
+from qwenjax.common import command_line
 
 EXAMPLES = f"""{shared.MODEL}
 examples:
@@ -40,38 +40,45 @@ def arguments(add) -> None:
         help="preferences, in any form that `qwenjax.data convert` reads",
     )
     add("--lengths", type=_numbers, metavar="N,N,…", help="in tokens (default: 1024, 2048, … 32768)")
-    add("--tokens", type=cli.positive, metavar="N", help="of the text, read at each length (default: the longest one)")
-    add("--depths", type=cli.positive, metavar="N", help="places of the passkey (default: 5)")
-    add("--trials", type=cli.positive, metavar="N", help="passkey texts for each length and depth (default: 2)")
-    add("--seed", type=cli.natural, metavar="N", help="of what is drawn (default: 0)")
+    add(
+        "--tokens",
+        type=command_line.positive,
+        metavar="N",
+        help="of the text, read at each length (default: the longest one)",
+    )
+    add("--depths", type=command_line.positive, metavar="N", help="places of the passkey (default: 5)")
+    add(
+        "--trials", type=command_line.positive, metavar="N", help="passkey texts for each length and depth (default: 2)"
+    )
+    add("--seed", type=command_line.natural, metavar="N", help="of what is drawn (default: 0)")
     add("--out", metavar="DIR", help="where results go (default: runs/eval-MODEL)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measures one thing after the other, and prints each."""
-    from qwenjax.evals import tasks
+    from qwenjax.eval import task
 
     try:
         asked = {
             name: getattr(options, name) for name in ("text", "data", "lengths", "tokens", "depths", "trials", "seed")
         }
         asked["data"] = tuple(dict.fromkeys(asked["data"] or ()))
-        settings = tasks.Settings(**{name: value for name, value in asked.items() if value})
+        settings = task.Settings(**{name: value for name, value in asked.items() if value})
         names = [f"table{options.table}"] if options.table else []
         names += [name.strip() for name in options.tasks.split(",") if name.strip()]
-        modules = {name: tasks.task(name.removeprefix("table")) for name in names}
+        modules = {name: task.task(name.removeprefix("table")) for name in names}
     except ValueError as error:
-        raise cli.Usage(str(error)) from None
+        raise command_line.Usage(str(error)) from None
     if not modules:
-        raise cli.Usage("nothing to measure: give --table=3, --table=4 or --tasks=passkey,entropy")
+        raise command_line.Usage("nothing to measure: give --table=3, --table=4 or --tasks=passkey,entropy")
     kinds = {module.MODEL for module in modules.values()}
     if len(kinds) > 1:
-        raise cli.Usage("--table=4 measures a reward model, all else a language model: ask for them apart")
+        raise command_line.Usage("--table=4 measures a reward model, all else a language model: ask for them apart")
     if "reward" in kinds and options.set:
-        raise cli.Usage("--set changes a language model's config; a reward model is read as it was trained")
+        raise command_line.Usage("--set changes a language model's config; a reward model is read as it was trained")
 
-    from qwenjax import storage
-    from qwenjax.evals import run as evals
+    from qwenjax.common import storage
+    from qwenjax.eval import runner as evals
 
     out = storage.path(options.out or evals.default_out(options.model))
     judged = "reward" in kinds
@@ -81,9 +88,9 @@ def run(options: argparse.Namespace) -> int:
         found = evals.measured(model, options.model, name, settings, out, of)
         print(found.text, flush=True)
         print(f"also in {out / name}.txt, .json and .png", file=sys.stderr)
-    return cli.DONE
+    return command_line.DONE
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     """Type of an option that is a list of whole numbers."""
-    return tuple(cli.positive(part.strip()) for part in text.split(","))
+    return tuple(command_line.positive(part.strip()) for part in text.split(","))

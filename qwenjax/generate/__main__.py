@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from qwenjax import cli
 from qwenjax.api import options as shared
+from qwenjax.common import command_line, progress
 
 EXAMPLES = f"""{shared.MODEL}
 examples:
@@ -31,9 +31,9 @@ def arguments(add) -> None:
     shared.model_arguments(add)
     add("--jsonl", metavar="FILE", help="rows to complete instead of prompts")
     add("--out", metavar="FILE", help="where their completions go")
-    add("--batch", type=cli.positive, default=8, metavar="N", help="rows completed at a time (default: 8)")
+    add("--batch", type=command_line.positive, default=8, metavar="N", help="rows completed at a time (default: 8)")
     add("--reward", metavar="PATH", help="a reward model's run, which chooses among answers")
-    add("--best-of", type=cli.positive, metavar="N", help="answers to choose from")
+    add("--best-of", type=command_line.positive, metavar="N", help="answers to choose from")
     shared.sampling_arguments(add)
     add("--stop", action="append", default=[], metavar="TEXT", help="ends a completion; \\n is a line end; repeatable")
 
@@ -41,9 +41,9 @@ def arguments(add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Completes; results are on stdout or in --out."""
     if bool(options.prompt) == bool(options.jsonl) or bool(options.jsonl) != bool(options.out):
-        raise cli.Usage("wanted PROMPT…, or --jsonl=FILE with --out=FILE")
+        raise command_line.Usage("wanted PROMPT…, or --jsonl=FILE with --out=FILE")
     if bool(options.reward) != bool(options.best_of):
-        raise cli.Usage("--reward=PATH and --best-of=N go together: who chooses, and among how many")
+        raise command_line.Usage("--reward=PATH and --best-of=N go together: who chooses, and among how many")
     stop = tuple(text.replace("\\n", "\n") for text in options.stop)
     return _file(options, stop) if options.jsonl else _screen(options, stop)
 
@@ -61,7 +61,7 @@ def _screen(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
         print(flush=True)
         rate = len(made[0].ids) / (time.perf_counter() - begin)
         print(f"{len(made[0].ids)} tokens, {rate:.1f} a second, ended by {made[0].reason}", file=sys.stderr)
-    return cli.DONE
+    return command_line.DONE
 
 
 def _best(options: argparse.Namespace, stop: tuple[str, ...], model, policy, most: int, prompts: list[str]) -> int:
@@ -78,7 +78,7 @@ def _best(options: argparse.Namespace, stop: tuple[str, ...], model, policy, mos
             f"best-of-{chooser.n} is up to {best_of.divergence(chooser.n):.2f} nats (KL) from the policy",
             file=sys.stderr,
         )
-    return cli.DONE
+    return command_line.DONE
 
 
 def _chooser(options: argparse.Namespace):
@@ -89,26 +89,26 @@ def _chooser(options: argparse.Namespace):
 
 
 def _file(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
-    from qwenjax.api import jobs
+    from qwenjax.api import jsonl_jobs
 
-    rows, out = jobs.read_requests(options.jsonl), Path(options.out)
+    rows, out = jsonl_jobs.read_requests(options.jsonl), Path(options.out)
     model = shared.load_model(options)
-    job = jobs.Job(*shared.sampling(options, model), stop, options.seed, options.batch)
+    job = jsonl_jobs.CompletionJob(*shared.sampling(options, model), stop, options.seed, options.batch)
     chooser, made_by = _chooser(options), f"{options.model} {options.set} {options.dtype}"
     if chooser:
         chooser.check(model, job.sampling)
         made_by += f" best of {chooser.n} by {chooser.judge.fingerprint}"
     digest = job.digest(made_by)
-    done = jobs.resume(out, rows, digest)
+    done = jsonl_jobs.resume(out, rows, digest)
     if done:
         print(f"{done} of {len(rows)} rows are done", file=sys.stderr)
-    with cli.meter("completing", len(rows) - done, "row") as step:
-        tokens = jobs.run(model, rows, done, job, digest, out, step, chooser)
+    with progress.meter("completing", len(rows) - done, "row") as step:
+        tokens = jsonl_jobs.run(model, rows, done, job, digest, out, step, chooser)
     print(f"{out} is complete: {len(rows)} rows, {tokens} new tokens")
-    return cli.DONE
+    return command_line.DONE
 
 
 if __name__ == "__main__":
     from qwenjax.generate import __main__ as command  # beside the pure files of this room, the command is this file
 
-    sys.exit(cli.main_of("qwenjax.generate", command))
+    sys.exit(command_line.main_of("qwenjax.generate", command))

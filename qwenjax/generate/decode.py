@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwenjax.generate import sampling
-from qwenjax.generate.read import batch_size, bucket, read
+from qwenjax.generate.prefill import batch_size, bucket, read
 from qwenjax.generate.sampling import Greedy, Picked, Sample
 from qwenjax.generate.stops import Stop, Stops
 from qwenjax.model import cache as caches
@@ -49,7 +49,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Completion:
+class GeneratedRow:
     """What came, without the stop that ended it."""
 
     ids: list[int]
@@ -60,7 +60,7 @@ class Completion:
     stop: tuple[int, ...] = ()  # the ids that ended it, if ids did
 
 
-class State(NamedTuple):
+class DecodeState(NamedTuple):
     """What the loop changes; donated from call to call."""
 
     hidden: jax.Array  # [b d] from which the next token is chosen
@@ -94,7 +94,7 @@ def generate(
     cache: str = "plain",
     mode: str = "exact",
     on_token: Callable[[int, list[int]], None] | None = None,
-) -> list[Completion]:
+) -> list[GeneratedRow]:
     """Continuations of prompts, all in one batch.
 
     Args:
@@ -181,9 +181,9 @@ class _Made:
         fresh, self.sent = self.ids[self.sent : settled], max(settled, self.sent)
         return fresh
 
-    def completion(self) -> Completion:
+    def completion(self) -> GeneratedRow:
         n = len(self.ids)
-        return Completion(self.ids, self.logprobs[:n], self.model_logprobs[:n], self.reason, self.before, self.stop)
+        return GeneratedRow(self.ids, self.logprobs[:n], self.model_logprobs[:n], self.reason, self.before, self.stop)
 
 
 def _rows(cfg, made, batch, stops, mode):
@@ -205,7 +205,7 @@ def _rows(cfg, made, batch, stops, mode):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "needs", "size"), donate_argnames="state")
-def _advance(params, state: State, rows: Rows, limit, *, model, needs, size):
+def _advance(params, state: DecodeState, rows: Rows, limit, *, model, needs, size):
     """At most `limit` steps, fewer when all rows are done or one must be read again.
 
     Returns: the state, ids [b STEPS] (-1 where a row made none), and the two log-probabilities [b STEPS].
@@ -235,7 +235,7 @@ def _advance(params, state: State, rows: Rows, limit, *, model, needs, size):
         lengths = state.position + 1 if rows.lengths is None else rows.lengths
         hidden, cache = model.apply({"params": params}, token[:, None], fed[:, None], None, state.cache, lengths)
         count, position = state.count + active, state.position + active
-        return step + 1, State(hidden[:, 0], position, count, done, recent, seen, cache), out, again.any()
+        return step + 1, DecodeState(hidden[:, 0], position, count, done, recent, seen, cache), out, again.any()
 
     def more(carry):
         step, state, _, again = carry
@@ -247,7 +247,7 @@ def _advance(params, state: State, rows: Rows, limit, *, model, needs, size):
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _join(state: State, rows, lengths, hidden, cache):
+def _join(state: DecodeState, rows, lengths, hidden, cache):
     """The state with `rows` [r] (beyond the batch: none) as they were just read."""
     hidden = state.hidden.at[rows].set(hidden, mode="drop")
     position = state.position.at[rows].set(lengths, mode="drop")
@@ -257,7 +257,7 @@ def _join(state: State, rows, lengths, hidden, cache):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _start(model, batch, slots, kind, longest, seen):
     dtype = jnp.dtype(model.compute.dtype)
-    return State(
+    return DecodeState(
         hidden=jnp.zeros((batch, model.cfg.embed), dtype),
         position=jnp.zeros(batch, jnp.int32),
         count=jnp.zeros(batch, jnp.int32),

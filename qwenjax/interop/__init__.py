@@ -6,10 +6,10 @@ sharded arrays. `save.save_params` is the way back. `layout.py` is the one table
 
 from pathlib import Path
 
-from qwenjax.interop.tensors import Foreign
+from qwenjax.interop.hub_checkpoint import HubCheckpoint
 
 
-def open_checkpoint(path: str | Path) -> Foreign:
+def open_checkpoint(path: str | Path) -> HubCheckpoint:
     """The checkpoint at a path: a directory of the Hugging Face form, GPTQ or not, or a .gguf file.
 
     Raises:
@@ -17,11 +17,11 @@ def open_checkpoint(path: str | Path) -> Foreign:
     """
     place = Path(path)
     if place.suffix == ".gguf":
-        from qwenjax.interop.gguf import open_gguf
+        from qwenjax.interop.gguf.tensors import open_gguf
 
         return open_gguf(place)
     if place.is_dir():
-        from qwenjax.interop.directory import open_directory
+        from qwenjax.interop.huggingface.directory import open_directory
 
         return open_directory(place)
     what = "give the directory it lies in" if place.is_file() else "nothing is there"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwenjax.interop.tensors import Tensor, Tensors
+from qwenjax.interop.hub_checkpoint import Tensor, Tensors
 
 BITS = (2, 4, 8)  # 3 is packed across words
 FORMATS = ("gptq", "gptq_v2")  # of `checkpoint_format`; v2 stores zero points as they are

@@ -20,15 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from qwenjax.config import PROJECTIONS, Lora, ModelConfig
-from qwenjax.interop.directory import read_json, read_pickle, read_safetensors
-from qwenjax.interop.layout import Part, Table
-from qwenjax.interop.save import MADE_BY
-from qwenjax.interop.tensors import Tensor
+from qwenjax.interop.hub_checkpoint import Tensor
+from qwenjax.interop.huggingface.directory import read_json, read_pickle, read_safetensors
+from qwenjax.interop.huggingface.layout import Table, TensorPart
+from qwenjax.interop.huggingface.save import MADE_BY
 from qwenjax.model import transformer
 from qwenjax.model.lora import TARGETS, init
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-# In the header of a file of ours: which of q, k, v have a block of the c_attn adapters, and `lora.base`.
+# In the header of a file of ours: which of q, k, v have a block of the c_attn adapters, and `lora.base_dtype`.
 BLOCKS, HELD = "qwenjax_blocks", "qwenjax_base"
 PREFIX = "base_model.model."
 FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
@@ -96,7 +96,7 @@ def save_adapter(
         "alpha_pattern": {module: _number(n * lora.alpha) for module, n in several.items()},
         "inference_mode": True,
     }
-    header = {**MADE_BY, BLOCKS: " ".join(name for name in "qkv" if name in adapters), HELD: lora.base}
+    header = {**MADE_BY, BLOCKS: " ".join(name for name in "qkv" if name in adapters), HELD: lora.base_dtype}
     folder.mkdir(parents=True, exist_ok=True)
     made = {
         folder / WEIGHTS: folder / f".{WEIGHTS}.{os.getpid()}",
@@ -153,8 +153,8 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
         alpha=scale * rank,
         dropout=float(values.get("lora_dropout", 0.0)),
         targets=tuple(name for name in PROJECTIONS if name in pieces),
-        whole=tuple(params),
-        base=header.get(HELD, "float32"),
+        modules_to_save=tuple(params),
+        base_dtype=header.get(HELD, "float32"),
     )
     adapters: dict = {}
     for name in lora.targets:
@@ -163,12 +163,12 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
     return Adapter({"lora": {"blocks": adapters}, "params": params}, lora, values.get("base_model_name_or_path") or "")
 
 
-def _name(part: Part) -> str:
+def _name(part: TensorPart) -> str:
     """q, k, … of a projection; anything else of other parameters."""
     return part.row.ours.split("/")[-1]
 
 
-def _joined(parts: list[Part], rows: int, adapters: dict) -> tuple[np.ndarray, np.ndarray]:
+def _joined(parts: list[TensorPart], rows: int, adapters: dict) -> tuple[np.ndarray, np.ndarray]:
     """A [m r, in] and B [rows, m r] of one module that holds m projections, each with its own r columns of B."""
     a = [adapters[_name(part)]["a"][part.layer] for part in parts]
     rank = a[0].shape[-1]
@@ -180,7 +180,7 @@ def _joined(parts: list[Part], rows: int, adapters: dict) -> tuple[np.ndarray, n
     return np.ascontiguousarray(np.concatenate([x.reshape(-1, rank).T for x in a])), b
 
 
-def _apart(parts: list[Part], a: np.ndarray, b: np.ndarray, blocks: list[str]) -> list[tuple]:
+def _apart(parts: list[TensorPart], a: np.ndarray, b: np.ndarray, blocks: list[str]) -> list[tuple]:
     """(part, (A, its rows of B)) for each projection that a module holds; the inverse of `_joined`."""
     held = [part for part in parts if _name(part) in blocks] if len(parts) > 1 else []
     rank = len(a) // len(held) if held else 0
@@ -194,7 +194,7 @@ def _apart(parts: list[Part], a: np.ndarray, b: np.ndarray, blocks: list[str]) -
     return [(part, (a, b[part.start : part.stop])) for part in parts]
 
 
-def _to_ours(part: Part, table: Table, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _to_ours(part: TensorPart, table: Table, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A [*in, r] and B [r, *out] from [r, in] and [out, r]."""
     target, sizes = TARGETS[_name(part)], table.ours_shape(part.row)
     a = a.T.reshape(*(sizes[i] for i in target.inputs), -1)

@@ -49,7 +49,7 @@ def empty(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype, kind: str
     """
     if kind not in KINDS:
         raise ValueError(f"no kind of cache {kind!r}; known: {', '.join(KINDS)}")
-    shape = (batch, cfg.kv, length, cfg.head_dim)
+    shape = (batch, cfg.kv, length, cfg.head_size)
 
     def part():
         if kind == "plain":

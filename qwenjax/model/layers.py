@@ -166,7 +166,7 @@ class Attention(nn.Module):
 
         A window that comes as an argument (int32) differs between the layers of a scan.
         """
-        cfg, d, n, k, h = self.cfg, self.cfg.embed, self.cfg.heads, self.cfg.kv, self.cfg.head_dim
+        cfg, d, n, k, h = self.cfg, self.cfg.embed, self.cfg.heads, self.cfg.kv, self.cfg.head_size
         if self.fused:
             (qkv,) = project(x, weight(self, "qkv", ("embed", "heads", "head_dim"), (d, n + 2 * k, h)))
             if cfg.qkv_bias:

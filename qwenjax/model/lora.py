@@ -67,28 +67,31 @@ def init(cfg: ModelConfig, lora: Lora, rng: jax.Array) -> dict:
 
 
 def split(params: dict, lora: Lora) -> tuple[dict, dict]:
-    """What is trained of a model's parameters, and what is frozen, in the width of `lora.base`.
+    """What is trained of a model's parameters, and what is frozen, in the width of `lora.base_dtype`.
 
-    Returns: trained = {"params": those of `lora.whole`}, to which adapters come as "lora"; and
+    Returns: trained = {"params": those of `lora.modules_to_save`}, to which adapters come as "lora"; and
       frozen = {"params": the rest, "quantised": the projections with their codes and scales}. Only projections are
       quantised; of an int8 or nf4 base the rest is bfloat16. Boxed parameters give boxed results.
     Raises:
-      ValueError: `lora.whole` names a head that is the input embedding, which is named embed.
+      ValueError: `lora.modules_to_save` names a head that is the input embedding, which is named embed.
     """
-    if missing := [name for name in lora.whole if name not in params]:
-        raise ValueError(f"lora.whole={lora.whole}: the model has no {missing[0]}; its head is tied, train 'embed'")
-    rest = {name: x for name, x in params.items() if name not in lora.whole}
+    if missing := [name for name in lora.modules_to_save if name not in params]:
+        raise ValueError(
+            f"lora.modules_to_save={lora.modules_to_save}: the model has no {missing[0]}; its head is tied, "
+            "train 'embed'"
+        )
+    rest = {name: x for name, x in params.items() if name not in lora.modules_to_save}
     frozen: dict = {"params": rest, "quantised": {}}
-    if lora.base in KINDS:
+    if lora.base_dtype in KINDS:
         blocks = {module: dict(x) for module, x in rest["blocks"].items()}
         codes: dict = {}
         for name, target in TARGETS.items():
             weight = blocks[target.module].pop(name)
-            codes.setdefault(target.module, {})[name] = _unboxed(lambda w: quantise(w, lora.base), weight)
+            codes.setdefault(target.module, {})[name] = _unboxed(lambda w: quantise(w, lora.base_dtype), weight)
         frozen = {"params": {**rest, "blocks": blocks}, "quantised": {"blocks": codes}}
-    dtype = jnp.dtype("float32" if lora.base == "float32" else "bfloat16")
+    dtype = jnp.dtype("float32" if lora.base_dtype == "float32" else "bfloat16")
     frozen["params"] = jax.tree.map(lambda w: w.astype(dtype), frozen["params"])
-    whole = {name: params[name] for name in lora.whole}
+    whole = {name: params[name] for name in lora.modules_to_save}
     return {"params": jax.tree.map(lambda w: w.astype(jnp.float32), whole)}, frozen  # a master, as all that learns
 
 

@@ -38,7 +38,7 @@ def tables(positions: jax.Array, cfg: ModelConfig, lengths: jax.Array | None = N
     Args:
       lengths: [b] int32, by which dynamic NTK raises each row's own base to base · alpha^(h/(h-2)). None: training.
     """
-    h, base, where = cfg.head_dim, cfg.rope_base, positions[..., None, None].astype(jnp.float32)
+    h, base, where = cfg.head_size, cfg.rope_base, positions[..., None, None].astype(jnp.float32)
     if cfg.ntk and lengths is not None:
         alpha = ntk_alpha(lengths, cfg.context).astype(jnp.float32)
         base = (base * alpha ** (h / (h - 2)))[:, None, None, None]
@@ -62,7 +62,7 @@ def yarn_kept(cfg: ModelConfig) -> np.ndarray:
     1 where it makes more than beta_fast turns within the original context, 0 where fewer than beta_slow; linear in
     the index between, from the last index before to the first behind, as published models are made.
     """
-    scaling, h = cfg.rope_scaling, cfg.head_dim
+    scaling, h = cfg.rope_scaling, cfg.head_size
     original = scaling.original or cfg.context
 
     def index(turns):  # where base^(-2i/h) · original = 2π · turns

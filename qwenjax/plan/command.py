@@ -10,8 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from qwenjax.cli import DONE, FAILED, experiment, experiment_arguments, positive
+from qwenjax.common.command_line import DONE, FAILED, positive
 from qwenjax.config import RL_TASKS
+from qwenjax.config.lookup import experiment_arguments, experiment_from
 
 EXAMPLES = """
 examples:
@@ -45,38 +46,38 @@ def arguments(add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compiles, then prints."""
-    from qwenjax.cli import Usage
-    from qwenjax.plan import topology
+    from qwenjax.common.command_line import Usage
+    from qwenjax.xla import hardware
 
     try:
-        wanted = topology.parse(options.topology, options.slices)
+        wanted = hardware.parse(options.topology, options.slices)
     except ValueError as error:
         raise Usage(str(error)) from None
-    chosen = experiment(options)
-    topology.prepare_environment()
+    experiment = experiment_from(options)
+    hardware.prepare_environment()
     from qwenjax.plan import report, search
     from qwenjax.plan.estimate import DoesNotFit, plan
 
-    if chosen.task in RL_TASKS:
-        return _iteration(chosen, wanted, options)
+    if experiment.task in RL_TASKS:
+        return _iteration(experiment, wanted, options)
     if options.search:
-        _say(f"compiling settings of {chosen.name} for {wanted.name}, one to three minutes each")
-        best = search.search(chosen, wanted, options.search, _say)
+        _say(f"compiling settings of {experiment.name} for {wanted.name}, one to three minutes each")
+        best = search.search(experiment, wanted, options.search, _say)
         if best is None:
-            print(f"{chosen.name} fits on {wanted.name} with no setting that was tried; use more chips")
+            print(f"{experiment.name} fits on {wanted.name} with no setting that was tried; use more chips")
             return FAILED
         made = best[1]
         _say(f"quickest of them: {best[0].settings}\n")
     else:
-        _say(f"compiling {chosen.name} for {wanted.name}, one to three minutes")
+        _say(f"compiling {experiment.name} for {wanted.name}, one to three minutes")
         try:
-            made = plan(chosen, wanted)
+            made = plan(experiment, wanted)
         except DoesNotFit as error:
-            print(f"{chosen.name} does not fit on {wanted.name}: {error}")
-            print(advice(search.likely(search.candidates(chosen, wanted), wanted)))
+            print(f"{experiment.name} does not fit on {wanted.name}: {error}")
+            print(advice(search.likely(search.candidates(experiment, wanted), wanted)))
             return FAILED
     if options.hlo:
-        path = Path(options.hlo) / f"{chosen.name}-{wanted.name.replace(':', '-')}.hlo.txt"
+        path = Path(options.hlo) / f"{experiment.name}-{wanted.name.replace(':', '-')}.hlo.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(made.text)
         print(f"program in {path}", file=sys.stderr)
@@ -85,21 +86,22 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _iteration(chosen, wanted, options: argparse.Namespace) -> int:
+def _iteration(experiment, wanted, options: argparse.Namespace) -> int:
     """The same for reinforcement learning, whose step is several programs."""
-    from qwenjax.cli import Usage
+    from qwenjax.common.command_line import Usage
     from qwenjax.plan import rl
     from qwenjax.plan.estimate import DoesNotFit
 
     if options.search or options.hlo or options.price is not None:
-        raise Usage(f"--search, --hlo and --price are for a single program; {chosen.task} has several")
-    _say(f"compiling the programs of {chosen.name} for {wanted.name}, one to three minutes each")
+        raise Usage(f"--search, --hlo and --price are for a single program; {experiment.task} has several")
+    _say(f"compiling the programs of {experiment.name} for {wanted.name}, one to three minutes each")
     try:
-        found = rl.plan_rl(chosen, wanted)
+        found = rl.plan_rl(experiment, wanted)
     except DoesNotFit as error:
-        print(f"{chosen.name} does not fit on {wanted.name}: {error}")
+        print(f"{experiment.name} does not fit on {wanted.name}: {error}")
         return FAILED
-    print(json.dumps(rl.as_dict(chosen, wanted, *found), indent=1) if options.json else rl.text(chosen, wanted, *found))
+    as_json = json.dumps(rl.as_dict(experiment, wanted, *found), indent=1) if options.json else None
+    print(as_json or rl.text(experiment, wanted, *found))
     return DONE
 
 

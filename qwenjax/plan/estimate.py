@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwenjax.config import Experiment
-from qwenjax.plan.costs import BETWEEN_SLICES, Collective, Costs, costs
-from qwenjax.plan.hlo import Op, Program
-from qwenjax.plan.topology import Topology
+from qwenjax.xla.costs import BETWEEN_SLICES, Collective, Costs, costs
+from qwenjax.xla.hardware import Topology
+from qwenjax.xla.hlo import HloOp, HloProgram
 
 ATTENTION = 0.5  # of peak
 BLOCK = 1024  # causal attention computes whole blocks: half of them and the diagonal
@@ -82,13 +82,13 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
     state = task.program.abstract_state()
     compiled, seconds = compile_for(task.lowered()["step"])
     analysis, text = compiled.memory_analysis(), compiled.as_text()
-    parsed = Program(text)
+    parsed = HloProgram(text)
     spent = costs(parsed)
     sizes = {axis: mesh.shape[axis] for axis in mesh.axis_names}
     memory = _memory(experiment, state, sizes, analysis)
     compute = spent.cycles / topology.chip.clock
     exposed, hidden, table = collective_seconds(spent.collectives, topology, compute)
-    model = experiment.model.flops_per_token(experiment.data.length) * experiment.tokens_per_step
+    model = experiment.model.flops_per_token(experiment.data.seq_len) * experiment.tokens_per_step
     return Plan(
         experiment=experiment,
         topology=topology,
@@ -149,7 +149,7 @@ def _memory(experiment: Experiment, state: Any, mesh: dict[str, int], analysis: 
     rest = analysis.peak_memory_in_bytes - sum(parts.values())
     # the head gathered in bf16, its gradient in float32, the scores of one chunk; all at once only while loss is made
     columns = model.embed * model.vocab // mesh["tensor"]
-    vocabulary = columns * (2 + 4) + 4 * compute.loss_tokens * model.vocab // mesh["tensor"]
+    vocabulary = columns * (2 + 4) + 4 * compute.loss_chunk * model.vocab // mesh["tensor"]
     vocabulary = min(vocabulary, rest)
     return parts | {"vocabulary": vocabulary, "activations": rest - vocabulary}
 
@@ -163,10 +163,10 @@ def held(tree: Any) -> int:
 
 def _attention(experiment: Experiment, mesh: dict[str, int], spent: Costs, topology: Topology) -> float:
     """Seconds in attention kernels, which the compiler does not estimate."""
-    model, length = experiment.model, experiment.data.length
-    rows = experiment.data.batch / experiment.accumulate / (mesh["data"] * mesh["fsdp"] * mesh["context"])
+    model, length = experiment.model, experiment.data.seq_len
+    rows = experiment.data.batch_size / experiment.accumulate / (mesh["data"] * mesh["fsdp"] * mesh["context"])
     block = min(BLOCK, length if mesh["context"] == 1 else length // (2 * mesh["context"]))
-    products = 4 * length**2 * model.head_dim * model.heads / mesh["tensor"] * rows / 2 * (1 + block / length)
+    products = 4 * length**2 * model.head_size * model.heads / mesh["tensor"] * rows / 2 * (1 + block / length)
     once, total = products / topology.chip.flops / ATTENTION, 0.0
     separate = any("dq" in name for name in spent.kernels)
     for name, calls in spent.kernels.items():
@@ -199,7 +199,7 @@ def collective_seconds(found: list[Collective], topology: Topology, compute: flo
     return exposed + max(0.0, network - compute), hidden + min(network, compute), table
 
 
-def _largest(program: Program, count: int = 3) -> list[tuple[float, str, str]]:
+def _largest(program: HloProgram, count: int = 3) -> list[tuple[float, str, str]]:
     """The largest values that single instructions make, with the line of the package that asked for them."""
     made: dict[str, tuple[float, str, str]] = {}
     for op in program.executed():
@@ -209,5 +209,5 @@ def _largest(program: Program, count: int = 3) -> list[tuple[float, str, str]]:
     return sorted(made.values(), key=lambda item: -item[0])[:count]
 
 
-def _scope(op: Op) -> str:
+def _scope(op: HloOp) -> str:
     return op.scope or op.name

@@ -25,7 +25,7 @@ def text(plan: Plan, price: float | None = None) -> str:
     mesh = ", ".join(f"{axis} {n}" for axis, n in plan.mesh.items() if n > 1) or "one device"
     lines = [
         f"{exp.name} on {topology.name}: {topology.chips} {chip.name} chips ({slices}{grid}), mesh {mesh}",
-        f"step of {exp.data.batch:,} x {exp.data.length:,} = {exp.tokens_per_step:,} tokens in {exp.accumulate} "
+        f"step of {exp.data.batch_size:,} x {exp.data.seq_len:,} = {exp.tokens_per_step:,} tokens in {exp.accumulate} "
         f"micro-step{'s' * (exp.accumulate > 1)}; attention {plan.attention}, remat {exp.compute.remat}",
         "",
         f"fits: {plan.peak / GIB:.2f} of {chip.memory / GIB:.0f} GiB per {unit}",

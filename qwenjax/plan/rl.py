@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 
 from qwenjax.config import Experiment
-from qwenjax.plan.costs import costs
 from qwenjax.plan.estimate import DoesNotFit, collective_seconds, compile_for, held
-from qwenjax.plan.hlo import Program
-from qwenjax.plan.topology import Topology
+from qwenjax.xla.costs import costs
+from qwenjax.xla.hardware import Topology
+from qwenjax.xla.hlo import HloProgram
 
 GIB = 1 << 30
 
 
 @dataclass
-class Part:
+class ProgramCost:
     """A program of the iteration; bytes per chip and seconds of one call, attention kernels left out."""
 
     name: str
@@ -23,7 +23,7 @@ class Part:
     compile_seconds: float
 
 
-def plan_rl(experiment: Experiment, topology: Topology) -> tuple[list[Part], dict[str, int]]:
+def plan_rl(experiment: Experiment, topology: Topology) -> tuple[list[ProgramCost], dict[str, int]]:
     """Every program, and what is held of each model.
 
     Raises:
@@ -52,21 +52,22 @@ def plan_rl(experiment: Experiment, topology: Topology) -> tuple[list[Part], dic
         peak = memory.peak_memory_in_bytes + max(0, total - memory.argument_size_in_bytes)
         if peak > topology.chip.memory:
             raise DoesNotFit(f"{name} takes {peak / GIB:.1f} of {topology.chip.memory / GIB:.0f} GiB with all models")
-        spent = costs(Program(compiled.as_text()))
+        spent = costs(HloProgram(compiled.as_text()))
         compute = spent.cycles / topology.chip.clock
         exposed = collective_seconds(spent.collectives, topology, compute)[0]
         calls = updates if name.endswith("_step") else 1
-        parts.append(Part(name, calls, peak, compute + exposed, exposed, seconds))
+        parts.append(ProgramCost(name, calls, peak, compute + exposed, exposed, seconds))
     return parts, models
 
 
-def text(experiment: Experiment, topology: Topology, parts: list[Part], models: dict[str, int]) -> str:
+def text(experiment: Experiment, topology: Topology, parts: list[ProgramCost], models: dict[str, int]) -> str:
     """A plan as people read it."""
     memory, rl = topology.chip.memory / GIB, experiment.rl
     worst = max(part.peak for part in parts) / GIB
     lines = [
-        f"{experiment.name} on {topology.name}: {topology.chips} {topology.chip.name} chips; an iteration of "
-        f"{experiment.data.batch} responses of up to {rl.new_tokens} tokens, {rl.epochs * rl.minibatches} updates",
+        f"{experiment.name} on {topology.name}: {topology.chips} {topology.chip.name} chips; "
+        f"an iteration of {experiment.data.batch_size} responses of up to {rl.max_new_tokens} tokens, "
+        f"{rl.epochs * rl.minibatches} updates",
         "",
         f"fits: {worst:.2f} of {memory:.0f} GiB per chip",
         *(f"  {size / GIB:>7.2f}  {name}" for name, size in models.items()),
@@ -81,7 +82,7 @@ def text(experiment: Experiment, topology: Topology, parts: list[Part], models: 
     return "\n".join(lines)
 
 
-def as_dict(experiment: Experiment, topology: Topology, parts: list[Part], models: dict[str, int]) -> dict:
+def as_dict(experiment: Experiment, topology: Topology, parts: list[ProgramCost], models: dict[str, int]) -> dict:
     """For machines."""
     return {
         "experiment": experiment.name,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from qwenjax.config import Experiment, MeshShape
 from qwenjax.model.transformer import SAVED
 from qwenjax.plan.estimate import DoesNotFit, Plan, plan
-from qwenjax.plan.topology import Topology
+from qwenjax.xla.hardware import Topology
 
 MATMUL = 0.85  # of peak that matmuls and what goes with them reach
 EXPOSED = 0.3  # of the time of collectives that no compute hides
@@ -40,7 +40,7 @@ def predict(experiment: Experiment, topology: Topology) -> Candidate:
     """Peak memory and seconds of a step, from shapes alone."""
     model, compute, chip = experiment.model, experiment.compute, topology.chip
     mesh = experiment.mesh.sizes(topology.device_count, model.embed, topology.slices)
-    d, f, q, kv = model.embed, model.ffn, model.heads * model.head_dim, model.kv * model.head_dim
+    d, f, q, kv = model.embed, model.ffn, model.heads * model.head_size, model.kv * model.head_size
     width = {"q": q, "k": kv, "v": kv, "attn_out": q, "x_mid": d, "gate": f, "up": f}
     weights = {"q": d * q, "k": d * kv, "v": d * kv, "x_mid": d * q, "gate": d * f, "up": d * f}  # that make them
     saved = [name for name in SAVED.get(compute.remat, tuple(width)) if name in width]  # not those of adapters
@@ -53,9 +53,9 @@ def predict(experiment: Experiment, topology: Topology) -> Candidate:
     state = model.params / split * (12 + gradients)
     kept = now * model.layers * (d + sum(width[name] for name in saved)) * 2 / mesh["tensor"]
     inside = now * (8 * d + 4 * f) * 2 / mesh["tensor"] + 4 * layer / mesh["tensor"]
-    vocabulary = (6 * d * model.vocab + 4 * compute.loss_tokens * model.vocab) / mesh["tensor"] + 4 * now * d
+    vocabulary = (6 * d * model.vocab + 4 * compute.loss_chunk * model.vocab) / mesh["tensor"] + 4 * now * d
 
-    useful = model.flops_per_token(experiment.data.length) * tokens / mesh["tensor"]
+    useful = model.flops_per_token(experiment.data.seq_len) * tokens / mesh["tensor"]
     again = 2 * tokens * model.layers * sum(n for name, n in weights.items() if name not in saved) / mesh["tensor"]
     moved = 3 * 2 * model.params / mesh["tensor"] * experiment.accumulate  # two gathers, gradients: bf16
     seconds = (useful + again) / chip.flops / MATMUL + EXPOSED * moved / (chip.link * topology.axes)
@@ -82,7 +82,7 @@ def _variations(experiment: Experiment, topology: Topology) -> Iterator[Experime
         mesh = MeshShape(**sizes | {"fsdp": sizes["fsdp"] // fewer, "data": sizes["data"] * fewer})
         for accumulate in (1, 2, 4, 8, 16, 32):
             over = accumulate * mesh.data * mesh.fsdp
-            if experiment.data.batch % over == 0:
+            if experiment.data.batch_size % over == 0:
                 for remat in SAVED:
                     compute = replace(experiment.compute, remat=remat)
                     yield replace(experiment, mesh=mesh, accumulate=accumulate, compute=compute)

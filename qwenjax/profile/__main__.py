@@ -2,13 +2,13 @@
 
 import sys
 
-from qwenjax import cli
+from qwenjax.common import command_line
 from qwenjax.profile import command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the report; returns the exit code."""
-    return cli.main_of("qwenjax.profile", command, argv)
+    return command_line.main_of("qwenjax.profile", command, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict
 
-from qwenjax.cli import DONE, natural
+from qwenjax.common.command_line import DONE, natural
 
 EXAMPLES = """
 examples:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qwenjax.profile.names import Op, instructions
+from qwenjax.xla.scopes import ScopedOp, instructions
 
 Tool = Callable[..., str]  # tool(name, **parameters) -> text, empty where the trace has no such data
 MIB = 2**20
@@ -79,19 +79,19 @@ def _silence() -> Iterator[None]:
         os.close(nowhere)
 
 
-def program(tool: Tool, module: str) -> dict[str, Op]:
+def program(tool: Tool, module: str) -> dict[str, ScopedOp]:
     """The instructions of a program such as jit_train_step(2); empty if the trace does not hold it."""
     view = {"type": "long_txt", "module_name": module, "node_name": "", "graph_width": 3, "show_metadata": 1}
     return instructions(tool("graph_viewer", graph_viewer_options=view))
 
 
-def device_ops(tool: Tool) -> dict[tuple[str, str], Op]:
+def device_ops(tool: Tool) -> dict[tuple[str, str], ScopedOp]:
     """Ops of TPU and GPU by (program id, name), with xprof's category and the rate of FLOPs."""
     table = json.loads(tool("hlo_stats") or '{"cols": [], "rows": []}')
     columns = [column["id"] for column in table["cols"]]
     rows = [dict(zip(columns, (cell.get("v") for cell in row["c"]))) for row in table["rows"]]
     return {
-        (str(row["program_id"]), row["hlo_op_name"]): Op(
+        (str(row["program_id"]), row["hlo_op_name"]): ScopedOp(
             (row["category"] or "").lower(), row["tf_op_name"] or "", 1e9 * (row["model_flop_rate"] or 0)
         )
         for row in rows

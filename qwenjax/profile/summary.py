@@ -8,18 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwenjax.profile import intervals, library, names, steps, traces
+from qwenjax.profile import intervals, library, steps, traces
 from qwenjax.profile.traces import Capture, Device
+from qwenjax.xla import scopes
 
 _WORTH_A_LOOK = 0.01  # share of the time from which on a program's text is fetched
 _START_DONE = re.compile(r"^(.*)-(start|done)((?:\.\d+)?)$")
 
 
 @dataclass
-class Row:
+class SummaryRow:
     """Ops of one kind and one place in the model, as in unrolled layers. Seconds and count are per step and device."""
 
-    names: list[str]  # most expensive first
+    scopes: list[str]  # most expensive first
     module: str
     kind: str
     part: str
@@ -50,7 +51,7 @@ class Summary:
     kinds: dict[str, float]  # per step; with "idle"
     parts: dict[str, dict[str, float]]  # part of the model -> direction -> per step
     collectives: dict[str, dict[str, float]]  # kind -> exposed, overlapped -> per step
-    ops: list[Row]  # largest first
+    ops: list[SummaryRow]  # largest first
     matmul_flops: float | None  # FLOP/s while matmuls run, where the trace says so
     peak_flops: float | None
     between: float  # host time between two programs, median
@@ -93,7 +94,7 @@ def summarize(path: str | Path) -> Summary:
     busy = sum(row.seconds for row in rows)
     executed = steps.executions(first, program)
     between, host, waited = steps.between(first.host, executed)
-    flops = [(row.flop_rate * row.seconds, row.seconds) for row in rows if row.kind == names.MATMUL]
+    flops = [(row.flop_rate * row.seconds, row.seconds) for row in rows if row.kind == scopes.MATMUL]
     rate = sum(f for f, _ in flops) / max(sum(s for _, s in flops), 1e-12)
     return Summary(
         files=[str(file) for file in capture.files],
@@ -144,7 +145,7 @@ def _pieces(device: Device, bounds: np.ndarray) -> _Pieces:
     return _Pieces(ops, np.clip(np.array(spans).reshape(-1, 2), bounds[0], bounds[-1]), begun)
 
 
-def _known(tool: library.Tool, capture: Capture, totals: Counter) -> dict[tuple[str, str], names.Op]:
+def _known(tool: library.Tool, capture: Capture, totals: Counter) -> dict[tuple[str, str], scopes.ScopedOp]:
     """What xprof knows of the ops of the programs that take time."""
     modules = _sums((module, time) for (module, _), time in totals.items())
     known = {}
@@ -160,12 +161,12 @@ def _known(tool: library.Tool, capture: Capture, totals: Counter) -> dict[tuple[
     return known
 
 
-def _rows(known: dict, ops: dict[tuple[str, str], tuple[float, float]]) -> list[Row]:
-    rows: dict[tuple, Row] = {}
+def _rows(known: dict, ops: dict[tuple[str, str], tuple[float, float]]) -> list[SummaryRow]:
+    rows: dict[tuple, SummaryRow] = {}
     for (module, name), (seconds, count) in sorted(ops.items(), key=lambda item: -item[1][0]):
-        op = known.get((module, name), names.Op())
-        scope, kind = names.scope(op.scope), names.kind(name, op)
-        row = rows.setdefault((module, op.scope or name, kind), Row([], module, kind, *scope, 0.0, 0.0, 0.0))
+        op = known.get((module, name), scopes.ScopedOp())
+        scope, kind = scopes.scope(op.scope), scopes.kind(name, op)
+        row = rows.setdefault((module, op.scope or name, kind), SummaryRow([], module, kind, *scope, 0.0, 0.0, 0.0))
         row.names.append(name)
         row.flop_rate = (row.flop_rate * row.seconds + op.flop_rate * seconds) / max(row.seconds + seconds, 1e-12)
         row.seconds += seconds
@@ -173,7 +174,7 @@ def _rows(known: dict, ops: dict[tuple[str, str], tuple[float, float]]) -> list[
     return sorted(rows.values(), key=lambda row: -row.seconds)
 
 
-def _parts(rows: list[Row]) -> dict[str, dict[str, float]]:
+def _parts(rows: list[SummaryRow]) -> dict[str, dict[str, float]]:
     parts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for row in rows:
         parts[row.part][row.direction] += row.seconds
@@ -187,8 +188,8 @@ def _collectives(device: Device, pieces: _Pieces, bounds: np.ndarray, known: dic
     """
     kinds = {}
     for module, name in set(pieces.ops):
-        op = known.get((module, name), names.Op())
-        kinds[module, name] = names.collective(name, op.category), names.kind(name, op)
+        op = known.get((module, name), scopes.ScopedOp())
+        kinds[module, name] = scopes.collective(name, op.category), scopes.kind(name, op)
     flying, begun = defaultdict(list), {}
     for key, (start, end) in zip(pieces.ops, pieces.spans):
         if kind := kinds[key][0]:
@@ -200,9 +201,9 @@ def _collectives(device: Device, pieces: _Pieces, bounds: np.ndarray, known: dic
                     start = begun.pop(pair, start)
             flying[kind].append((start, end))
     for event in device.flights:
-        if kind := names.collective(event.name):
+        if kind := scopes.collective(event.name):
             flying[kind].append(np.clip((event.start, event.end), bounds[0], bounds[-1]))
-    working = [not kinds[key][0] and kinds[key][1] != names.CONTROL for key in pieces.ops]
+    working = [not kinds[key][0] and kinds[key][1] != scopes.CONTROL for key in pieces.ops]
     work = pieces.spans[working]
     found = {}
     for kind, spans in flying.items():

@@ -3,8 +3,8 @@
 from pathlib import Path
 from statistics import median
 
-from qwenjax.profile import names
 from qwenjax.profile.summary import Summary
+from qwenjax.xla import scopes
 
 KINDS, PARTS, BUFFERS = 7, 6, 2  # rows of each table
 
@@ -52,7 +52,7 @@ def _captured(s: Summary) -> list[str]:
 
 def _nameless(s: Summary) -> list[str]:
     """Why ops have no names, if they matter."""
-    unknown = s.kinds.get(names.UNKNOWN, 0.0)
+    unknown = s.kinds.get(scopes.UNKNOWN, 0.0)
     if unknown < 0.1 * s.busy:
         return []
     flags = " and XLA_FLAGS=--xla_gpu_enable_command_buffer=" if s.platform == "gpu" else ""
@@ -70,7 +70,7 @@ def _kinds(s: Summary) -> list[str]:
     lines = [f"{'time by kind':<34} {'share':>7} {'a step':>9}"]
     for kind, value in sorted(s.kinds.items(), key=lambda pair: -pair[1])[:KINDS]:
         note = ""
-        if kind == names.MATMUL and s.matmul_flops:
+        if kind == scopes.MATMUL and s.matmul_flops:
             note = f"  at {s.matmul_flops / 1e12:.3g} TFLOP/s"
             note += f", {_percent(s.matmul_flops, s.peak_flops).strip()} of the peak" if s.peak_flops else ""
         lines.append(f"  {kind:<32} {_percent(value, _step(s))} {seconds(value):>9}{note}")
@@ -125,7 +125,7 @@ def _memory(s: Summary) -> list[str]:
         f"(parameters, optimizer, batch); {measured}"
     ]
     for one in s.memory.buffers[:BUFFERS]:
-        model = _place(*names.scope(one.scope))
+        model = _place(*scopes.scope(one.scope))
         lines.append(f"  {size(one.bytes):>9} {one.shape} {one.group.lower()}, {model} {one.source}".rstrip())
     return lines
 

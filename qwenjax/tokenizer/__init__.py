@@ -1,9 +1,15 @@
-"""Vocabularies made and compared (report §2.2).
+"""Tokenizers (report §2.2): text to ids and back, and vocabularies made and compared.
 
-    train        documents -> a sentencepiece model, or byte-level BPE that continues another vocabulary
-    extend       a list of words -> extra tokens for a vocabulary that exists
-    compression  Figure 3: tokens per language of any vocabularies, relative to one of them
-    figure       the same as bars
+`load_tokenizer` gives a `Tokenizer` for whatever lies at a path. Importing this package loads no tokenizer engine.
 
-Learning merges is `text/merges.py`; reading other people's vocabularies `text/foreign.py`. This file imports nothing.
+base            the interface · load: from a name or path to one of the kinds
+bpe             the published Qwen vocabulary, ids identical · extended_bpe: with extra tokens
+sentencepiece   vocabularies trained here · foreign_sentencepiece, hub, gguf: those of other models
+vocabulary/     train, extend, compare; its wall: it may read `sources`, the rest of the package may not
+commands/       python -m qwenjax.tokenizer
 """
+
+from qwenjax.tokenizer.base import StreamDecoder, Tokenizer
+from qwenjax.tokenizer.load import load_tokenizer
+
+__all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]

@@ -8,14 +8,14 @@ examples:
 
 import sys
 
-from qwenjax import cli
+from qwenjax.common import command_line
 from qwenjax.tokenizer.commands import compression, extend, train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `python -m qwenjax.tokenizer COMMAND …`; returns its exit code."""
     commands = {"train": train, "extend": extend, "compression": compression}
-    return cli.main("qwenjax.tokenizer", __doc__, commands, argv)
+    return command_line.main("qwenjax.tokenizer", __doc__, commands, argv)
 
 
 if __name__ == "__main__":

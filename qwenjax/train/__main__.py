@@ -8,7 +8,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from qwenjax import cli
+from qwenjax.common import command_line
+from qwenjax.config import lookup
 
 EPILOG = """examples:
   python -m qwenjax.train --exp=quickstart
@@ -35,10 +36,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m qwenjax.train",
         description="Train, in every stage: pretraining, fine-tuning, reward models, DPO, PPO, GRPO, REINFORCE.",
-        epilog=EPILOG + cli.CODES,
+        epilog=EPILOG + command_line.CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cli.experiment_arguments(parser.add_argument, required=True)
+    lookup.experiment_arguments(parser.add_argument, required=True)
     parser.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME)")
     parser.add_argument(
         "--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)"
@@ -48,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--profiler-port",
-        type=cli.positive,
+        type=command_line.positive,
         metavar="PORT",
         help="let a profiler attach to this port of every process's machine at any time",
     )
@@ -60,12 +61,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         " (default: 20 x the median step, 10 minutes at least; 0: never)",
     )
     parser.add_argument(
-        "--restarts", type=cli.natural, default=0, metavar="N", help="start again after a crash or preemption, N times"
+        "--restarts",
+        type=command_line.natural,
+        default=0,
+        metavar="N",
+        help="start again after a crash or preemption, N times",
     )
     group = parser.add_argument_group("several processes (found by themselves on TPU slices, SLURM and Open MPI)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is (JAX_COORDINATOR_ADDRESS)")
-    group.add_argument("--processes", type=cli.positive, metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
-    group.add_argument("--process", type=cli.natural, metavar="I", help="which one this is, from 0 (JAX_PROCESS_ID)")
+    group.add_argument(
+        "--processes", type=command_line.positive, metavar="N", help="how many there are (JAX_NUM_PROCESSES)"
+    )
+    group.add_argument(
+        "--process", type=command_line.natural, metavar="I", help="which one this is, from 0 (JAX_PROCESS_ID)"
+    )
     group.add_argument(
         "--peer-timeout",
         type=float,
@@ -79,11 +88,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     from qwenjax import config
-    from qwenjax.train import places, restarts, workdir
+    from qwenjax.train import workdir
+    from qwenjax.train.operations import launchers, restarts
 
     args = parse(argv)
     try:
-        experiment = cli.experiment(args)
+        experiment = lookup.experiment_from(args)
         profile = None
         if args.profile:
             start, colon, stop = args.profile.partition(":")
@@ -94,15 +104,15 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--profiler-port={args.profiler_port}: wanted 1 to 65535")
         if args.print_config:
             print(json.dumps(config.to_dict(experiment), indent=2), flush=True)
-            return cli.DONE
-        place = places.find(args.coordinator, args.processes, args.process)
+            return command_line.DONE
+        place = launchers.find(args.coordinator, args.processes, args.process)
         folder = workdir.locate(experiment, args.workdir)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
-        return cli.DONE
+        return command_line.DONE
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return cli.USAGE
+        return command_line.USAGE
     if args.restarts:
         return restarts.supervise(sys.argv[1:] if argv is None else argv, args.restarts, folder)
     return train(experiment, args, folder, profile, place)
@@ -116,8 +126,8 @@ def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[in
 
     keep_freed_memory()  # before jax makes its threads
     if profile is None:  # a program that comes from the cache leaves no names in a trace
-        cli.keep_programs()
-    from qwenjax.train import distributed, restarts
+        command_line.keep_programs()
+    from qwenjax.train.operations import distributed, restarts
 
     try:
         peers = distributed.join(place, args.peer_timeout, lambda text: print(text, file=sys.stderr, flush=True))
@@ -126,27 +136,28 @@ def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[in
         return restarts.code(restarts.HOPELESS if isinstance(error, ValueError) else restarts.PEERS)
 
     from qwenjax.checkpoint import SaveFailed
-    from qwenjax.train import loop, recorder
-    from qwenjax.train.rl.function import Failed
+    from qwenjax.train import loop
+    from qwenjax.train.operations import profiler
+    from qwenjax.train.rl.function import RewardFailed
 
     try:
         if args.profiler_port:
-            recorder.serve(args.profiler_port)
+            profiler.serve(args.profiler_port)
         outcome = loop.fit(experiment, workdir, data_root=args.data_root, profile=profile, watchdog=args.watchdog)
-    except (ValueError, FloatingPointError, loop.Diverged, Failed, SaveFailed, OSError) as error:
+    except (ValueError, FloatingPointError, loop.Diverged, RewardFailed, SaveFailed, OSError) as error:
         if os.environ.get("QWENJAX_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         hopeless = isinstance(error, loop.Diverged) or (isinstance(error, ValueError) and not restarts.began(workdir))
-        return peers.leave(restarts.code(restarts.HOPELESS if hopeless else cli.FAILED))
+        return peers.leave(restarts.code(restarts.HOPELESS if hopeless else command_line.FAILED))
     except KeyboardInterrupt:
         print("stopped at once; what was saved before is kept", file=sys.stderr)
-        return peers.leave(cli.INTERRUPTED)
+        return peers.leave(command_line.INTERRUPTED)
     except Exception:
         traceback.print_exc()
-        return peers.leave(cli.FAILED)
+        return peers.leave(command_line.FAILED)
     peers.goodbye()
-    return cli.DONE if outcome.finished else cli.INTERRUPTED
+    return command_line.DONE if outcome.finished else command_line.INTERRUPTED
 
 
 if __name__ == "__main__":

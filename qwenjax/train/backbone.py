@@ -12,12 +12,12 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from qwenjax import checkpoint
-from qwenjax.api.source import compare, open_source, start_from
+from qwenjax.api.checkpoint_path import compare, detect, start_from
 from qwenjax.config import Compute, Experiment, ModelConfig
 from qwenjax.model import lora, transformer
-from qwenjax.model.reward import headless
-from qwenjax.objectives.losses import next_token_loss
-from qwenjax.text import Tokenizer
+from qwenjax.model.reward_head import headless
+from qwenjax.objectives.cross_entropy import next_token_loss
+from qwenjax.tokenizer import Tokenizer
 from qwenjax.train import step as steps
 
 Tree = Any
@@ -71,7 +71,7 @@ class Backbone:
             rngs = self.rngs(network, rng)
             hidden, _ = network.apply(variables, batch["inputs"], batch["positions"], batch.get("segments"), rngs=rngs)
             weights, head = batch["weights"], transformer.head(variables["params"])
-            total = next_token_loss(hidden, head, batch["targets"], weights, network.compute.loss_tokens)
+            total = next_token_loss(hidden, head, batch["targets"], weights, network.compute.loss_chunk)
             return total, jnp.sum(weights)
 
         return loss_fn
@@ -83,8 +83,8 @@ class Backbone:
           ValueError: the checkpoint's parameters have other shapes than the model's.
         """
         key, head = jax.random.key(seed), None
-        whole = "float32" if not self.lora.rank or self.lora.base == "float32" else "bfloat16"
-        source = open_source(path)
+        whole = "float32" if not self.lora.rank or self.lora.base_dtype == "float32" else "bfloat16"
+        source = detect(path)
         scores = source.experiment is not None and source.experiment.task == "reward"
         if scores and not self.head:
             params, head = source.scorer(self._places(mesh, self.cfg))
@@ -119,8 +119,10 @@ class Reference:
     """
 
     def __init__(self, experiment: Experiment, compute: Compute):
-        if experiment.lora.whole:
-            raise ValueError("lora.whole trains embeddings, but the reference needs them as they were: leave it out")
+        if experiment.lora.modules_to_save:
+            raise ValueError(
+                "lora.modules_to_save trains embeddings, but the reference needs them as they were: leave it out"
+            )
         self.network, self.adapters = transformer.Transformer(experiment.model, compute), experiment.lora.rank > 0
 
     def copy(self, trained: Tree) -> Tree:

@@ -15,22 +15,32 @@ from typing import NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from qwenjax import checkpoint, config, sharding, storage, telemetry
+from qwenjax import checkpoint, config, sharding, telemetry
+from qwenjax.common import storage
+from qwenjax.common.jsonl import read_rows
 from qwenjax.config import Experiment
-from qwenjax.jsonl import read_rows
-from qwenjax.train import goodput, recorder, recovery, report, start
-from qwenjax.train.dpo import Dpo
-from qwenjax.train.events import Events
-from qwenjax.train.pretrain import Pretrain
-from qwenjax.train.recovery import Diverged
-from qwenjax.train.reward import Reward
-from qwenjax.train.rl.function import Failed
-from qwenjax.train.rl.task import RL
-from qwenjax.train.sft import Sft
-from qwenjax.train.watchdog import Watchdog
+from qwenjax.train import start
+from qwenjax.train.operations import goodput, profiler, report, spikes
+from qwenjax.train.operations.events import Events
+from qwenjax.train.operations.spikes import Diverged
+from qwenjax.train.operations.watchdog import Watchdog
+from qwenjax.train.rl.function import RewardFailed
+from qwenjax.train.rl.task import RLTask
+from qwenjax.train.stages.dpo import Dpo
+from qwenjax.train.stages.pretrain import Pretrain
+from qwenjax.train.stages.reward import Reward
+from qwenjax.train.stages.sft import Sft
 from qwenjax.train.workdir import locate
 
-TASKS = {"pretrain": Pretrain, "sft": Sft, "reward": Reward, "dpo": Dpo, "ppo": RL, "grpo": RL, "reinforce": RL}
+TASKS = {
+    "pretrain": Pretrain,
+    "sft": Sft,
+    "reward": Reward,
+    "dpo": Dpo,
+    "ppo": RLTask,
+    "grpo": RLTask,
+    "reinforce": RLTask,
+}
 
 
 class NonFinite(Diverged):
@@ -90,7 +100,7 @@ def fit(
     state, meta = start.state(task, checkpoints, say)
     next_row, step = meta.get("next_row", 0), int(state.step)
     first = step
-    guard = recovery.Guard(experiment.recovery, meta.get("usual"))
+    guard = spikes.Guard(experiment.recovery, meta.get("usual"))
     redone = goodput.redone(read_rows(workdir / "metrics.jsonl"), step, experiment.tokens_per_step)
     sink = telemetry.Sink(workdir, step)
     events = Events(workdir, next_row)
@@ -101,7 +111,7 @@ def fit(
     def judge() -> None:
         metrics.update(task.evaluate(state))
         sink.write(step, metrics)
-        say(f"step {step}: " + (task.judged(metrics) if metrics else "nothing is held out to judge on"))
+        say(f"step {step}: " + (task.summary_line(metrics) if metrics else "nothing is held out to judge on"))
 
     def save() -> None:
         sink.flush()  # what a run that resumes from here takes for granted
@@ -122,7 +132,7 @@ def fit(
         nonlocal next_row
         try:
             yield
-        except Failed:
+        except RewardFailed:
             next_row = row
             if step not in checkpoints.steps():
                 save()
@@ -142,7 +152,7 @@ def fit(
         before = guard.leapt(step)
         if before is not None:
             checkpoints.wait()
-            back = recovery.target(checkpoints.steps(), before, guard.state["rewinds"], experiment.save_every)
+            back = spikes.target(checkpoints.steps(), before, guard.state["rewinds"], experiment.save_every)
             checkpoints.forget(back)
             state = None  # makes room for the one that comes
             state, meta = start.state(task, checkpoints, say)
@@ -158,7 +168,7 @@ def fit(
 
     stream = task.batches(next_row)
     watch = Watchdog(workdir, watchdog)
-    record = recorder.Recorder(storage.twin(workdir / "profile"), profile, say)
+    record = profiler.Recorder(storage.local_copy(workdir / "profile"), profile, say)
     clock.ready()
     events.write("started", step=step, pid=os.getpid(), **redone)
     if step == 0 and experiment.init_from and experiment.eval_every:
@@ -168,8 +178,8 @@ def fit(
         while step < experiment.steps:
             record.before(step)
             row = next_row
-            with watch.step(step + 1, row), recorder.mark(step + 1):
-                with clock("data"), jax.profiler.TraceAnnotation(recorder.INPUT):
+            with watch.step(step + 1, row), profiler.mark(step + 1):
+                with clock("data"), jax.profiler.TraceAnnotation(profiler.INPUT):
                     next_row, batch = next(stream)
                 with clock("step"):
                     with keeping(row):  # the state is as it was before this step
@@ -204,7 +214,7 @@ def fit(
                     events.write("time", step=step, seconds=clock.reading())
             if stop and not last:
                 break
-    storage.deliver(workdir / "profile")
+    storage.upload(workdir / "profile")
     stream.close()
     watch.close()
     if step == first == experiment.steps:  # the run was complete already
@@ -230,7 +240,7 @@ def _diverged(step, row, after, numbers, task, checkpoints) -> str:
         f"step {step} is not finite (loss {numbers['loss']}, gradient norm {numbers['grad_norm']}); it read rows "
         f"{row} to {after - 1} ({task.describe(row)}). The state before it was kept: "
         + (f"the newest checkpoint is step {whole[0]}. " if whole else "no checkpoint had been written yet. ")
-        + "Lower --set optim.peak=… or look at these rows with `python -m qwenjax.data show`"
+        + "Lower --set optim.peak_lr=… or look at these rows with `python -m qwenjax.data show`"
     )
 
 

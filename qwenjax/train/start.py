@@ -6,9 +6,10 @@ from pathlib import Path
 
 import jax
 
-from qwenjax import checkpoint, config, storage
+from qwenjax import checkpoint, config
+from qwenjax.common import storage
+from qwenjax.common.jsonl import read_rows
 from qwenjax.config import Experiment
-from qwenjax.jsonl import read_rows
 from qwenjax.train.step import State
 from qwenjax.train.task import Task
 

@@ -34,7 +34,7 @@ class State(NamedTuple):
     frozen: Any = ()  # parameters that nothing changes and no checkpoint of this run holds: a base, a reference
 
 
-class Program(NamedTuple):
+class StepProgram(NamedTuple):
     """An experiment on a mesh, ready to run or to compile ahead of time."""
 
     mesh: Mesh
@@ -120,7 +120,7 @@ def build(
     mesh: Mesh,
     batch: dict[str, jax.ShapeDtypeStruct],
     parts: Callable[[jax.Array], tuple[Any, Any]] | None = None,
-) -> Program:
+) -> StepProgram:
     """Shapes, then shardings, then jitted functions.
 
     Args:
@@ -145,10 +145,10 @@ def build(
     replicated = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(init)
     places = State(replicated, params, optimizer_places(tx, shapes.opt_state, params, replicated), frozen)
-    batch = placed_batch(batch, experiment.data.length, mesh)
+    batch = placed_batch(batch, experiment.data.seq_len, mesh)
     step = make_train_step(loss_fn, tx, experiment.accumulate, experiment.seed)
     options = flags.compiler_options(mesh.devices.flat[0].device_kind)
-    return Program(
+    return StepProgram(
         mesh=mesh,
         shapes=shapes,
         shardings=places,
@@ -212,15 +212,15 @@ def _lower(f, mesh, args):
 
 def check_batch(experiment: Experiment, mesh: Mesh) -> None:
     """Raises ValueError, with sizes that would do, if rows or positions do not divide over the mesh."""
-    rows, over = experiment.data.batch // experiment.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, over = experiment.data.batch_size // experiment.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % over:
         low, high = rows - rows % over, rows + over - rows % over
         fits = " or ".join(str(n * experiment.accumulate) for n in (low, high) if n)
         raise ValueError(
-            f"data.batch={experiment.data.batch} in accumulate={experiment.accumulate} micro-steps gives {rows} rows, "
-            f"which do not divide over {over} devices (data x fsdp); use --set data.batch={fits}"
+            f"data.batch_size={experiment.data.batch_size} in accumulate={experiment.accumulate} micro-steps gives "
+            f"{rows} rows, which do not divide over {over} devices (data x fsdp); use --set data.batch_size={fits}"
         )
-    if experiment.data.length % mesh.shape["context"]:
+    if experiment.data.seq_len % mesh.shape["context"]:
         raise ValueError(
-            f"data.length={experiment.data.length} does not divide over mesh.context={mesh.shape['context']}"
+            f"data.seq_len={experiment.data.seq_len} does not divide over mesh.context={mesh.shape['context']}"
         )

@@ -11,15 +11,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwenjax import checkpoint
-from qwenjax.api.source import Source, open_source
+from qwenjax.api.checkpoint_path import CheckpointPath, detect
 from qwenjax.config import INIT_FROM, Experiment
-from qwenjax.data import dialogues, stream
+from qwenjax.data.batches import text
+from qwenjax.data.conversations import store
+from qwenjax.data.conversations.encode import Encoding
+from qwenjax.data.conversations.folder import Dialogues
 from qwenjax.generate.decode import Request, generate
 from qwenjax.generate.sampling import Sample
 from qwenjax.model import transformer
-from qwenjax.text import Tokenizer, load_tokenizer
+from qwenjax.tokenizer import Tokenizer, load_tokenizer
 from qwenjax.train.backbone import Backbone, Loaded
-from qwenjax.train.step import UNLIMITED, Program, State
+from qwenjax.train.step import UNLIMITED, State, StepProgram
 
 Step = Callable[[State, dict, np.ndarray], tuple[State, dict]]
 SAMPLE_TOKENS = 96
@@ -32,18 +35,18 @@ class Task:
       headline: the number that a run of this stage is about, among those of `evaluate`.
     """
 
-    program: Program
+    program: StepProgram
     tokenizer: Tokenizer
     mixture: Any
-    held_out: stream.HeldOut
+    held_out: text.HeldOut
     nll: Callable  # a jitted loss, for `held_out_nats`
     headline = "eval_loss"
-    writes = True  # whether its network has an output embedding
+    has_lm_head = True  # whether its network has an output embedding
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
         self.experiment, self.mesh = experiment, mesh
         self.compute = experiment.compute_on(mesh.devices.flat[0].platform, mesh.shape)
-        self.backbone = Backbone(experiment, self.compute, self.writes)
+        self.backbone = Backbone(experiment, self.compute, self.has_lm_head)
         self.fingerprints: dict[str, str] = {}  # of the frozen models, by what they are
 
     # ---- data ----
@@ -63,12 +66,12 @@ class Task:
     @property
     def rows_per_step(self) -> int:
         """Rows of data that a step reads."""
-        return self.experiment.data.batch
+        return self.experiment.data.batch_size
 
     def batches(self, next_row: int) -> Iterator[tuple[int, dict]]:
         """(row after this batch, global batch on the mesh), from row `next_row` on, for ever."""
         mine = self._rows(self.rows_per_step)
-        with stream.Batches(self.read, self.rows_per_step, mine, next_row) as batches:
+        with text.Batches(self.read, self.rows_per_step, mine, next_row) as batches:
             for after, local in batches:
                 yield after, self._place(local, self.program.batch, mine)
 
@@ -99,7 +102,7 @@ class Task:
     def close(self) -> None:
         """Ends what runs beside the training."""
 
-    def open_files(self, how: dialogues.Encoding, root: Path) -> list[dialogues.Dialogues]:
+    def open_files(self, how: Encoding, root: Path) -> list[Dialogues]:
         """The experiment's chat files, encoded now if they are not under `root`.
 
         Raises:
@@ -111,19 +114,19 @@ class Task:
                 f"{self.experiment.name} reads {how.kind}s and names no file of them; wanted "
                 f'--set \'chat.files=[{{"path": "FILE.jsonl"}}]\', as `python -m qwenjax.data convert` writes it'
             )
-        return [dialogues.prepare(file.path, self.tokenizer, how, root) for file in files]
+        return [store.prepare(file.path, self.tokenizer, how, root) for file in files]
 
     # ---- where it starts ----
 
     @cached_property
-    def source(self) -> Source:
+    def source(self) -> CheckpointPath:
         """The model that the run starts from."""
         if not self.experiment.init_from:
             raise ValueError(
                 f"{self.experiment.name} starts from a model; name it: --set init_from=PATH (a run, a checkpoint of "
                 "the hubs, a GGUF file)"
             )
-        return open_source(self.experiment.init_from)
+        return detect(self.experiment.init_from)
 
     def load_tokenizer(self) -> Tokenizer:
         """That of `data.tokenizer`, checked against the model's embedding."""
@@ -254,13 +257,13 @@ class Task:
         """Parts of the progress line."""
         return [f"loss {numbers['loss']:.4f}", f"lr {numbers['lr']:.2e}", f"|g| {numbers['grad_norm']:.2f}"]
 
-    def judged(self, metrics: dict[str, float]) -> str:
+    def summary_line(self, metrics: dict[str, float]) -> str:
         """An evaluation in words; `metrics` are not empty."""
         raise NotImplementedError
 
     def closing(self, metrics: dict[str, float]) -> str:
         """The outcome of a finished run in a few words."""
-        return self.judged(metrics)
+        return self.summary_line(metrics)
 
     def report(self, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
         """Draws the pictures of a finished run, and returns lines of markdown: pictures and tables."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qwenjax import storage
+from qwenjax.common import storage
 from qwenjax.config import Experiment
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from qwenjax.bench.__main__ import main
 from qwenjax.bench.align import directed, harness, judge, outcome, sentiment, stages
-from qwenjax.bench.align.data import Pair
+from qwenjax.bench.align.data import RatedPair
 from qwenjax.bench.align.outcome import Wanted
 from qwenjax.bench.align.stages import Stage, Stages
 
 
 def test_accuracy_by_gap(texts):
     one = texts[0]
-    some = [Pair(one._replace(rating=r), one._replace(rating=0.0)) for r in (0.5, 0.9, 1.0, 3.0)]
+    some = [RatedPair(one._replace(rating=r), one._replace(rating=0.0)) for r in (0.5, 0.9, 1.0, 3.0)]
     found = judge.accuracy(np.array([1.0, -2.0, 0.0, 4.0]), some)
     assert found == {"0.5": 0.625, "1": 0.75, "2": 1.0}  # a tie is half right
 
@@ -214,16 +214,18 @@ def test_stages_are_experiments_and_read_what_is_made(name, texts, tmp_path):
         assert run.seed == 7
         for path in (*(f.path for f in run.chat.files), *(s.text for s in run.data.sources)):
             assert Path(path).is_file(), path
-        assert {run.init_from, run.rl.reward, run.rl.gold} <= {*begun, ""}
+        assert {run.init_from, run.rl.reward, run.rl.gold_reward} <= {*begun, ""}
         if run.task == "ppo":
             assert run.model == found["sft"].experiment.model == found["lm"].experiment.model
-            assert run.rl.value_steps % run.eval_every == 0  # an evaluation shows the policy before its first update
+            assert (
+                run.rl.value_warmup_steps % run.eval_every == 0
+            )  # an evaluation shows the policy before its first update
 
 
 def test_the_arms_differ_in_what_they_are_about(texts, tmp_path):
     found = sentiment.stages(0, list(sentiment.ARMS), tmp_path, tmp_path)
     plain, bare, control = (found[f"ppo-{arm}"].experiment.rl for arm in sentiment.ARMS)
-    assert (plain.ptx > 0, bare.ptx, control.ptx > 0) == (True, 0, True)
+    assert (plain.ptx_coef > 0, bare.ptx_coef, control.ptx_coef > 0) == (True, 0, True)
     assert (plain.shuffle, bare.shuffle, control.shuffle) == (False, False, True)
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from qwenjax.bench.align import data, directed, floor, judge, sentiment
-from qwenjax.bench.align.data import Pair
-from qwenjax.data.chat.schema import validate
+from qwenjax.bench.align.data import RatedPair
+from qwenjax.data.conversations.schema import validate
 
 
-def ends(some: list[Pair]) -> set[str]:
+def ends(some: list[RatedPair]) -> set[str]:
     return {text.text for pair in some for text in pair[:2]}
 
 

@@ -10,9 +10,9 @@ from flax import linen as nn
 from qwenjax.bench import decode
 from qwenjax.bench.__main__ import main
 from qwenjax.bench.decode import Case
-from qwenjax.bench.workers import Turn
+from qwenjax.bench.workers import BenchTurn
 from qwenjax.config import ModelConfig
-from qwenjax.interop.save import save_params
+from qwenjax.interop.huggingface.save import save_params
 from qwenjax.model import transformer
 
 SHORT = ["--prefill=16", "--prompt=4", "--new=4", "--rounds=1", "--threads=1"]
@@ -37,14 +37,14 @@ def quick(monkeypatch):
 def test_a_case_counts_the_tokens_written_or_if_one_is_written_those_read():
     prefill, one, eight = decode.cases(prefill=512, prompt=32, new=64)
     assert (prefill.tokens, one.tokens, eight.tokens) == (512, 64, 8 * 64)
-    turn = Turn(steps=3, wall=2.0, cpu=4.0)
+    turn = BenchTurn(steps=3, wall=2.0, cpu=4.0)
     assert decode.rate(eight, turn) == 3 * 512 / 2
     assert decode.rate(eight, turn, "cpu") == 3 * 512 / 4
 
 
 def test_ratios_are_taken_round_by_round():
     # the machine halves in the second round, for both; ours does twice as many calls in the same time
-    ours, theirs = [Turn(4, 2.0, 2.0), Turn(2, 2.0, 2.0)], [Turn(2, 2.0, 4.0), Turn(1, 2.0, 4.0)]
+    ours, theirs = [BenchTurn(4, 2.0, 2.0), BenchTurn(2, 2.0, 2.0)], [BenchTurn(2, 2.0, 4.0), BenchTurn(1, 2.0, 4.0)]
     assert decode.ratio(ours, theirs, "wall") == {"median": 2.0, "low": 2.0, "high": 2.0}
     assert decode.ratio(ours, theirs, "cpu") == {"median": 4.0, "low": 4.0, "high": 4.0}
 

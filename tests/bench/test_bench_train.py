@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from qwenjax import lookup
 from qwenjax.bench import train
 from qwenjax.bench.__main__ import main
-from qwenjax.bench.workers import Turn
+from qwenjax.bench.workers import BenchTurn
+from qwenjax.config import lookup
 
 TINY = {
     "model.layers": 1, "model.embed": 16, "model.heads": 2, "model.ffn": 24, "model.vocab": 64, "model.context": 8,
-    "data.length": 8, "data.batch": 4,
+    "data.seq_len": 8, "data.batch_size": 4,
 }  # fmt: skip
 SHAPE = [f"--set={name}={value}" for name, value in TINY.items()]
 
@@ -26,11 +26,11 @@ def quick(monkeypatch):
 
 def test_rates_are_tokens_over_seconds_and_ratios_are_taken_round_by_round():
     tiny = lookup.experiment("quickstart", TINY)  # 4 x 8 tokens a step
-    assert train.rate(tiny, Turn(steps=5, wall=2.0, cpu=4.0)) == 5 * 32 / 2
-    assert train.rate(tiny, Turn(steps=5, wall=2.0, cpu=4.0), "cpu") == 5 * 32 / 4
+    assert train.rate(tiny, BenchTurn(steps=5, wall=2.0, cpu=4.0)) == 5 * 32 / 2
+    assert train.rate(tiny, BenchTurn(steps=5, wall=2.0, cpu=4.0), "cpu") == 5 * 32 / 4
     # the machine halves in the second round, for both: rates 16, 8 against 32, 16 are 0.5 in every round
-    slow = [Turn(1, 2.0, 2.0), Turn(1, 4.0, 4.0)]
-    fast = [Turn(1, 1.0, 1.0), Turn(1, 2.0, 2.0)]
+    slow = [BenchTurn(1, 2.0, 2.0), BenchTurn(1, 4.0, 4.0)]
+    fast = [BenchTurn(1, 1.0, 1.0), BenchTurn(1, 2.0, 2.0)]
     assert train.ratio(tiny, slow, fast, "wall") == {"median": 0.5, "low": 0.5, "high": 0.5}
 
 
@@ -65,8 +65,8 @@ def test_torch_runs_the_same_model_in_turns(capfd):
 
 
 def test_what_goes_wrong_in_a_worker_is_said_by_the_command(capfd):
-    assert main(["train", *SHAPE, "--set=optim.warmup=1_000_000"]) == 1
-    assert "error: ours: optim.warmup=1000000 leaves nothing of" in capfd.readouterr().err
+    assert main(["train", *SHAPE, "--set=optim.warmup_steps=1_000_000"]) == 1
+    assert "error: ours: optim.warmup_steps=1000000 leaves nothing of" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

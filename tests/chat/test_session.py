@@ -6,18 +6,18 @@ from types import SimpleNamespace
 import pytest
 import tiny_model
 
-from qwenjax import cli
-from qwenjax.api.habits import Habits
+from qwenjax.api.generation_defaults import GenerationDefaults
 from qwenjax.api.model import Completion, Model
 from qwenjax.chat import command
 from qwenjax.chat.session import HELP, Left, Session
+from qwenjax.common import command_line
 
 
 class Scripted:
     """A model that says the same thing in three pieces, and remembers what it was asked."""
 
     def __init__(self, window=4096, interrupt=False):
-        self.vocabulary, self.habits, self.window = tiny_model.tokenizer(), Habits(chat=True), window
+        self.vocabulary, self.habits, self.window = tiny_model.tokenizer(), GenerationDefaults(chat=True), window
         self.asked, self.interrupt = [], interrupt
 
     def policy(self, **changes):
@@ -98,7 +98,7 @@ def test_from_a_pipe(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n:nonsense\n:history\n:exit\nnever asked\n"))
     words = [f"--model={folder}", "--max-new-tokens=3", "--temperature=0"]
-    assert cli.main_of("qwenjax.chat", command, words) == cli.DONE
+    assert command_line.main_of("qwenjax.chat", command, words) == command_line.DONE
     out, err = capsys.readouterr()
     assert "user: hello" in out
     assert "never asked" not in out

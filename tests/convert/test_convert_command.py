@@ -14,18 +14,18 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import qwenjax
-from qwenjax import cli
 from qwenjax.api.model import Model
+from qwenjax.common import command_line
 from qwenjax.config import Lora, ModelConfig
 from qwenjax.convert import check, command, layers
+from qwenjax.interop.huggingface.save import save_params
 from qwenjax.interop.peft import save_adapter
-from qwenjax.interop.save import save_params
 from qwenjax.model import lora
 
 
 def convert(*words) -> tuple[int, str, str]:
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = cli.main_of("qwenjax.convert", command, list(map(str, words)))
+        code = command_line.main_of("qwenjax.convert", command, list(map(str, words)))
     return code, out.getvalue(), err.getvalue()
 
 
@@ -43,10 +43,10 @@ def no_torch(monkeypatch):
 @pytest.mark.usefixtures("no_torch")
 def test_there_and_back_through_gguf(folder, tmp_path):
     code, out, err = convert(f"--model={folder}", "--to=gguf", f"--out={tmp_path / 'a.gguf'}", "--check")
-    assert (code, err) == (cli.DONE, "")
+    assert (code, err) == (command_line.DONE, "")
     assert "read back bit by bit" in out
     code, out, _ = convert(f"--model={tmp_path / 'a.gguf'}", "--to=qwen2", f"--out={tmp_path / 'back'}", "--check")
-    assert code == cli.DONE
+    assert code == command_line.DONE
     there, back = qwenjax.load(folder), qwenjax.load(tmp_path / "back")
     assert back.habits.chat
     ids = there.encode("import argparse")
@@ -57,7 +57,7 @@ def test_there_and_back_through_gguf(folder, tmp_path):
 @pytest.mark.usefixtures("no_torch")
 def test_eight_bits_and_a_directory_for_the_file(folder, tmp_path):
     code, out, _ = convert(f"--model={folder}", "--to=gguf", "--quant=q8_0", f"--out={tmp_path}", "--check")
-    assert code == cli.DONE
+    assert code == command_line.DONE
     assert "q8_0 is off by" in out
     assert (tmp_path / "tiny-q8_0.gguf").is_file()
 
@@ -68,18 +68,18 @@ def test_the_first_releases_layout_and_back(tmp_path, qwen_vocab):
     save_params(config, params, tmp_path / "a", "qwen2", tokenizer=qwen_vocab, dtype="bfloat16")
     words = ["--set", "ntk=true", "--set", "logn=true"]
     code, out, err = convert(f"--model={tmp_path / 'a'}", *words, "--to=qwen", f"--out={tmp_path / 'b'}", "--check")
-    assert code == cli.DONE, err
+    assert code == command_line.DONE, err
     assert "qwen.tiktoken" in {path.name for path in (tmp_path / "b").iterdir()}
     assert "bfloat16" in out  # as it was stored
     values = json.loads((tmp_path / "b" / "config.json").read_text())
     assert (values["use_dynamic_ntk"], values["use_logn_attn"]) == (True, True)
     code, out, _ = convert(f"--model={tmp_path / 'a'}", "--to=qwen", f"--out={tmp_path / 'c'}", "--set", "layers")
-    assert code == cli.USAGE
+    assert code == command_line.USAGE
 
 
 @pytest.mark.usefixtures("no_torch")
 def test_a_flipped_bit_is_found(folder, tmp_path, monkeypatch):
-    written = check.open_source
+    written = check.detect
 
     def damaged(path):
         source = written(path)
@@ -95,7 +95,7 @@ def test_a_flipped_bit_is_found(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(check, "open_source", damaged)
     code, _, err = convert(f"--model={folder}", "--to=qwen2", f"--out={tmp_path / 'x'}", "--check")
-    assert code == cli.FAILED
+    assert code == command_line.FAILED
     assert "tensor 'model.norm.weight'" in err
 
 
@@ -132,7 +132,7 @@ def test_transformers_computes_the_same(folder, tmp_path):
     pytest.importorskip("torch", reason="needs the extra parity")
     pytest.importorskip("transformers", reason="needs the extra parity")
     code, out, err = convert(f"--model={folder}", "--to=qwen2", f"--out={tmp_path / 'x'}", "--check")
-    assert code == cli.DONE, err
+    assert code == command_line.DONE, err
     assert "LlamaForCausalLM of transformers reads" in out
     assert "they agree" in out
 
@@ -142,7 +142,7 @@ def test_transformers_computes_the_same(folder, tmp_path):
 
 def write_adapters(folder, base, config, layout="qwen2"):
     """Random ones, as PEFT keeps them."""
-    how, rng = Lora(rank=2, alpha=6.0, base="float32"), np.random.default_rng(1)
+    how, rng = Lora(rank=2, alpha=6.0, base_dtype="float32"), np.random.default_rng(1)
     shapes = nn.unbox(jax.eval_shape(lambda: lora.init(config, how, jax.random.key(0))))
     pairs = jax.tree.map(lambda x: (0.1 * rng.standard_normal(x.shape)).astype(np.float32), shapes)
     save_adapter(folder, {"lora": pairs}, how, config, str(base), layout)
@@ -153,7 +153,7 @@ def write_adapters(folder, base, config, layout="qwen2"):
 def test_adapters_alone_and_merged(folder, tmp_path):
     source = write_adapters(tmp_path / "source", folder, tiny_model.CONFIG)
     code, out, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
-    assert (code, err) == (cli.DONE, "")
+    assert (code, err) == (command_line.DONE, "")
     assert f"of rank 2 on {folder}, float32" in out
     assert "14 arrays read back bit by bit" in out
     there, back = (load_file(place / "adapter_model.safetensors") for place in (source, tmp_path / "again"))
@@ -161,7 +161,7 @@ def test_adapters_alone_and_merged(folder, tmp_path):
     assert all(np.array_equal(there[name], back[name]) for name in there)
     assert (tmp_path / "again" / "tokenizer.model").is_file()
     code, out, err = convert(f"--model={source}", "--to=qwen2", f"--out={tmp_path / 'merged'}", "--check")
-    assert (code, err) == (cli.DONE, "")
+    assert (code, err) == (command_line.DONE, "")
     there, back = qwenjax.load(source), qwenjax.load(tmp_path / "merged")
     np.testing.assert_array_equal(back.params["blocks"]["mlp"]["down"], there.params["blocks"]["mlp"]["down"])
     assert np.abs(back.params["blocks"]["mlp"]["down"] - tiny_model.params()["blocks"]["mlp"]["down"]).max() > 0.1
@@ -172,7 +172,7 @@ def test_adapters_have_the_names_of_the_model_beneath(tmp_path):
     save_params(config, tiny_model.params(config), tmp_path / "v1", "qwen")
     source = write_adapters(tmp_path / "source", tmp_path / "v1", config, "qwen")
     code, _, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
-    assert (code, err) == (cli.DONE, "")
+    assert (code, err) == (command_line.DONE, "")
     names = load_file(tmp_path / "again" / "adapter_model.safetensors")
     assert "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight" in names
     assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["target_modules"] == [
@@ -185,9 +185,9 @@ def test_adapters_have_the_names_of_the_model_beneath(tmp_path):
 
 def test_a_model_without_adapters_has_none_to_write(folder, tmp_path):
     code, _, err = convert(f"--model={folder}", "--to=peft", f"--out={tmp_path / 'x'}")
-    assert (code, err) == (cli.FAILED, f"error: {folder} has no low-rank adapters: it is a whole model\n")
+    assert (code, err) == (command_line.FAILED, f"error: {folder} has no low-rank adapters: it is a whole model\n")
     code, _, err = convert(f"--model={folder}", "--to=peft", f"--out={tmp_path / 'x'}", "--dtype=bfloat16")
-    assert code == cli.USAGE
+    assert code == command_line.USAGE
     assert not (tmp_path / "x").exists()
 
 
@@ -195,13 +195,13 @@ def test_adapters_on_a_gguf_say_what_peft_cannot_read(folder, tmp_path):
     convert(f"--model={folder}", "--to=gguf", f"--out={tmp_path / 'base.gguf'}")
     source = write_adapters(tmp_path / "source", tmp_path / "base.gguf", tiny_model.CONFIG)
     code, _, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
-    assert code == cli.DONE
+    assert code == command_line.DONE
     assert f"python -m qwenjax.convert --model={tmp_path / 'base.gguf'} --to=qwen2 --out=FOLDER" in err
 
 
 def test_an_adapter_that_is_not_what_was_written_is_found(folder, tmp_path, monkeypatch):
     source = write_adapters(tmp_path / "source", folder, tiny_model.CONFIG)
-    opened = check.open_source
+    opened = check.detect
 
     def damaged(path):
         file = path / "adapter_model.safetensors"
@@ -214,5 +214,5 @@ def test_an_adapter_that_is_not_what_was_written_is_found(folder, tmp_path, monk
 
     monkeypatch.setattr(check, "open_source", damaged)
     code, _, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
-    assert code == cli.FAILED
+    assert code == command_line.FAILED
     assert "['mlp']['up']['b'] of" in err

@@ -2,8 +2,8 @@
 
 import json
 
-from qwenjax.data.chat.convert import Account, converted
-from qwenjax.data.chat.schema import to_json
+from qwenjax.data.conversations.convert import Account, converted
+from qwenjax.data.conversations.schema import to_json
 
 
 def user(text):

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from data_doubles import SETTINGS, ByteTokenizer, corpus
 
-from qwenjax.data import tokenize as room
-from qwenjax.data.shards import Shards
+from qwenjax.data.shards import write as room
+from qwenjax.data.shards.format import Shards
 
 
 def shrink(monkeypatch) -> None:

@@ -8,9 +8,10 @@ import random
 from chat_doubles import says, user, write
 from data_doubles import ByteTokenizer
 
-from qwenjax.data.dialogues import Encoding, prepare
-from qwenjax.text import chatml
-from qwenjax.text.react import react_messages
+from qwenjax.chat_format import chatml
+from qwenjax.chat_format.react import react_messages
+from qwenjax.data.conversations.encode import Encoding
+from qwenjax.data.conversations.store import prepare
 
 
 class ChatBytes(ByteTokenizer):

@@ -8,10 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.data.chat.files import objects, read_chat, write_chat
-from qwenjax.data.chat.schema import KINDS, Conversation, Preference, Prompt, RowError, kind_of, to_json, validate
-from qwenjax.data.rows import Report
-from qwenjax.text.react import react_messages
+from qwenjax.chat_format.react import react_messages
+from qwenjax.data.conversations.files import objects, read_chat, write_chat
+from qwenjax.data.conversations.schema import (
+    KINDS,
+    ConversationRow,
+    PreferenceRow,
+    PromptRow,
+    RowError,
+    kind_of,
+    to_json,
+    validate,
+)
+from qwenjax.sources.slices import Report
 
 USER = {"role": "user", "content": "2 + 2?"}
 FOUR = {"role": "assistant", "content": "4"}
@@ -33,7 +42,7 @@ def lines(*rows):
 
 
 def test_rows_know_their_kind_and_come_back_as_they_were():
-    for row, cls in zip(GOOD, (Conversation, Conversation, Preference, Prompt)):
+    for row, cls in zip(GOOD, (ConversationRow, ConversationRow, PreferenceRow, PromptRow)):
         assert type(validate(row)) is cls
         assert to_json(validate(row)) == row
     assert [kind_of(validate(row)) for row in (CONVERSATION, PREFERENCE, PROMPT)] == list(KINDS)
@@ -136,7 +145,7 @@ def test_anything_is_valid_or_refused_and_what_is_valid_can_be_encoded(value):
     except RowError:
         return
     assert validate(to_json(row)) == row
-    if isinstance(row, Conversation):
+    if isinstance(row, ConversationRow):
         assert react_messages(row.messages, row.tools)[-1]["role"] == "assistant"
 
 
@@ -195,7 +204,7 @@ def test_damaged_files_give_what_is_before_the_damage(tmp_path):
 
 
 def test_a_line_without_end_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("qwenjax.data.chat.files.LIMIT", 200)
+    monkeypatch.setattr("qwenjax.data.conversations.files.LIMIT", 200)
     path = tmp_path / "a.jsonl"
     path.write_text(
         lines({"messages": [USER, FOUR]}, {"messages": [USER, {**FOUR, "content": "4" * 5000}]}, {"prompt": [USER]})

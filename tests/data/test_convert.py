@@ -11,12 +11,12 @@ from chat_doubles import CALL, GOOD, one, says, user, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenjax import cli
-from qwenjax.data.chat.convert import Account, convert, converted
-from qwenjax.data.chat.files import read_chat
-from qwenjax.data.chat.formats import FORMATS, recognise
-from qwenjax.data.chat.schema import KINDS, RowError, kind_of, to_json
+from qwenjax.common import command_line
 from qwenjax.data.commands import convert as command
+from qwenjax.data.conversations.convert import Account, convert, converted
+from qwenjax.data.conversations.files import read_chat
+from qwenjax.data.conversations.formats import FORMATS, recognise
+from qwenjax.data.conversations.schema import KINDS, RowError, kind_of, to_json
 
 
 def test_kinds_are_projections(tmp_path):
@@ -174,7 +174,7 @@ def test_recognition_is_unambiguous_for_the_documented_fields():
 
 
 def run(*argv):
-    return cli.main("qwenjax.data", "", {"convert": command}, ["convert", *map(str, argv)])
+    return command_line.main("qwenjax.data", "", {"convert": command}, ["convert", *map(str, argv)])
 
 
 def test_command_prints_an_account(tmp_path, capsys):

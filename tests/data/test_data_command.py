@@ -10,19 +10,19 @@ import time
 import pytest
 from data_doubles import ByteTokenizer, corpus
 
-import qwenjax.text
+import qwenjax.tokenizer
 from qwenjax.data.__main__ import main
-from qwenjax.data.shards import Shards
-from qwenjax.data.show import END, describe
-from qwenjax.data.stream import Mixture
-from qwenjax.data.tokenize import tokenize
+from qwenjax.data.batches.text import TextMixture
+from qwenjax.data.inspect.show import END, describe
+from qwenjax.data.shards.format import Shards
+from qwenjax.data.shards.write import tokenize
 
 pytest_plugins = ["data_fixtures"]
 
 
 @pytest.fixture
 def as_bytes(monkeypatch):
-    monkeypatch.setattr(qwenjax.text, "load_tokenizer", lambda name: ByteTokenizer())
+    monkeypatch.setattr(qwenjax.tokenizer, "load_tokenizer", lambda name: ByteTokenizer())
 
 
 @pytest.mark.parametrize("command", [[], ["tokenize"], ["show"]])
@@ -46,8 +46,8 @@ def test_tokenizing_loads_neither_jax_nor_grain(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from data_doubles import ByteTokenizer\n"
-        "from qwenjax.data.tokenize import tokenize\n"
-        "import qwenjax.data.stream, qwenjax.data.prepare\n"
+        "from qwenjax.data.shards.write import tokenize\n"
+        "import qwenjax.data.batches.text, qwenjax.data.shards.prepare\n"
         "tokenize([sys.argv[2]], sys.argv[3], ByteTokenizer()).read('train', 0, 10)\n"
         "assert not {'jax', 'grain', 'orbax'} & set(sys.modules)"
     )
@@ -72,11 +72,11 @@ def experiment():
     return Experiment(name="e", model=ModelConfig(vocab=257, layers=1, embed=8, heads=2, ffn=8), data=data, steps=10)
 """)
     monkeypatch.chdir(tmp_path)
-    assert main(["show", "--exp=exp.py", "--step=2", "--rows=2", "--set=seed=3", "--set=data.length=100"]) == 0
+    assert main(["show", "--exp=exp.py", "--step=2", "--rows=2", "--set=seed=3", "--set=data.seq_len=100"]) == 0
     shown = capsys.readouterr().out
-    mixture = Mixture([Shards(tmp_path / "shards")], [1], 100, 3)
+    mixture = TextMixture([Shards(tmp_path / "shards")], [1], 100, 3)
     assert shown == "\n".join(line for row in (6, 7) for line in describe(mixture, row, ByteTokenizer())) + "\n"
-    assert main(["show", "--exp=exp.py", "--row=6", "--rows=2", "--set=seed=3", "--set=data.length=100"]) == 0
+    assert main(["show", "--exp=exp.py", "--row=6", "--rows=2", "--set=seed=3", "--set=data.seq_len=100"]) == 0
     assert capsys.readouterr().out == shown
     # and what is described is what the source file holds
     found = re.findall(r"--- (\S+): its tokens (\d+) to (\d+) of (\d+), (\d+) to (\d+) of the row", shown)
@@ -97,7 +97,7 @@ def test_describe_marks_borders_and_cuts(tmp_path):
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / f"{name[0]}.txt").write_text(name)
     made = tokenize([tmp_path / "texts"], tmp_path / "out", ByteTokenizer(), validation=0, progress=False)
-    mixture = Mixture([made], [1], 4, 0)
+    mixture = TextMixture([made], [1], 4, 0)
     whole = "".join(chr(t) if t < 256 else END for t in made.read("train", 0, 19).tolist())
     for row in range(20):
         place, lines = mixture.locate(row), describe(mixture, row, ByteTokenizer())
@@ -132,9 +132,9 @@ def test_interrupted_is_3_and_resumes(tmp_path, sign):
     corpus(tmp_path / "a.jsonl", 60)
     code = (
         "import sys; sys.path.insert(0, {here!r})\n"
-        "import qwenjax.text; from data_doubles import ByteTokenizer\n"
+        "import qwenjax.tokenizer; from data_doubles import ByteTokenizer\n"
         "from qwenjax.data import tokenize as room; room.UNIT_BYTES = (3000, 3000)\n"
-        "qwenjax.text.load_tokenizer = lambda name: ByteTokenizer({delay})\n"
+        "qwenjax.tokenizer.load_tokenizer = lambda name: ByteTokenizer({delay})\n"
         "from qwenjax.data.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     here = os.path.dirname(__file__)

@@ -8,13 +8,15 @@ import pytest
 from chat_doubles import says, user, write
 from dialogue_doubles import chats, expected, made
 
-from qwenjax.data.chat.convert import convert
-from qwenjax.data.chat.schema import Conversation, validate
-from qwenjax.data.dialogues import DialogueMixture, Dialogues, Encoding, prepare, validation_rows
-from qwenjax.data.dialogues.rows import pack
-from qwenjax.data.stream import Batches
-from qwenjax.text import chatml
-from qwenjax.text.react import react_messages
+from qwenjax.chat_format import chatml
+from qwenjax.chat_format.react import react_messages
+from qwenjax.data.batches.conversations import DialogueMixture, pack, validation_rows
+from qwenjax.data.batches.text import Batches
+from qwenjax.data.conversations.convert import convert
+from qwenjax.data.conversations.encode import Encoding
+from qwenjax.data.conversations.folder import Dialogues
+from qwenjax.data.conversations.schema import ConversationRow, validate
+from qwenjax.data.conversations.store import prepare
 
 
 @pytest.fixture
@@ -224,7 +226,7 @@ def test_real_tool_dialogues_become_rows(shared, qwen_vocab, tmp_path):
     whole = 0
     for i in range(len(dialogues)):
         row = json.loads(lines[int(dialogues.place(i).rpartition(":")[2]) - 1])
-        assert isinstance(validate(row), Conversation)
+        assert isinstance(validate(row), ConversationRow)
         ids, mask = chatml.encode_with_mask(
             qwen_vocab, react_messages(row["messages"], row.get("tools", ()), "first"), "assistant"
         )

@@ -8,10 +8,12 @@ from dialogue_doubles import TOKENIZER, ChatBytes, chats, expected, made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.data.chat.schema import RowError, validate
-from qwenjax.data.dialogues import Dialogues, Encoding, folder, prepare, store
-from qwenjax.data.dialogues.encode import encode
-from qwenjax.text import chatml
+from qwenjax.chat_format import chatml
+from qwenjax.data.conversations import folder, store
+from qwenjax.data.conversations.encode import Encoding, encode
+from qwenjax.data.conversations.folder import Dialogues
+from qwenjax.data.conversations.schema import RowError, validate
+from qwenjax.data.conversations.store import prepare
 
 SYSTEM = {"role": "system", "content": "S"}
 PAIR = {"prompt": [user("a")], "responses": [says("b"), says("c")]}
@@ -210,7 +212,7 @@ def test_what_cannot_work_is_refused(tmp_path):
     chats(tmp_path / "x.jsonl", 5)
     with pytest.raises(ValueError, match=r"no file .*y\.jsonl; wanted conversations"):
         made(tmp_path / "y.jsonl", tmp_path / "data")
-    with pytest.raises(ValueError, match="policy='asistant' is unknown; known: assistant, "):
+    with pytest.raises(ValueError, match="loss_mask='asistant' is unknown; known: assistant, "):
         Encoding("asistant")
     with pytest.raises(ValueError, match="truncate='cut' is unknown; known: turns, end, leave_out"):
         Encoding(truncate="cut")
@@ -220,7 +222,9 @@ def test_what_cannot_work_is_refused(tmp_path):
         Encoding(truncate="end", kind="preference")
     with pytest.raises(ValueError, match=r"truncate='end' would cut a prompt's end, .*; wanted 'turns' or 'leave_out'"):
         Encoding(truncate="end", kind="prompt")
-    with pytest.raises(ValueError, match="policy='finetune_py' is for conversations; a preference takes 'assistant'"):
+    with pytest.raises(
+        ValueError, match="loss_mask='finetune_py' is for conversations; a preference takes 'assistant'"
+    ):
         Encoding("finetune_py", kind="preference")
     with pytest.raises(ValueError, match="length=1 must be at least 2"):
         Encoding(length=1)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.data.chat import docstrings
-from qwenjax.data.chat.convert import Account, convert, converted
-from qwenjax.data.chat.docstrings import disordered, first_sentence, functions
-from qwenjax.data.chat.files import read_chat
+from qwenjax.data.conversations import docstrings
+from qwenjax.data.conversations.convert import Account, convert, converted
+from qwenjax.data.conversations.docstrings import disordered, first_sentence, functions
+from qwenjax.data.conversations.files import read_chat
 
 MODULE = '''
 """Docstring of the module."""

@@ -5,10 +5,10 @@ from collections import namedtuple
 
 import pytest
 
-from qwenjax import storage
-from qwenjax.data import fetch as room
-from qwenjax.data.fetch import fetch
-from qwenjax.data.shards import Shards
+from qwenjax.common import storage
+from qwenjax.data.shards import fetch as room
+from qwenjax.data.shards.fetch import fetch
+from qwenjax.data.shards.format import Shards
 
 pytest_plugins = ["data_fixtures", "bucket_fixtures"]
 
@@ -77,9 +77,9 @@ def test_what_cannot_be_copied_is_refused_with_a_remedy(remote, shards, tmp_path
 
 def test_an_experiment_may_name_shards_in_a_bucket(remote, tokenizer, tmp_path, monkeypatch):
     from qwenjax.config import Data, Source
-    from qwenjax.data.prepare import prepare
+    from qwenjax.data.shards.prepare import prepare
 
-    monkeypatch.setattr("qwenjax.text.load_tokenizer", lambda name: tokenizer)
+    monkeypatch.setattr("qwenjax.tokenizer.load_tokenizer", lambda name: tokenizer)
     _, (opened,), said = prepare(Data((Source(shards=str(remote)),), tokenizer="bytes"), 0, tmp_path / "data", False)
     assert opened.directory.parent == tmp_path / "data"
     assert "tokens in" in said[-1]

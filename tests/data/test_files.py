@@ -13,10 +13,11 @@ import pytest
 from data_doubles import ByteTokenizer
 
 from qwenjax.config import Source
-from qwenjax.data import files, rows
-from qwenjax.data.rows import Report
-from qwenjax.data.sources import cut, documents, read, slices
-from qwenjax.data.tokenize import tokenize
+from qwenjax.data.shards.write import tokenize
+from qwenjax.sources import files
+from qwenjax.sources import slices as rows
+from qwenjax.sources.documents import cut, documents, read, slices
+from qwenjax.sources.slices import Report
 
 
 def texts(source, report=None):

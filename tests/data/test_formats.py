@@ -5,7 +5,7 @@ import json
 import pytest
 from chat_doubles import ADD, CALL, CALLING, GLAIVE, GOOD, HH, one, says, user, write
 
-from qwenjax.data.chat.convert import Account, converted
+from qwenjax.data.conversations.convert import Account, converted
 
 
 @pytest.mark.parametrize(("format", "row", "made"), GOOD)

@@ -12,13 +12,15 @@ from dialogue_doubles import TOKENIZER, ChatBytes, chats, lists, made, prompt_id
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.data.chat.convert import convert
-from qwenjax.data.chat.schema import RowError, validate
-from qwenjax.data.dialogues import Dialogues, Encoding, ListMixture, prepare, validation_lists
-from qwenjax.data.dialogues.encode import encode
-from qwenjax.data.stream import Batches
-from qwenjax.text import chatml
-from qwenjax.text.react import react_messages
+from qwenjax.chat_format import chatml
+from qwenjax.chat_format.react import react_messages
+from qwenjax.data.batches.preferences import ListMixture, validation_lists
+from qwenjax.data.batches.text import Batches
+from qwenjax.data.conversations.convert import convert
+from qwenjax.data.conversations.encode import Encoding, encode
+from qwenjax.data.conversations.folder import Dialogues
+from qwenjax.data.conversations.schema import RowError, validate
+from qwenjax.data.conversations.store import prepare
 
 SYSTEM = {"role": "system", "content": "S"}
 
@@ -142,7 +144,7 @@ def test_two_calls_at_once_cannot_be_said():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_rows_are_numbered_through_chunks_and_what_is_left_out(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("qwenjax.data.dialogues.store.CHUNK", 4)
+    monkeypatch.setattr("qwenjax.data.conversations.store.CHUNK", 4)
     rows = lists(tmp_path / "x.jsonl", 30)
     write(tmp_path / "x.jsonl", *([{"x": 1}] * 9), *rows[:10], {"x": 1}, *rows[10:])
     file = made(tmp_path / "x.jsonl", tmp_path / "data", kind="preference", workers=workers)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.data.order import BLOCK, Order, key, permute, shares, windows
+from qwenjax.data.batches.order import BLOCK, Order, key, permute, shares, windows
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.data.packing import alone, plan
+from qwenjax.data.batches.packing import alone, plan
 
 
 def textbook(lengths, capacity):

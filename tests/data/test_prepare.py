@@ -8,11 +8,11 @@ import sys
 import pytest
 from data_doubles import ByteTokenizer, corpus
 
-import qwenjax.text
+import qwenjax.tokenizer
 from qwenjax import config
 from qwenjax.config import Source
-from qwenjax.data.prepare import prepare, sample
-from qwenjax.data.tokenize import tokenize
+from qwenjax.data.shards.prepare import prepare, sample
+from qwenjax.data.shards.write import tokenize
 
 pytest_plugins = ["data_fixtures"]
 
@@ -20,11 +20,11 @@ pytest_plugins = ["data_fixtures"]
 @pytest.fixture
 def as_bytes(monkeypatch):
     """`data.tokenizer` means the double, whatever it says."""
-    monkeypatch.setattr(qwenjax.text, "load_tokenizer", lambda name: ByteTokenizer())
+    monkeypatch.setattr(qwenjax.tokenizer, "load_tokenizer", lambda name: ByteTokenizer())
 
 
 def data(*sources, tokenizer="bytes"):
-    return config.Data(sources=sources, tokenizer=tokenizer, length=16, batch=2)
+    return config.Data(sources=sources, tokenizer=tokenizer, seq_len=16, batch_size=2)
 
 
 def test_text_is_tokenised_once_and_shards_are_opened(tmp_path, as_bytes, shards):
@@ -79,7 +79,7 @@ def test_two_processes_make_it_once_with_a_trained_vocabulary(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
 from qwenjax import config
-from qwenjax.data.prepare import prepare
+from qwenjax.data.shards.prepare import prepare
 
 if __name__ == "__main__":
     data = config.Data(sources=(config.Source(text={str(tmp_path / "a.jsonl")!r}),), tokenizer="train:400", length=16)

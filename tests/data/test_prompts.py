@@ -10,13 +10,15 @@ from dialogue_doubles import TOKENIZER, lists, made, prompt_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.data.chat.convert import convert
-from qwenjax.data.chat.schema import RowError, validate
-from qwenjax.data.dialogues import Dialogues, Encoding, PromptMixture, prepare
-from qwenjax.data.dialogues.encode import encode
-from qwenjax.data.stream import Batches
-from qwenjax.text import chatml
-from qwenjax.text.react import react_messages
+from qwenjax.chat_format import chatml
+from qwenjax.chat_format.react import react_messages
+from qwenjax.data.batches.prompts import PromptMixture
+from qwenjax.data.batches.text import Batches
+from qwenjax.data.conversations.convert import convert
+from qwenjax.data.conversations.encode import Encoding, encode
+from qwenjax.data.conversations.folder import Dialogues
+from qwenjax.data.conversations.schema import RowError, validate
+from qwenjax.data.conversations.store import prepare
 
 SYSTEM = {"role": "system", "content": "S"}
 
@@ -93,7 +95,7 @@ def test_the_newest_exchanges_that_fit_are_kept(sizes, length):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_texts_are_read_back(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("qwenjax.data.dialogues.store.CHUNK", 7)
+    monkeypatch.setattr("qwenjax.data.conversations.store.CHUNK", 7)
     path, rows = questions(tmp_path / "x.jsonl", 30)
     write(path, {"x": 1}, *rows, {"prompt": [user("e\u2028\n")]})
     file = made(path, tmp_path / "data", kind="prompt", workers=workers)

@@ -13,9 +13,9 @@ from data_doubles import SETTINGS, ByteTokenizer
 
 from qwenjax.config import Source
 from qwenjax.data.__main__ import main
-from qwenjax.data.publish import publish
-from qwenjax.data.shards import SPLITS, Shards
-from qwenjax.data.tokenize import tokenize
+from qwenjax.data.shards.format import SPLITS, Shards
+from qwenjax.data.shards.publish import publish
+from qwenjax.data.shards.write import tokenize
 
 pytest_plugins = ["data_fixtures"]
 
@@ -59,7 +59,7 @@ def test_readers_of_tfds_find_it_in_our_order(shards, tmp_path, tokenizer):
 
 
 def test_a_split_is_several_files_of_about_one_size(shards, tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("qwenjax.data.publish.FILE_BYTES", 20_000)
+    monkeypatch.setattr("qwenjax.data.shards.publish.FILE_BYTES", 20_000)
     folder = publish(shards, tokenizer, tmp_path / "out", "my_corpus", progress=False)
     builder = tfds.builder_from_directory(folder)
     text_bytes = {split: shards.text_bytes(split) for split in SPLITS}
@@ -91,8 +91,8 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also when CI itself runs in the background
 sys.path.insert(0, sys.argv[1])
 from data_doubles import ByteTokenizer
-from qwenjax.data.publish import publish
-from qwenjax.data.shards import Shards
+from qwenjax.data.shards.publish import publish
+from qwenjax.data.shards.format import Shards
 
 class Slow(ByteTokenizer):
     def decode(self, ids):
@@ -145,7 +145,7 @@ def test_all_documents_reads_pages_forward(shards, monkeypatch):
         tokens = shards.read(split, 0, shards.tokens(split))
         spans = shards.documents(split, 0, shards.tokens(split))
         for ahead in (0, 1, 1000):
-            monkeypatch.setattr("qwenjax.data.shards.AHEAD", ahead)
+            monkeypatch.setattr("qwenjax.data.shards.format.AHEAD", ahead)
             found = list(Shards(shards.directory).all_documents(split))
             assert [span for span, _ in found] == spans
             assert all((tokens[span.start : span.stop] == ids).all() for span, ids in found)

@@ -9,13 +9,13 @@ import pytest
 import tensorflow_datasets as tfds
 from data_doubles import ByteTokenizer
 
-import qwenjax.text
+import qwenjax.tokenizer
 from qwenjax.config import Data, Source
-from qwenjax.data import files
-from qwenjax.data.prepare import prepare
-from qwenjax.data.rows import Report
-from qwenjax.data.sources import cut, documents, read, slices
-from qwenjax.data.tokenize import tokenize
+from qwenjax.data.shards.prepare import prepare
+from qwenjax.data.shards.write import tokenize
+from qwenjax.sources import files
+from qwenjax.sources.documents import cut, documents, read, slices
+from qwenjax.sources.slices import Report
 
 BODY = [f"body {i} 中文\n" * (1 + i % 5) for i in range(300)]
 
@@ -138,7 +138,7 @@ def test_two_workers_read_what_one_does_without_tensorflow(news, tmp_path):
     assert one.index["splits"] == two.index["splits"]
     assert one.index["splits"]["train"]["documents"] + one.index["splits"]["validation"]["documents"] == 300
     code = (
-        "import sys\nfrom qwenjax.config import Source\nfrom qwenjax.data.sources import documents\n"
+        "import sys\nfrom qwenjax.config import Source\nfrom qwenjax.sources.documents import documents\n"
         "assert sum(1 for _ in documents(Source(text=sys.argv[1], column=('article',)))) == 300\n"
         "assert not {'tensorflow', 'jax', 'torch'} & set(sys.modules)"
     )
@@ -146,9 +146,9 @@ def test_two_workers_read_what_one_does_without_tensorflow(news, tmp_path):
 
 
 def test_an_experiment_reads_it(news, tmp_path, monkeypatch):
-    monkeypatch.setattr(qwenjax.text, "load_tokenizer", lambda name: ByteTokenizer())
+    monkeypatch.setattr(qwenjax.tokenizer, "load_tokenizer", lambda name: ByteTokenizer())
     source = Source(text=f"tfds:{news.parent / '1.2.3'}@train[:50%]", column=("article",))
-    data = Data(sources=(source,), tokenizer="bytes", length=16, batch=2)
+    data = Data(sources=(source,), tokenizer="bytes", seq_len=16, batch_size=2)
     _, (shards,), _ = prepare(data, 0, tmp_path, progress=False)
     assert {span.origin.partition("#")[0] for span, _ in shards.all_documents("train")} == {
         "tfds:news/1.2.3@train[:50%]"

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenjax.config import Source
-from qwenjax.data import rows
-from qwenjax.data.rows import Document, Report, Slice, joined
+from qwenjax.sources import slices
+from qwenjax.sources.slices import Document, Report, Slice, joined
 
 
 def read(values, report=None, share=1.0, **reading):
@@ -84,7 +84,7 @@ def test_consecutive_rows_of_a_group_are_one_document():
 
 
 def test_a_group_is_bounded(monkeypatch):
-    monkeypatch.setattr(rows, "LIMIT", 100)
+    monkeypatch.setattr(slices, "LIMIT", 100)
     values = [{"text": "x" * 30, "book": 1}] * 50 + [{"text": "good", "book": 2}]
     report = Report()
     assert texts(values, report, group="book") == ["good"]

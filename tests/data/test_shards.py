@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from data_doubles import ByteTokenizer
 
-from qwenjax.data.shards import Shards, token_dtype, write_shard
+from qwenjax.data.shards.format import Shards, token_dtype, write_shard
 
 pytest_plugins = ["data_fixtures"]
 

@@ -9,14 +9,26 @@ from data_doubles import ByteTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax import cli
-from qwenjax.data.chat.schema import validate
+from qwenjax.chat_format import chatml
+from qwenjax.common import command_line
+from qwenjax.data.batches.text import TextMixture
 from qwenjax.data.commands import show as command
-from qwenjax.data.picture import draw
-from qwenjax.data.show import END, LOSS, Block, Piece, Shown, describe, dialogue, documents, pieces, printable, terminal
-from qwenjax.data.show_html import page
-from qwenjax.data.stream import Mixture
-from qwenjax.text import chatml
+from qwenjax.data.conversations.schema import validate
+from qwenjax.data.inspect.html import page
+from qwenjax.data.inspect.picture import draw
+from qwenjax.data.inspect.show import (
+    END,
+    LOSS,
+    Piece,
+    Shown,
+    ShownBlock,
+    describe,
+    dialogue,
+    documents,
+    pieces,
+    printable,
+    terminal,
+)
 
 pytest_plugins = ["data_fixtures"]
 
@@ -189,7 +201,7 @@ def test_alternatives_stand_side_by_side_and_control_tokens_keep_their_order(qwe
 
 
 def test_documents_of_a_training_row(shards):
-    mixture = Mixture([shards], [1], 300, 0)
+    mixture = TextMixture([shards], [1], 300, 0)
     for row in range(20):
         shown, tokens = documents(mixture, row, ByteTokenizer()), mixture.row(row).tolist()
         assert [i for block in shown.blocks for piece in block.pieces for i in piece.ids] == tokens
@@ -203,7 +215,7 @@ def test_documents_of_a_training_row(shards):
 
 
 def test_a_picture_has_every_document_of_every_row(shards, tmp_path):
-    mixture = Mixture([shards, shards], [3, 1], 300, 0)
+    mixture = TextMixture([shards, shards], [3, 1], 300, 0)
     figure = draw(mixture, 2, 4, 80, tmp_path / "rows.png")
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
     left, right = figure.axes
@@ -219,18 +231,18 @@ def test_a_picture_has_every_document_of_every_row(shards, tmp_path):
 
 def test_an_empty_page_is_whole():
     assert Page(page("h", "l", [])).path == []
-    assert Page(page("h", "l", [Shown("t", [], [Block("b", [Piece("…", (), 1)])])])).inside("i") == "…"
+    assert Page(page("h", "l", [Shown("t", [], [ShownBlock("b", [Piece("…", (), 1)])])])).inside("i") == "…"
 
 
 def run(*argv):
-    return cli.main("qwenjax.data", "", {"show": command}, ["show", *map(str, argv)])
+    return command_line.main("qwenjax.data", "", {"show": command}, ["show", *map(str, argv)])
 
 
 def test_command(tmp_path, capsys, monkeypatch, qwen_vocab):
     path = tmp_path / "a.jsonl"
     rows = [{"instruction": f"q{i}", "output": f"a{i}"} for i in range(6)]
     path.write_text("bad\n" + "".join(json.dumps(row) + "\n" for row in rows))
-    assert run(path, "--row=2", "--rows=2", "--policy=assistant") == 0
+    assert run(path, "--row=2", "--rows=2", "--loss-mask=assistant") == 0
     out, err = capsys.readouterr()
     assert re.findall(r"row (\d) \(a.jsonl:(\d), alpaca\)", out) == [("2", "4"), ("3", "5")]
     assert f"{LOSS[0]}a2<|im_end|>{LOSS[1]}" in out
@@ -261,7 +273,7 @@ def test_command_mistakes(tmp_path, capsys, qwen_vocab):
     for argv, code, message in (
         ([path, "--row=1"], 1, "has 1 rows that can be shown; wanted row 1"),
         ([tmp_path / "b.jsonl"], 1, "no file"),
-        ([path, "--policy=all"], 2, "known: assistant, finetune_py, all_but_user_content"),
+        ([path, "--loss-mask=all"], 2, "known: assistant, finetune_py, all_but_user_content"),
         ([path, "--step=1"], 2, "--row=R"),
         ([path, "--exp=quickstart"], 2, "one of them"),
         (["--step=1"], 2, "wanted a FILE of chat data or --exp=NAME"),

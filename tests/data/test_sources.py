@@ -11,9 +11,10 @@ import pytest
 from data_doubles import ByteTokenizer, corpus
 
 from qwenjax.config import Source
-from qwenjax.data import files, rows
-from qwenjax.data.sources import STDLIB, Document, Report, cut, documents, read, slices
-from qwenjax.data.tokenize import tokenize
+from qwenjax.data.shards.write import tokenize
+from qwenjax.sources import files
+from qwenjax.sources import slices as rows
+from qwenjax.sources.documents import STDLIB, Document, Report, cut, documents, read, slices
 
 
 def texts(path, report=None):

@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 from data_doubles import ByteTokenizer, corpus
 
-import qwenjax.text
-from qwenjax.data import stats as room
+import qwenjax.tokenizer
 from qwenjax.data.__main__ import main
-from qwenjax.data.stats import Stats, language, length_class, length_of
-from qwenjax.data.tokenize import tokenize
+from qwenjax.data.inspect import stats as room
+from qwenjax.data.inspect.stats import Stats, language, length_class, length_of
+from qwenjax.data.shards.write import tokenize
 
 pytest_plugins = ["data_fixtures"]
 ENGLISH = "It is a truth universally acknowledged, that a single man in possession of a good fortune wants a wife."
@@ -93,7 +93,7 @@ def test_without_py3langid_the_rest_is_told(monkeypatch):
 
 
 def test_text_and_its_shards_give_the_same(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(qwenjax.text, "load_tokenizer", lambda name: ByteTokenizer())
+    monkeypatch.setattr(qwenjax.tokenizer, "load_tokenizer", lambda name: ByteTokenizer())
     texts = corpus(tmp_path / "a.jsonl", 120)
     with open(tmp_path / "a.jsonl", "a") as file:
         file.write("broken\n")

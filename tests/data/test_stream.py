@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from data_doubles import corpus
 
-from qwenjax.data import stream
-from qwenjax.data.shards import Shards
-from qwenjax.data.stream import Batches, Mixture, pack, validation_rows
-from qwenjax.data.tokenize import tokenize
+from qwenjax.data.batches import text
+from qwenjax.data.batches.text import Batches, TextMixture, pack, validation_rows
+from qwenjax.data.shards.format import Shards
+from qwenjax.data.shards.write import tokenize
 
 pytest_plugins = ["data_fixtures"]
 
@@ -22,7 +22,7 @@ def mixture(shards, tmp_path, tokenizer):
     """Two sources, 3:1, rows of 64; the second is small, so that epochs end soon."""
     corpus(tmp_path / "small.jsonl", 20, seed=5)
     small = tokenize([tmp_path / "small.jsonl"], tmp_path / "small", tokenizer, validation=0, page=128, progress=False)
-    return Mixture([shards, small], [3, 1], 64, seed=7)
+    return TextMixture([shards, small], [3, 1], 64, seed=7)
 
 
 def plain(mixture):
@@ -127,7 +127,7 @@ def test_read_error_reaches_the_consumer_and_closes(mixture):
     at = bytes(data).find(bytes([0x28, 0xB5, 0x2F, 0xFD]))  # first zstd frame: the first page's data
     data[at + 20] ^= 1
     file.write_bytes(data)
-    damaged = Mixture([mixture.shards[0], Shards(mixture.shards[1].directory)], [3, 1], 64, 7)
+    damaged = TextMixture([mixture.shards[0], Shards(mixture.shards[1].directory)], [3, 1], 64, 7)
     batches = Batches(plain(damaged), 8, range(8))
     with pytest.raises(ValueError, match=rf"{file.name}: page 0 cannot be read"):
         list(itertools.islice(batches, 200))
@@ -139,7 +139,7 @@ def test_close_stops_the_threads(mixture):
     batches = Batches(plain(mixture), 8, range(8))
     next(batches)
     readers = lambda: [t for t in threading.enumerate() if "grain-prefetch" in t.name]  # noqa: E731
-    assert 1 <= len(readers()) <= stream.THREADS
+    assert 1 <= len(readers()) <= text.THREADS
     batches.close()
     batches.close()
     for _ in range(100):

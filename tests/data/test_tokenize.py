@@ -18,9 +18,9 @@ import pytest
 from data_doubles import SETTINGS, ByteTokenizer, corpus
 
 from qwenjax.config import Source
-from qwenjax.data import tokenize as room
-from qwenjax.data.shards import SPLITS, Shards
-from qwenjax.data.tokenize import tokenize
+from qwenjax.data.shards import write as room
+from qwenjax.data.shards.format import SPLITS, Shards
+from qwenjax.data.shards.write import tokenize
 
 pytest_plugins = ["data_fixtures"]
 

@@ -6,15 +6,15 @@ import json
 import pytest
 from data_doubles import ByteTokenizer
 
-import qwenjax.text
+import qwenjax.tokenizer
 from qwenjax.data.__main__ import main
-from qwenjax.data.commands.reading import escaped, names, size
-from qwenjax.data.shards import Shards
+from qwenjax.data.shards.format import Shards
+from qwenjax.sources.arguments import escaped, names, size
 
 
 @pytest.fixture
 def as_bytes(monkeypatch):
-    monkeypatch.setattr(qwenjax.text, "load_tokenizer", lambda name: ByteTokenizer())
+    monkeypatch.setattr(qwenjax.tokenizer, "load_tokenizer", lambda name: ByteTokenizer())
 
 
 def found(out):

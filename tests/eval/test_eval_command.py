@@ -6,16 +6,16 @@ import jax
 import pytest
 from flax import linen as nn
 
-from qwenjax import cli
+from qwenjax.common import command_line
 from qwenjax.config import ModelConfig
 from qwenjax.eval import command
-from qwenjax.evals import perplexity
-from qwenjax.interop.save import save_params
+from qwenjax.eval.tasks import perplexity
+from qwenjax.interop.huggingface.save import save_params
 from qwenjax.model import transformer
 
 
 def main(*argv: str) -> int:
-    return cli.main_of("qwenjax.eval", command, list(argv))
+    return command_line.main_of("qwenjax.eval", command, list(argv))
 
 
 @pytest.fixture(scope="module")

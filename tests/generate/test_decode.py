@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from qwenjax.config import Compute, MeshShape, ModelConfig, RopeScaling
 from qwenjax.generate.decode import Request, generate
-from qwenjax.generate.read import bucket
+from qwenjax.generate.prefill import bucket
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.model import transformer
 from qwenjax.sharding import make_mesh
@@ -195,7 +195,7 @@ def test_seeds_decide_and_sharded_equals_unsharded():
 
 
 def test_texts_longer_than_a_chunk_are_read_as_in_one_pass(monkeypatch):
-    monkeypatch.setattr("qwenjax.generate.read.CHUNK", 8)
+    monkeypatch.setattr("qwenjax.generate.prefill.CHUNK", 8)
     model, params = made(**ALL)
     text = np.random.default_rng(0).integers(1, SIZE, 31).tolist()
     hidden, _ = model.apply({"params": params}, jnp.array([text]), None, None, None, jnp.array([31]))

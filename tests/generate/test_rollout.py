@@ -17,12 +17,12 @@ from qwenjax.generate.rollout import rollout
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.model.transformer import Transformer, head, init_params
 from qwenjax.objectives.log_probs import token_log_probs
-from qwenjax.plan.hlo import Program
 from qwenjax.sharding import make_mesh, sharding
+from qwenjax.xla.hlo import HloProgram
 
 # Context extension is on in the model; it must not show in what is learnt from
 CFG = replace(tiny_model.CONFIG, vocab=64, kv_heads=4, qkv_bias=True, tie_embeddings=False, ntk=True, logn=True)
-EXACT = Compute(dtype="float32", remat="none", loss_tokens=16).resolved("cpu", 1)
+EXACT = Compute(dtype="float32", remat="none", loss_chunk=16).resolved("cpu", 1)
 SIZE, PAD, NEW = 60, 61, 12
 WARM = Sample(temperature=2.0, top_p=0.9)
 STOPS = (5, 9, 17, 34)  # ends some of the responses
@@ -100,7 +100,7 @@ def forward(params, out, compute, **changes):
     places = np.arange(out.tokens.shape[1])
     positions = np.where(places < (out.lengths + out.mask.sum(1))[:, None], places, -1)
     hidden, _ = model(compute, **changes).apply({"params": params}, out.tokens, positions)
-    logp, _ = token_log_probs(hidden[:, :-1], head(params), out.tokens[:, 1:], compute.loss_tokens)
+    logp, _ = token_log_probs(hidden[:, :-1], head(params), out.tokens[:, 1:], compute.loss_chunk)
     scores = jnp.einsum("btd,dv->btv", hidden[:, :-1].astype(jnp.float32), head(params))
     return np.asarray(logp), np.asarray(scores)
 
@@ -189,7 +189,7 @@ def test_only_ids_with_a_text_are_drawn():
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
-def collectives(program: Program, loops: bool):
+def collectives(program: HloProgram, loops: bool):
     """Of the entry, or of all that loops run."""
     names = [program.entry]
     if loops:
@@ -216,7 +216,7 @@ def test_on_a_mesh_the_same_and_weights_are_gathered_before_the_loop(free, shape
     np.testing.assert_array_equal(out.tokens, free.tokens)
     np.testing.assert_allclose(out.logp, free.logp, atol=2e-5)
     assert out.tokens.sharding.spec[0] == ("data", "fsdp")
-    program = Program(run.as_text())
+    program = HloProgram(run.as_text())
     least = CFG.embed**2 * 4 // mesh.shape["tensor"]  # bytes of the smallest matrix
     assert sum(op.opcode == "all-gather" and op.bytes >= least for op in collectives(program, False)) >= 9
     if mesh.shape["tensor"] == 1:

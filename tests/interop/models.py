@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwenjax.config import Compute, ModelConfig
-from qwenjax.interop.save import as_tensors
-from qwenjax.interop.tensors import Tensor, Tensors
+from qwenjax.interop.hub_checkpoint import Tensor, Tensors
+from qwenjax.interop.huggingface.save import as_tensors
 from qwenjax.model import transformer
 
 PLAIN = ModelConfig(vocab=96, layers=3, embed=32, heads=4, ffn=44, context=64)
@@ -17,9 +17,9 @@ SHAPES = {
     "qwen2": PLAIN,
     "qwen2 grouped": replace(PLAIN, kv_heads=2, rope_base=1e6, norm_eps=1e-5),
     "qwen2 tied": replace(PLAIN, kv_heads=1, tie_embeddings=True),
-    "qwen3": replace(PLAIN, kv_heads=2, qkv_bias=False, qk_norm=True, head_width=16, tie_embeddings=True),
+    "qwen3": replace(PLAIN, kv_heads=2, qkv_bias=False, qk_norm=True, head_dim=16, tie_embeddings=True),
     "llama": replace(PLAIN, kv_heads=2, qkv_bias=False, rope_base=5e5),
-    "llama tied": replace(PLAIN, kv_heads=2, qkv_bias=False, tie_embeddings=True, head_width=12),
+    "llama tied": replace(PLAIN, kv_heads=2, qkv_bias=False, tie_embeddings=True, head_dim=12),
 }
 
 

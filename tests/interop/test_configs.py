@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paths import GOLDENS
 
 from qwenjax.config import QWEN_7B, ModelConfig, RopeScaling
-from qwenjax.interop.configs import read_config, write_config
+from qwenjax.interop.huggingface.config import read_config, write_config
 
 # The fields of the releases that say something about the model (spec §3.1, §3.3).
 QWEN = {
@@ -81,9 +81,9 @@ def test_qwen2_and_llama():
 
 def test_qwen3_has_heads_of_128_unless_it_says_otherwise():
     values = {**QWEN2, "model_type": "qwen3"}
-    assert read_config(values)[0].head_dim == 128
+    assert read_config(values)[0].head_size == 128
     config = read_config({**values, "head_dim": 64, "attention_bias": False})[0]
-    assert (config.head_width, config.qk_norm, config.qkv_bias) == (0, True, False)
+    assert (config.head_dim, config.qk_norm, config.qkv_bias) == (0, True, False)
 
 
 def test_rotary_parameters_of_transformers_5():

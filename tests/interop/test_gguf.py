@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenjax.config import Compute, ModelConfig, RopeScaling
-from qwenjax.interop import gguf as gguf_models
-from qwenjax.interop import gguf_file
-from qwenjax.interop.gguf import halves, open_gguf, pairs
-from qwenjax.interop.gguf_file import read_gguf
-from qwenjax.interop.layout import Table
-from qwenjax.interop.load import load_params
+from qwenjax.interop.gguf import container
+from qwenjax.interop.gguf import tensors as gguf_models
+from qwenjax.interop.gguf.container import read_gguf
+from qwenjax.interop.gguf.tensors import halves, open_gguf, pairs
+from qwenjax.interop.huggingface.layout import Table
+from qwenjax.interop.huggingface.load import load_params
 from qwenjax.model import transformer
 
 gguf = pytest.importorskip("gguf")
@@ -47,7 +47,7 @@ def test_every_type_that_the_package_dequantises_is_read(type_, tmp_path, monkey
     octets = np.random.default_rng(type_).integers(0, 255, (7, 2 * width), np.uint8)  # not all of them finite
     head = gguf_bytes([("x", (2 * block, 7), type_, octets.tobytes())])
     (tmp_path / "x.gguf").write_bytes(head)
-    monkeypatch.setattr(gguf_file, "CHUNK", 4 * block)  # two rows at a time, and one is left
+    monkeypatch.setattr(container, "CHUNK", 4 * block)  # two rows at a time, and one is left
     try:
         with np.errstate(all="ignore"):
             want = gguf.dequantize(octets, type_)
@@ -134,7 +134,7 @@ def test_qwen1_files_have_the_first_layout(tmp_path):
     [
         ({}, {}),
         ({"attention.head_count_kv": 2}, {"kv_heads": 2}),
-        ({"attention.key_length": 16, "attention.value_length": 16}, {"head_width": 16}),
+        ({"attention.key_length": 16, "attention.value_length": 16}, {"head_dim": 16}),
         ({"attention.head_count_kv": 4, "rope.dimension_count": 8}, {}),
         ({"rope.freq_base": 5e5, "attention.layer_norm_rms_epsilon": 1e-5}, {"rope_base": 5e5, "norm_eps": 1e-5}),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope_scaling": RopeScaling("linear", 4)}),
@@ -295,7 +295,7 @@ def test_damaged_files_are_refused(tmp_path_factory, data):
 def test_without_the_package_one_is_told_to_install_it(tmp_path, monkeypatch):
     (tmp_path / "m.gguf").write_bytes(gguf_bytes([("x", (32, 2), 0, bytes(256))]))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    gguf_file._type.cache_clear()
+    container._type.cache_clear()
     with pytest.raises(ValueError, match=r"pip install 'qwenjax\[gguf\]'"):
         read_gguf(tmp_path / "m.gguf")
 

@@ -11,26 +11,26 @@ import qwen1
 from models import descriptors
 
 from qwenjax.config import Compute, ModelConfig, RopeScaling
-from qwenjax.interop.gguf import open_gguf
-from qwenjax.interop.gguf_tokens import merges, vocabulary
-from qwenjax.interop.gguf_write import KINDS, write_gguf
-from qwenjax.interop.layout import Table
-from qwenjax.interop.load import load_params
-from qwenjax.interop.save import as_tensors
+from qwenjax.interop.gguf.tensors import open_gguf
+from qwenjax.interop.gguf.vocabulary import merges, vocabulary
+from qwenjax.interop.gguf.write import KINDS, write_gguf
+from qwenjax.interop.huggingface.layout import Table
+from qwenjax.interop.huggingface.load import load_params
+from qwenjax.interop.huggingface.save import as_tensors
 from qwenjax.model import transformer
-from qwenjax.text.bpe import PATTERN, QwenBPE, write_ranks
-from qwenjax.text.extended import ExtendedBPE
-from qwenjax.text.foreign import open_vocabulary
-from qwenjax.text.merges import byte_order
-from qwenjax.text.spm import train
+from qwenjax.tokenizer.bpe import PATTERN, QwenBPE, write_ranks
+from qwenjax.tokenizer.extended_bpe import ExtendedBPE
+from qwenjax.tokenizer.sentencepiece import train
+from qwenjax.tokenizer.vocabulary.foreign import open_vocabulary
+from qwenjax.tokenizer.vocabulary.merges import byte_order
 
 gguf = pytest.importorskip("gguf")
 tokenizers = pytest.importorskip("tokenizers")
 
 QWEN2 = ModelConfig(vocab=40, layers=2, embed=64, heads=4, kv_heads=2, ffn=96, context=64, tie_embeddings=True)
-QWEN3 = replace(QWEN2, qkv_bias=False, qk_norm=True, head_width=32, tie_embeddings=False)
+QWEN3 = replace(QWEN2, qkv_bias=False, qk_norm=True, head_dim=32, tie_embeddings=False)
 LLAMA = replace(QWEN2, qkv_bias=False, rope_base=1e5, norm_eps=1e-5)
-ODD = replace(QWEN2, head_width=32)  # biases, but heads that llama.cpp's qwen2 cannot have: written as llama
+ODD = replace(QWEN2, head_dim=32)  # biases, but heads that llama.cpp's qwen2 cannot have: written as llama
 MODELS = {"qwen2": QWEN2, "qwen3": QWEN3, "llama": LLAMA, "llama with biases": ODD}
 TOKENS = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": [f"<{i}>" for i in range(40)]}
 HARD = ["", " ", "It's 1234 great!!  \n\n def f(x):\n    return x", "天地玄黄，宇宙洪荒", "ümlaut 😀", "\t\t x \x00"]

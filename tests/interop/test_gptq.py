@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from qwenjax.config import Compute
 from qwenjax.interop.gptq import dequantised, packing
-from qwenjax.interop.load import load_params
-from qwenjax.interop.tensors import Foreign
+from qwenjax.interop.hub_checkpoint import HubCheckpoint
+from qwenjax.interop.huggingface.load import load_params
 from qwenjax.model import transformer
 
 
@@ -201,7 +201,7 @@ def logit_errors(params):
 def test_a_quantised_qwen_loads_and_stays_near_the_float_one(bits, size, shuffled, mean):
     """Rounding to nearest, without GPTQ's corrections. Logits have a standard deviation of 1."""
     tensors = dequantised(descriptors(quantised_qwen(bits, size, shuffled)), config(bits, size, desc_act=shuffled))
-    error = logit_errors(load_params(Foreign(qwen1.config(), "qwen", tensors, {})))
+    error = logit_errors(load_params(HubCheckpoint(qwen1.config(), "qwen", tensors, {})))
     assert 0.5 * mean < error.mean() < 1.5 * mean
     assert error.max() < 15 * mean
 
@@ -210,4 +210,4 @@ def test_a_bias_that_the_model_lacks_must_be_zero():
     packed = quantised_qwen(8, -1, False)
     packed["transformer.h.0.mlp.w1.bias"] = np.ones_like(packed["transformer.h.0.mlp.w1.bias"])
     with pytest.raises(ValueError, match=r"transformer\.h\.0\.mlp\.w1\.bias"):
-        load_params(Foreign(qwen1.config(), "qwen", dequantised(descriptors(packed), config(8, -1)), {}))
+        load_params(HubCheckpoint(qwen1.config(), "qwen", dequantised(descriptors(packed), config(8, -1)), {}))

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from qwenjax import sharding
 from qwenjax.interop import open_checkpoint
-from qwenjax.interop.directory import open_directory
-from qwenjax.interop.load import load_params, param_shardings, total_bytes
-from qwenjax.interop.save import save_params
-from qwenjax.interop.tensors import Foreign, Tensor, Tensors
+from qwenjax.interop.hub_checkpoint import HubCheckpoint, Tensor, Tensors
+from qwenjax.interop.huggingface.directory import open_directory
+from qwenjax.interop.huggingface.load import load_params, param_shardings, total_bytes
+from qwenjax.interop.huggingface.save import save_params
 
 
 def mesh(data=1, fsdp=1, tensor=1):
@@ -110,7 +110,7 @@ def test_a_tied_model_may_carry_a_copy_of_its_embedding():
     config = models.SHAPES["qwen2 tied"]
     table = models.tensors(config, models.params(config))
     table["lm_head.weight"] = table["model.embed_tokens.weight"]
-    foreign = Foreign(config, "qwen2", models.descriptors(table), {})
+    foreign = HubCheckpoint(config, "qwen2", models.descriptors(table), {})
     assert "head" not in load_params(foreign)
 
 
@@ -130,7 +130,7 @@ def test_tensors_that_do_not_fit_are_named():
 
     closed = Tensors({name: Tensor(x.shape, x.dtype, unread) for name, x in table.items()})
     with pytest.raises(ValueError, match="not those of the config") as error:
-        load_params(Foreign(config, "qwen2", closed, {}))
+        load_params(HubCheckpoint(config, "qwen2", closed, {}))
     said = str(error.value)
     assert "1 missing: model.layers.1.mlp.up_proj.weight" in said
     assert "1 left over: model.layers.7.mlp.up_proj.weight" in said
@@ -142,7 +142,7 @@ def test_a_vocabulary_of_another_size_is_a_wrong_shape():
     config = models.PLAIN
     table = models.descriptors(models.tensors(config, models.params(config)))
     with pytest.raises(ValueError, match=r"model.embed_tokens.weight \[96, 32\] instead of \[100, 32\]"):
-        load_params(Foreign(replace(config, vocab=100), "qwen2", table, {}))
+        load_params(HubCheckpoint(replace(config, vocab=100), "qwen2", table, {}))
 
 
 def test_a_truncated_file_is_named(saved):

@@ -7,7 +7,7 @@ import models
 import numpy as np
 import pytest
 
-from qwenjax.interop.layout import Table, _groups
+from qwenjax.interop.huggingface.layout import Table, _groups
 from qwenjax.model import transformer
 
 
@@ -67,7 +67,7 @@ def test_c_attn_holds_queries_keys_and_values_as_blocks_of_rows():
         ({"kv_heads": 2}, "grouped key/value heads"),
         ({"qk_norm": True}, "qk_norm"),
         ({"qkv_bias": False}, "qkv_bias"),
-        ({"head_width": 16}, "head_width"),
+        ({"head_dim": 16}, "head_dim"),
     ],
 )
 def test_the_first_layout_refuses_what_it_has_no_place_for(change, said):

@@ -7,12 +7,12 @@ import models
 import numpy as np
 import pytest
 
+from qwenjax.chat_format import chatml
 from qwenjax.config import RopeScaling
-from qwenjax.interop.configs import read_config, write_config
-from qwenjax.interop.directory import open_directory
-from qwenjax.interop.load import load_params
-from qwenjax.interop.save import save_params
-from qwenjax.text import chatml
+from qwenjax.interop.huggingface.config import read_config, write_config
+from qwenjax.interop.huggingface.directory import open_directory
+from qwenjax.interop.huggingface.load import load_params
+from qwenjax.interop.huggingface.save import save_params
 
 torch = pytest.importorskip("torch", reason="needs the extra parity")
 transformers = pytest.importorskip("transformers", reason="needs the extra parity")

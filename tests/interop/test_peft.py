@@ -12,8 +12,8 @@ from paths import GOLDENS
 from safetensors.numpy import load_file, save_file
 
 from qwenjax.config import Lora, ModelConfig
+from qwenjax.interop.huggingface.save import save_params
 from qwenjax.interop.peft import load_adapter, save_adapter
-from qwenjax.interop.save import save_params
 from qwenjax.model.lora import init, merge, variables
 
 LORA = Lora(rank=2, alpha=6.0, dropout=0.1)
@@ -27,7 +27,7 @@ def train(config: ModelConfig, lora: Lora) -> dict:
     rng = np.random.default_rng(4)
     shapes = nn.unbox(jax.eval_shape(lambda: init(config, lora, jax.random.key(0))))
     pairs = jax.tree.map(lambda x: (0.1 * rng.normal(size=x.shape)).astype(np.float32), shapes)
-    whole = {name: models.params(config, seed=5)[name] for name in lora.whole}
+    whole = {name: models.params(config, seed=5)[name] for name in lora.modules_to_save}
     return {"lora": pairs, "params": whole}
 
 
@@ -115,7 +115,7 @@ def test_one_a_for_all_of_c_attn_is_copied(tmp_path):
     tensors = pair(module, 3 * d, d)
     theirs(tmp_path, tensors, target_modules=["c_attn"])
     back = load_adapter(tmp_path, QWEN)
-    assert back.lora == Lora(rank=2, alpha=4.0, dropout=0.05, targets=("q", "k", "v"), base="float32")
+    assert back.lora == Lora(rank=2, alpha=4.0, dropout=0.05, targets=("q", "k", "v"), base_dtype="float32")
     before = models.tensors(QWEN, models.params(QWEN), "qwen")
     after = models.tensors(QWEN, merged(QWEN, back.trained, back.lora), "qwen")
     a, b = tensors.values()
@@ -226,7 +226,7 @@ def test_an_adapter_that_peft_wrote_gives_its_logits():
     golden = np.load(GOLDENS / "peft" / "logits.npz")
     back = load_adapter(GOLDENS / "peft", QWEN2)
     assert back.lora.targets == ("q", "k", "o", "up", "down")
-    assert (back.lora.rank, back.lora.whole, back.base) == (3, ("head",), "tiny-qwen2")
+    assert (back.lora.rank, back.lora.modules_to_save, back.base) == (3, ("head",), "tiny-qwen2")
     np.testing.assert_allclose(logits(QWEN2, back.trained, back.lora, golden["ids"]), golden["logits"], atol=1e-5)
 
 

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from qwenjax import sharding
-from qwenjax.interop import save
-from qwenjax.interop.directory import open_directory
-from qwenjax.interop.load import load_params, param_shardings
-from qwenjax.interop.save import as_tensors, save_params, saved_bytes
+from qwenjax.interop.huggingface import save
+from qwenjax.interop.huggingface.directory import open_directory
+from qwenjax.interop.huggingface.load import load_params, param_shardings
+from qwenjax.interop.huggingface.save import as_tensors, save_params, saved_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,14 +9,15 @@ from pathlib import Path
 import models
 import pytest
 
+from qwenjax.chat_format import chatml
 from qwenjax.config import ModelConfig
-from qwenjax.interop import vocabulary
-from qwenjax.interop.save import save_params
-from qwenjax.interop.vocabulary import CHAT_TEMPLATE, generation_config, write_tokenizer
-from qwenjax.text import chatml, load_tokenizer, spm
-from qwenjax.text.bpe import SPECIAL, QwenBPE, write_ranks
-from qwenjax.text.extended import ExtendedBPE
-from qwenjax.text.merges import byte_order, count_words, learn
+from qwenjax.interop.huggingface import tokenizer as vocabulary
+from qwenjax.interop.huggingface.save import save_params
+from qwenjax.interop.huggingface.tokenizer import CHAT_TEMPLATE, generation_config, write_tokenizer
+from qwenjax.tokenizer import load_tokenizer, sentencepiece
+from qwenjax.tokenizer.bpe import SPECIAL, QwenBPE, write_ranks
+from qwenjax.tokenizer.extended_bpe import ExtendedBPE
+from qwenjax.tokenizer.vocabulary.merges import byte_order, count_words, learn
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra tokenizers")
 
@@ -96,12 +97,12 @@ def test_a_vocabulary_with_extra_tokens(tmp_path):
 
 
 def test_a_sentencepiece_vocabulary(tmp_path):
-    tokenizer = spm.train([*SENTENCES, *CODE], 1000, tmp_path / "trained.model")
+    tokenizer = sentencepiece.train([*SENTENCES, *CODE], 1000, tmp_path / "trained.model")
     check(tokenizer, tmp_path, 1024)
 
 
 def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    unigram = spm.train([*SENTENCES, *CODE], 700, tmp_path / "trained.model", kind="unigram")
+    unigram = sentencepiece.train([*SENTENCES, *CODE], 700, tmp_path / "trained.model", kind="unigram")
     with pytest.raises(ValueError, match="unigram vocabulary; only BPE"):
         write_tokenizer(unigram, tmp_path, "qwen2", ModelConfig(vocab=1024))
     with pytest.raises(ValueError, match=r"holds a qwen.tiktoken, and spm-700 is none; write with layout='qwen2'"):

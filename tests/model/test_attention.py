@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import qwenjax
-from qwenjax.model import cudnn, splash
-from qwenjax.model.attention import attend
+from qwenjax.model.attention import attend, cudnn, splash
 
 # The TPU kernel runs here in the interpreter, in float32; tests/plan compiles it for a TPU. Of cuDNN the call is tested
 # here, through jax's other implementation of the same function, and the kernel below, where there is a GPU.
@@ -253,12 +252,12 @@ def test_cudnn_kernel_equals_the_reference(name):
         *((platform, {"dropout": 0.1}, "xla") for platform in ("tpu", "gpu")),
         *((platform, {"compute.attention": "xla"}, "xla") for platform in ("tpu", "gpu")),
         *((platform, {"model.kv_heads": 1}, "xla") for platform in ("tpu", "gpu")),  # not to be split over two shards
-        ("tpu", {"data.length": 200}, "xla"),
-        ("tpu", {"model.head_width": 64}, "xla"),
-        ("gpu", {"data.length": 200}, "cudnn"),
-        ("gpu", {"data.length": 201}, "xla"),
-        ("gpu", {"model.head_width": 64}, "cudnn"),
-        ("gpu", {"model.head_width": 256}, "xla"),
+        ("tpu", {"data.seq_len": 200}, "xla"),
+        ("tpu", {"model.head_dim": 64}, "xla"),
+        ("gpu", {"data.seq_len": 200}, "cudnn"),
+        ("gpu", {"data.seq_len": 201}, "xla"),
+        ("gpu", {"model.head_dim": 64}, "cudnn"),
+        ("gpu", {"model.head_dim": 256}, "xla"),
         ("gpu", {"compute.dtype": "float32"}, "xla"),
     ],
 )
@@ -272,5 +271,5 @@ def test_auto_takes_what_can_do_the_run(platform, changes, wanted):
 )
 def test_auto_where_four_devices_share_a_row(platform, length, wanted):
     """Splash wants eight chunks of 128 positions, or multiples."""
-    experiment = qwenjax.experiment("qwen1b8", overrides={"data.length": length})
+    experiment = qwenjax.experiment("qwen1b8", overrides={"data.seq_len": length})
     assert experiment.compute_on(platform, {"tensor": 1, "context": 4}).attention == wanted

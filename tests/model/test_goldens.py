@@ -16,7 +16,7 @@ from qwenjax.config import AdamW, Compute
 from qwenjax.generate.decode import Request, generate
 from qwenjax.model import cache as caches
 from qwenjax.model import rope, transformer
-from qwenjax.objectives.losses import next_token_loss
+from qwenjax.objectives.cross_entropy import next_token_loss
 
 CFG = qwen1.config()
 EXACT = Compute(dtype="float32", remat="none").resolved("cpu", 1)
@@ -166,8 +166,8 @@ def test_first_gradients_and_five_adamw_steps_equal_the_original_code(params):
 
     b1, b2 = settings["betas"]
     config = AdamW(
-        peak=settings["lr"], schedule="constant", warmup=0, b1=b1, b2=b2, eps=settings["eps"],
-        decay=settings["weight_decay"], clip=1e9,
+        peak_lr=settings["lr"], schedule="constant", warmup_steps=0, b1=b1, b2=b2, eps=settings["eps"],
+        weight_decay=settings["weight_decay"], grad_clip=1e9,
     )  # fmt: skip
     tx = optim.make(config, len(gold["losses"]), mask=None)  # the recording decays every parameter
     state, losses, norms = tx.init(params), [], []

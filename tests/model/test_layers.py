@@ -12,8 +12,8 @@ from qwenjax.config import Compute, ModelConfig, RopeScaling
 from qwenjax.model import layers, rope
 
 
-def model(head_width, base=1e4, **changes):
-    return ModelConfig(vocab=8, layers=1, embed=8, heads=1, ffn=8, head_width=head_width, rope_base=base, **changes)
+def model(head_dim, base=1e4, **changes):
+    return ModelConfig(vocab=8, layers=1, embed=8, heads=1, ffn=8, head_dim=head_dim, rope_base=base, **changes)
 
 
 def test_rope_by_hand():
@@ -99,7 +99,7 @@ def test_layer_norm_by_hand():
 
 
 def test_gelu_by_hand():
-    cfg = ModelConfig(vocab=8, layers=1, embed=1, heads=1, ffn=1, head_width=2, gated=False)
+    cfg = ModelConfig(vocab=8, layers=1, embed=1, heads=1, ffn=1, head_dim=2, gated=False)
     one = jnp.ones((1, 1))
     out = layers.GELU(cfg).apply({"params": {"up": 2 * one, "down": 5 * one}}, jnp.ones((1, 1, 1)))
     np.testing.assert_allclose(out, 5 * 2 * (1 + math.erf(2 / 2**0.5)) / 2, rtol=1e-6)
@@ -128,7 +128,7 @@ def test_fused_projection_equals_separate_ones(dtype):
 
 
 def test_swiglu_gate_is_the_gate():
-    cfg = ModelConfig(vocab=8, layers=1, embed=1, heads=1, ffn=1, head_width=2)
+    cfg = ModelConfig(vocab=8, layers=1, embed=1, heads=1, ffn=1, head_dim=2)
     mlp = layers.SwiGLU(cfg, Compute(dtype="float32").resolved("cpu", 1))
     one = jnp.ones((1, 1))
     out = mlp.apply({"params": {"gate": 2 * one, "up": 3 * one, "down": 5 * one}}, jnp.ones((1, 1, 1)))

@@ -18,10 +18,10 @@ from qwenjax.model.transformer import Transformer
 CFG = ModelConfig(vocab=64, layers=2, embed=32, heads=4, ffn=48, context=64)
 FAMILIES = {
     "qwen1": CFG,
-    "qwen3": replace(CFG, kv_heads=1, qkv_bias=False, qk_norm=True, head_width=16, tie_embeddings=True),
+    "qwen3": replace(CFG, kv_heads=1, qkv_bias=False, qk_norm=True, head_dim=16, tie_embeddings=True),
 }
 EXACT = Compute(dtype="float32", remat="none").resolved("cpu", 1)
-LORA = Lora(rank=4, alpha=6.0, dropout=0.0, base="float32")
+LORA = Lora(rank=4, alpha=6.0, dropout=0.0, base_dtype="float32")
 TOKENS = jax.random.randint(jax.random.key(9), (8, 12), 0, CFG.vocab)
 
 
@@ -111,7 +111,7 @@ def test_a_merged_model_is_prepared_for_decoding():
 
 def test_product_by_hand():
     """One layer, d = 1, rank 2, alpha 4: q gains 4/2 · (3 · 5 + 7 · 11)."""
-    cfg = ModelConfig(vocab=2, layers=1, embed=1, heads=1, ffn=1, head_width=2)
+    cfg = ModelConfig(vocab=2, layers=1, embed=1, heads=1, ffn=1, head_dim=2)
     params = jax.tree.map(jnp.zeros_like, nn.unbox(transformer.init_params(cfg, jax.random.key(0))))
     pair = {"a": jnp.array([[[3.0, 7.0]]]), "b": jnp.array([[[[5.0, 0.0]], [[11.0, 1.0]]]])}
     merged = adapters.merge({"params": params, "lora": {"blocks": {"attn": {"q": pair}}}}, Lora(rank=2, alpha=4.0))

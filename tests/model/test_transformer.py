@@ -19,7 +19,7 @@ EXACT = Compute(dtype="float32", remat="none").resolved("cpu", 1)
 FAMILIES = {
     "qwen1": CFG,
     "qwen2": replace(CFG, kv_heads=2, tie_embeddings=True, rope_base=1e6),
-    "qwen3": replace(CFG, kv_heads=1, qkv_bias=False, qk_norm=True, head_width=16),
+    "qwen3": replace(CFG, kv_heads=1, qkv_bias=False, qk_norm=True, head_dim=16),
     "llama": replace(CFG, kv_heads=2, qkv_bias=False),
     "as before": replace(CFG, gated=False, norm="layer", rope_dtype="bfloat16"),  # what the report chose against
 }

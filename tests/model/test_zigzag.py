@@ -9,9 +9,9 @@ import pytest
 from flax import linen as nn
 
 from qwenjax.config import Compute, MeshShape, ModelConfig
-from qwenjax.model import splash, transformer, zigzag
-from qwenjax.model.attention import attend
-from qwenjax.objectives.losses import next_token_loss
+from qwenjax.model import transformer
+from qwenjax.model.attention import attend, splash, zigzag
+from qwenjax.objectives.cross_entropy import next_token_loss
 from qwenjax.sharding import make_mesh, per_device, sharding
 
 MESHES = {
@@ -91,7 +91,7 @@ def test_attention_of_split_rows_equals_whole_rows(mesh):
 
 def test_loss_and_gradients_of_the_model_are_those_of_one_device(mesh, monkeypatch):
     """Two layers, grouped queries, packed rows, rows recomputed but for the attention; against xla on one device."""
-    cfg = ModelConfig(vocab=64, layers=2, embed=32, heads=4, kv_heads=2, head_width=128, ffn=64, context=1024)
+    cfg = ModelConfig(vocab=64, layers=2, embed=32, heads=4, kv_heads=2, head_dim=128, ffn=64, context=1024)
     rng, b, t = np.random.default_rng(0), *shape(mesh)
     tokens = rng.integers(0, cfg.vocab, (b, t + 1)).astype(np.int32)
     segments = np.sort(rng.integers(0, 3, (b, t)), axis=1).astype(np.int32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwenjax.objectives.groups import group_advantages, grpo_loss, leave_one_out, reinforce_loss
+from qwenjax.objectives.grpo import group_advantages, grpo_loss, leave_one_out, reinforce_loss
 from qwenjax.objectives.ppo import kl_k3, policy_loss
 
 

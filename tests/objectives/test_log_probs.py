@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qwenjax.config import MeshShape
+from qwenjax.objectives.cross_entropy import next_token_loss
 from qwenjax.objectives.log_probs import token_log_probs
-from qwenjax.objectives.losses import next_token_loss
 from qwenjax.sharding import make_mesh
 
 

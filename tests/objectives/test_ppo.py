@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwenjax.objectives.groups import reinforce_loss
+from qwenjax.objectives.grpo import reinforce_loss
 from qwenjax.objectives.masked import masked_sum
 from qwenjax.objectives.ppo import (
     adaptive_kl,

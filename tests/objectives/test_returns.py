@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qwenjax.config import MeshShape
+from qwenjax.objectives.advantages import RunningMean, gae, token_rewards, unfinished
 from qwenjax.objectives.masked import explained_variance, last, masked_mean, masked_variance, whiten
-from qwenjax.objectives.returns import RunningMean, gae, token_rewards, unfinished
 from qwenjax.sharding import make_mesh
 
 NAN = jnp.nan

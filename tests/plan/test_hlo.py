@@ -2,8 +2,8 @@
 
 import pytest
 
-from qwenjax.plan.costs import BETWEEN_SLICES, costs
-from qwenjax.plan.hlo import Program, group_size, type_bytes
+from qwenjax.xla.costs import BETWEEN_SLICES, costs
+from qwenjax.xla.hlo import HloProgram, group_size, type_bytes
 
 CONFIG = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
 # A loop of 3 trips around a matmul [8 16] x [16 4] in a fusion (100 cycles), an exposed all-reduce of 32 floats over 4
@@ -73,7 +73,7 @@ ENTRY %main (w: f32[8,16], v: f32[16,4]) -> f32[8,4] {{
 
 @pytest.fixture(scope="module")
 def program():
-    return Program(TEXT)
+    return HloProgram(TEXT)
 
 
 def test_loops_count_by_their_trips(program):
@@ -96,11 +96,11 @@ def test_collectives_by_kind_size_and_group(program):
 
 def test_a_known_trip_count_is_believed():
     known = TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    assert costs(Program(known)).kernels == {"flash_fwd": 7}
+    assert costs(HloProgram(known)).kernels == {"flash_fwd": 7}
 
 
 def test_a_counter_that_steps_by_more():
-    assert costs(Program(TEXT.replace("constant(1)", "constant(2)"))).kernels == {"flash_fwd": 2}
+    assert costs(HloProgram(TEXT.replace("constant(1)", "constant(2)"))).kernels == {"flash_fwd": 2}
 
 
 def test_what_slices_send_each_other_is_one_collective():
@@ -108,7 +108,7 @@ def test_what_slices_send_each_other_is_one_collective():
 frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
 """
     text = TEXT.replace("  %all-gather-start.1", sent + "  %all-gather-start.1")
-    found = [c for c in costs(Program(text)).collectives if c.kind == BETWEEN_SLICES]
+    found = [c for c in costs(HloProgram(text)).collectives if c.kind == BETWEEN_SLICES]
     assert [(c.bytes, c.trips, c.hidden) for c in found] == [(64 * 4 * 2 + 4, 1, True)]
 
 
@@ -131,4 +131,4 @@ def test_types_and_groups():
 
 def test_what_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
-        Program("HloModule nothing\n")
+        HloProgram("HloModule nothing\n")

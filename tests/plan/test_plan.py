@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from qwenjax import cli
+from qwenjax.common import command_line
 from qwenjax.plan import command
 
 compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu-aot'")
 SMALL = [
     *("--set=model.layers=2", "--set=model.embed=256", "--set=model.heads=2", "--set=model.ffn=512"),
-    *("--set=model.vocab=1024", "--set=data.length=256", "--set=data.batch=16", "--set=compute.loss_tokens=256"),
+    *("--set=model.vocab=1024", "--set=data.seq_len=256", "--set=data.batch_size=16", "--set=compute.loss_chunk=256"),
 ]
 
 
@@ -56,7 +56,7 @@ def test_two_slices_share_gradients_over_their_own_network():
 
 @compiler
 def test_what_does_not_fit_is_said_with_what_would():
-    words = ("--set=data.batch=4", "--set=data.length=128", "--set=compute.loss_tokens=128")
+    words = ("--set=data.batch_size=4", "--set=data.seq_len=128", "--set=compute.loss_chunk=128")
     done = planned("--exp=qwen7b", "--topology=v5e-4", *words)
     assert done.returncode == 1, done.stderr
     assert "does not fit on v5e-4: it would take" in done.stdout
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_said_with_what_would():
     ],
 )
 def test_bad_usage(words, said, capsys):
-    assert cli.main_of("qwenjax.plan", command, words) == 2
+    assert command_line.main_of("qwenjax.plan", command, words) == 2
     assert said in capsys.readouterr().err
 
 

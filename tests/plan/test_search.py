@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from qwenjax import lookup
-from qwenjax.config import MeshShape
+from qwenjax.config import MeshShape, lookup
 from qwenjax.plan import search
 from qwenjax.plan.estimate import DoesNotFit
-from qwenjax.plan.topology import parse
+from qwenjax.xla.hardware import parse
 
 GIB = 1 << 30
 
@@ -49,7 +48,7 @@ def test_candidates_divide_evenly_and_keep_a_mesh_that_was_asked_for():
     assert {one.experiment.mesh.fsdp for one in found} == {128, 64, 32}
     for one in found:
         mesh = one.experiment.mesh.sizes(512, 5120, slices=2)
-        assert experiment.data.batch % (one.experiment.accumulate * mesh["data"] * mesh["fsdp"]) == 0
+        assert experiment.data.batch_size % (one.experiment.accumulate * mesh["data"] * mesh["fsdp"]) == 0
     asked = replace(experiment, mesh=MeshShape(data=4, fsdp=128))
     assert {one.experiment.mesh for one in search.candidates(asked, topology)} == {MeshShape(data=4, fsdp=128)}
     assert all(one.experiment.data == experiment.data and one.experiment.optim == experiment.optim for one in found)

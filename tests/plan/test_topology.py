@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwenjax.plan.topology import CHIPS, parse
+from qwenjax.xla.hardware import CHIPS, parse
 
 
 @pytest.mark.parametrize(

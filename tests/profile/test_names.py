@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.profile import names
-from qwenjax.profile.names import Op, collective, instructions, kind, scope
+from qwenjax.xla import scopes
+from qwenjax.xla.scopes import ScopedOp, collective, instructions, kind, scope
 
 HLO = """HloModule jit_f, is_scheduled=true
 
@@ -32,10 +32,10 @@ ENTRY %main.1 (x: f32[8,8]) -> (f32[8]) {
 
 def test_a_fusion_is_what_it_holds_and_is_named_by_its_matmul():
     found = instructions(HLO)
-    assert found["fusion.1"] == Op("convolution fusion", "jit(f)/mlp/ab,bc->ac/dot_general")
+    assert found["fusion.1"] == ScopedOp("convolution fusion", "jit(f)/mlp/ab,bc->ac/dot_general")
     assert found["while.2"].category == "while"
-    assert found["call.3"] == Op("custom-call __cudnn$fmhaSoftmax", "jit(f)/attn/x")
-    assert kind("call.3", found["call.3"]) == names.ATTENTION
+    assert found["call.3"] == ScopedOp("custom-call __cudnn$fmhaSoftmax", "jit(f)/attn/x")
+    assert kind("call.3", found["call.3"]) == scopes.ATTENTION
 
 
 def test_a_compiled_function_is_read():
@@ -44,7 +44,7 @@ def test_a_compiled_function_is_read():
             return jnp.sum(jax.nn.relu(x @ x))
 
     found = instructions(jax.jit(jax.grad(f)).lower(jnp.ones((64, 64))).compile().as_text())
-    dots = [op for name, op in found.items() if kind(name, op) == names.MATMUL]
+    dots = [op for name, op in found.items() if kind(name, op) == scopes.MATMUL]
     assert dots
     assert {scope(op.scope).path for op in dots} == {"mlp"}
     assert {scope(op.scope).direction for op in dots} == {"forward", "backward"}
@@ -54,30 +54,35 @@ def test_a_compiled_function_is_read():
 def test_any_text_is_read_without_an_error(text):
     instructions(f"%c (p: f32[]) -> f32[] {{\n  %a = {text}\n{text}")
     scope(text)
-    kind(text, Op(text, text))
+    kind(text, ScopedOp(text, text))
 
 
 @pytest.mark.parametrize(
     ("name", "category", "path", "expected"),
     [
-        ("fusion.7", "convolution fusion", "", names.MATMUL),
-        ("fusion.7", "output fusion", "", names.MATMUL),
-        ("dot_general.8", "dot", "", names.MATMUL),
-        ("fusion.7", "loop fusion", "jit(f)/attn/mul", names.MEMORY),  # element-wise work beside attention is no kernel
-        ("copy.1", "copy", "", names.MEMORY),
-        ("copy.1", "data formatting", "", names.MEMORY),
-        ("custom-call.2", "custom-call", "jit(f)/blocks/attn/splash_attention", names.ATTENTION),
-        ("custom-call.2", "custom-call tpu_custom_call", "jit(f)/mlp/gmm", names.KERNEL),
-        ("custom-call.2", "custom-call __cublas$gemm", "", names.MATMUL),
-        ("fusion.9", "custom fusion", "jit(f)/mlp/x", names.KERNEL),
-        ("while.1", "while", "", names.CONTROL),
-        ("infeed.1", "infeed", "", names.TRANSFER),
-        ("send-done.1", "send-done", "", names.TRANSFER),
-        ("MemcpyD2H", "", "", names.TRANSFER),
-        ("MemcpyD2D", "", "", names.MEMORY),
-        ("ynn_fusion.4", "", "", names.UNKNOWN),
-        ("nvjet_tst_128x256", "", "", names.MATMUL),
-        ("cudnn_generated_fort_native_sdpa_sm90", "", "", names.ATTENTION),
+        ("fusion.7", "convolution fusion", "", scopes.MATMUL),
+        ("fusion.7", "output fusion", "", scopes.MATMUL),
+        ("dot_general.8", "dot", "", scopes.MATMUL),
+        (
+            "fusion.7",
+            "loop fusion",
+            "jit(f)/attn/mul",
+            scopes.MEMORY,
+        ),  # element-wise work beside attention is no kernel
+        ("copy.1", "copy", "", scopes.MEMORY),
+        ("copy.1", "data formatting", "", scopes.MEMORY),
+        ("custom-call.2", "custom-call", "jit(f)/blocks/attn/splash_attention", scopes.ATTENTION),
+        ("custom-call.2", "custom-call tpu_custom_call", "jit(f)/mlp/gmm", scopes.KERNEL),
+        ("custom-call.2", "custom-call __cublas$gemm", "", scopes.MATMUL),
+        ("fusion.9", "custom fusion", "jit(f)/mlp/x", scopes.KERNEL),
+        ("while.1", "while", "", scopes.CONTROL),
+        ("infeed.1", "infeed", "", scopes.TRANSFER),
+        ("send-done.1", "send-done", "", scopes.TRANSFER),
+        ("MemcpyD2H", "", "", scopes.TRANSFER),
+        ("MemcpyD2D", "", "", scopes.MEMORY),
+        ("ynn_fusion.4", "", "", scopes.UNKNOWN),
+        ("nvjet_tst_128x256", "", "", scopes.MATMUL),
+        ("cudnn_generated_fort_native_sdpa_sm90", "", "", scopes.ATTENTION),
         ("reduce-scatter.4", "reduce-scatter", "", "reduce-scatter"),
         ("fusion.4", "all-reduce fusion", "", "all-reduce"),
         ("all-gather-start.2", "", "", "all-gather"),
@@ -86,7 +91,7 @@ def test_any_text_is_read_without_an_error(text):
     ],
 )
 def test_kinds(name, category, path, expected):
-    assert kind(name, Op(category, path)) == expected
+    assert kind(name, ScopedOp(category, path)) == expected
 
 
 def test_what_only_sounds_like_a_collective_is_none():

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from trace_doubles import gpu_plane, host_plane, plane, space, tpu_plane, write
 
-from qwenjax.profile import library, names, traces
+from qwenjax.profile import library, traces
 from qwenjax.profile.summary import summarize
+from qwenjax.xla import scopes
 
 US = 1e-6
 
@@ -23,10 +24,10 @@ def micros(times: dict) -> dict:
 # Two whole steps, of 1000 and 1200 µs, hold two executions of tpu_step:
 # matmul 150 + 200; the loop keeps 500 - 300 - 150; the halves of the all-gather 10 + 50; idle 1100 - 900.
 TPU_KINDS = {
-    names.MATMUL: 350,
-    names.ATTENTION: 300,
-    names.CONTROL: 50,
-    names.MEMORY: 40,
+    scopes.MATMUL: 350,
+    scopes.ATTENTION: 300,
+    scopes.CONTROL: 50,
+    scopes.MEMORY: 40,
     "all-gather": 60,
     "all-reduce": 100,
     "idle": 200,
@@ -88,7 +89,7 @@ def test_annotated_steps_are_taken_as_they_are(tmp_path):
     found = summarize(write(tmp_path, space(tpu_plane(annotated=True))))
     assert found.step_names == ["10", "11", "12"]
     assert found.steps == pytest.approx([1000 * US, 1200 * US, 950 * US])
-    assert found.kinds[names.MATMUL] == pytest.approx(350 * US)
+    assert found.kinds[scopes.MATMUL] == pytest.approx(350 * US)
 
 
 def test_an_annotated_input_is_counted_once(tmp_path):
@@ -129,7 +130,7 @@ def test_gpu_by_hand(tmp_path):
     assert (found.program, found.executions) == ("jit_train_step(5)", 3)
     assert found.program_seconds == pytest.approx(700 * US)
     # gemm 100-500, all-gather 400-800, add 500-600: a moment of two kernels is half each one's
-    expected = {names.MATMUL: 350, "all-gather": 300, names.UNKNOWN: 50, names.TRANSFER: 50, "idle": 250}
+    expected = {scopes.MATMUL: 350, "all-gather": 300, scopes.UNKNOWN: 50, scopes.TRANSFER: 50, "idle": 250}
     assert found.kinds == micros(expected)
     assert found.collectives == {"all-gather": micros({"exposed": 200, "overlapped": 200})}
 
@@ -183,11 +184,11 @@ def test_a_real_trace_adds_up(recorded):
     wall = sum(found.kinds.values())
     assert wall == pytest.approx(found.busy + found.kinds["idle"])
     assert found.busy == pytest.approx(sum(row.seconds for row in found.ops))
-    assert {names.MATMUL, "all-reduce", "idle"} <= found.kinds.keys()
+    assert {scopes.MATMUL, "all-reduce", "idle"} <= found.kinds.keys()
     assert "all-reduce" in found.collectives
     directions = found.parts["mlp"].keys()
     assert "backward" in directions
-    matmuls = [row for row in found.ops if row.kind == names.MATMUL and row.part == "mlp"]
+    matmuls = [row for row in found.ops if row.kind == scopes.MATMUL and row.part == "mlp"]
     assert sum(row.count for row in matmuls) == pytest.approx(2)  # x @ w and the gradient of w
     assert found.memory.peak >= found.memory.arguments > 256 * 256 * 4
     assert all(one.bytes > 0 for one in found.memory.buffers[:2])

@@ -7,10 +7,10 @@ import unicodedata
 
 import pytest
 
-from qwenjax.data.sources import Report
-from qwenjax.text import load_tokenizer, merges
-from qwenjax.text.bpe import write_ranks
-from qwenjax.tokenizer import compression
+from qwenjax.sources.documents import Report
+from qwenjax.tokenizer import load_tokenizer
+from qwenjax.tokenizer.bpe import write_ranks
+from qwenjax.tokenizer.vocabulary import compression, merges
 
 THAI, FRENCH = "ภาษาไทย เป็นภาษา", "L'été e\u0301tait là"
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from qwenjax.data.sources import Report
-from qwenjax.text import load_tokenizer, merges
-from qwenjax.text.bpe import write_ranks
-from qwenjax.tokenizer.extend import read_words
+from qwenjax.sources.documents import Report
+from qwenjax.tokenizer import load_tokenizer
+from qwenjax.tokenizer.bpe import write_ranks
+from qwenjax.tokenizer.vocabulary import merges
+from qwenjax.tokenizer.vocabulary.extend import read_words
 
 CATS = "我是一只猫\t20\n你是一只猫\t10\n他是一只猫\t5\n一只猫\t100\n"
 

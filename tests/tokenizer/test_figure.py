@@ -6,9 +6,9 @@ import pytest
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 
-from qwenjax.text.foreign import Vocabulary
-from qwenjax.tokenizer import figure
-from qwenjax.tokenizer.compression import Comparison, Language
+from qwenjax.tokenizer.vocabulary import figure
+from qwenjax.tokenizer.vocabulary.compression import Comparison, Language
+from qwenjax.tokenizer.vocabulary.foreign import Vocabulary
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenjax.text import load_tokenizer, merges, spm
-from qwenjax.text.bpe import write_ranks
+from qwenjax.tokenizer import load_tokenizer, sentencepiece
+from qwenjax.tokenizer.bpe import write_ranks
+from qwenjax.tokenizer.vocabulary import merges
 
 HARD = ["", "  x = 12\n\n\ty", "宇宙 e\u0301 😀▁<|im_end|>", "\x00\r\n \u3000"]
 
@@ -76,7 +77,7 @@ def test_a_tokenizer_of_the_published_ranks_continues_them(command, corpus, tmp_
 @pytest.fixture(scope="module")
 def unigram(tmp_path_factory):
     texts = [inspect.getsource(argparse), "天地玄黄，宇宙洪荒。" * 50]
-    return spm.train(texts, 600, tmp_path_factory.mktemp("unigram") / "u.model", kind="unigram")
+    return sentencepiece.train(texts, 600, tmp_path_factory.mktemp("unigram") / "u.model", kind="unigram")
 
 
 @settings(max_examples=200, deadline=None)

@@ -9,8 +9,8 @@ from qwenjax.cluster import pod as pods
 from qwenjax.cluster import supervise, worker
 from qwenjax.cluster.__main__ import main
 from qwenjax.cluster.pod import Pod
-from qwenjax.cluster.runner import Failed, Runner, kind
-from qwenjax.cluster.worker import State
+from qwenjax.cluster.runner import CommandFailed, Runner, kind
+from qwenjax.cluster.worker import JobState
 
 POD = Pod("pod", "us-west4-a", "my-project", "v5e-8", capacity="spot", source="qwenjax")
 DENIED = "ERROR: (gcloud.compute.tpus.queued-resources.create) PERMISSION_DENIED: Permission 'tpu.nodes.create' denied"
@@ -36,7 +36,9 @@ def runner():
 
 
 def states(*given: tuple) -> str:
-    return "noise of ssh\n" + "\n".join(worker.show_state(State(f"host-{i}", *s)) for i, s in enumerate(given)) + "\n"
+    return (
+        "noise of ssh\n" + "\n".join(worker.show_state(JobState(f"host-{i}", *s)) for i, s in enumerate(given)) + "\n"
+    )
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys):
@@ -49,7 +51,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys):
 
 def test_a_refusal_stops_at_once_and_says_what_to_do(gcloud, runner, capsys):
     gcloud.answer("create", ("", DENIED, 1))
-    with pytest.raises(Failed, match=r"roles/tpu.admin.*gcloud services enable tpu.googleapis.com") as failed:
+    with pytest.raises(CommandFailed, match=r"roles/tpu.admin.*gcloud services enable tpu.googleapis.com") as failed:
         supervise.create(POD, runner)
     assert failed.value.kind == "denied"
     assert len(gcloud.calls) == 1
@@ -69,7 +71,7 @@ def test_no_capacity_is_tried_again_with_growing_waits(gcloud, runner):
 
 def test_tries_end(gcloud, runner):
     gcloud.answer("create", ("", FULL, 1))
-    with pytest.raises(Failed, match="exit code 1"):
+    with pytest.raises(CommandFailed, match="exit code 1"):
         supervise.create(POD, runner)
     assert runner.waits == [30, 60, 120, 240, 480]
 
@@ -78,20 +80,20 @@ def test_create_again_finds_what_exists_but_not_another_pod(gcloud, runner, caps
     gcloud.answer("create", ("", "ERROR: ALREADY_EXISTS: Resource 'pod' already exists", 1))
     gcloud.answer("queued-resources describe", "ACTIVE\n")
     gcloud.answer("tpu-vm describe", "READY\n")
-    with pytest.raises(Failed, match="was not created by this command from here"):
+    with pytest.raises(CommandFailed, match="was not created by this command from here"):
         supervise.create(POD, runner)  # a colleague's, perhaps
     pods.remember(POD)
     supervise.create(POD, runner)
     assert "pod exists already" in capsys.readouterr().err
     other = Pod("pod", "us-west4-a", "my-project", "v5e-16")
-    with pytest.raises(Failed, match="was not created by this command from here"):
+    with pytest.raises(CommandFailed, match="was not created by this command from here"):
         supervise.create(other, runner)
     assert pods.known_as("pod") == POD
 
 
 def test_a_failed_request_is_told_and_not_waited_for(gcloud, runner):
     gcloud.answer("queued-resources describe", "ACCEPTED\n", "FAILED\n")
-    with pytest.raises(Failed, match="was preempted or has failed"):
+    with pytest.raises(CommandFailed, match="was preempted or has failed"):
         supervise.create(POD, runner)
     assert pods.known_as("pod") == POD  # it is still there to be deleted
 
@@ -137,7 +139,7 @@ def test_retries_are_counted(gcloud, runner):
     gcloud.answer("queued-resources describe", "ACTIVE\n")
     gcloud.answer("tpu-vm describe", "READY\n")
     gcloud.answer("--job=train status", states(("lost",)))
-    with pytest.raises(Failed, match="interrupted 3 times; the same command goes on"):
+    with pytest.raises(CommandFailed, match="interrupted 3 times; the same command goes on"):
         supervise.launch(POD, "train", ["x"], 2, runner)
     assert len(gcloud.verbs("start --")) == 3
 
@@ -146,14 +148,14 @@ def test_a_pod_deleted_on_purpose_is_not_made_anew(gcloud, runner):
     gcloud.answer("queued-resources describe", "ACTIVE\n", ("", GONE, 1))
     gcloud.answer("tpu-vm describe", "READY\n")
     gcloud.answer("--job=train status", ("", GONE, 1))
-    with pytest.raises(Failed, match="does not exist in my-project, us-west4-a"):
+    with pytest.raises(CommandFailed, match="does not exist in my-project, us-west4-a"):
         supervise.launch(POD, "train", ["x"], 5, runner)
     assert not gcloud.verbs("create", "delete")
 
 
 def test_launch_creates_nothing_that_was_not_created(gcloud, runner):
     gcloud.answer("describe", ("", GONE, 1))
-    with pytest.raises(Failed, match="`create` makes it"):
+    with pytest.raises(CommandFailed, match="`create` makes it"):
         supervise.launch(POD, "train", ["x"], 5, runner)
     assert len(gcloud.calls) == 1
 
@@ -171,7 +173,7 @@ def test_patience_ends(gcloud, runner, monkeypatch):
     gcloud.answer("queued-resources describe", "ACTIVE\n")
     gcloud.answer("tpu-vm describe", "READY\n")
     gcloud.answer("--job=train status", OUT)
-    with pytest.raises(Failed, match="is there, and billed, but has not answered 3 times"):
+    with pytest.raises(CommandFailed, match="is there, and billed, but has not answered 3 times"):
         supervise.launch(POD, "train", ["x"], 1, runner)
     assert not gcloud.verbs("create", "delete")
 
@@ -210,7 +212,7 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("found", "meaning"), VERDICTS)
 def test_verdict(found, meaning):
-    assert supervise.verdict([State("host", *one) for one in found], workers=2) == meaning
+    assert supervise.verdict([JobState("host", *one) for one in found], workers=2) == meaning
 
 
 KINDS = [

@@ -35,7 +35,7 @@ def until(true, seconds=20.0):
         time.sleep(0.02)
 
 
-def ended(job: str) -> worker.State:
+def ended(job: str) -> worker.JobState:
     until(lambda: worker.state(job).state != worker.RUNNING)
     return worker.state(job)
 

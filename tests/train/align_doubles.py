@@ -15,14 +15,14 @@ import runs
 from jax.experimental.compilation_cache import compilation_cache
 
 from qwenjax import sharding
+from qwenjax.common.jsonl import read_rows
 from qwenjax.config import RL, AdamW, Chat, ChatFile, Data, Experiment, MeshShape, Source
-from qwenjax.jsonl import read_rows
 from qwenjax.sharding import make_mesh
 from qwenjax.train.loop import TASKS
 from qwenjax.train.task import Task
 
 SYSTEM = {"role": "system", "content": ""}
-STEADY = AdamW(peak=1e-2, warmup=0, schedule="constant", decay=0.0)
+STEADY = AdamW(peak_lr=1e-2, warmup_steps=0, schedule="constant", weight_decay=0.0)
 CLOCK = re.compile("second|mfu")
 
 LETTERS = """
@@ -72,7 +72,7 @@ def stage(corpus: Path, task: str, file: str, start: Path | str = "", **change) 
     settings = {
         "task": task,
         "init_from": str(start),
-        "data": Data(tokenizer="init_from" if start else "train:512", length=48, batch=8, eval_tokens=1000),
+        "data": Data(tokenizer="init_from" if start else "train:512", seq_len=48, batch_size=8, eval_tokens=1000),
         "chat": Chat((ChatFile(str(corpus / file)),), validation=0.1),
         "optim": STEADY,
         "steps": 8,
@@ -88,7 +88,7 @@ def rl_stage(corpus: Path, task: str, start: Path | str, reward: Path | str, **c
     names = {field.name for field in dataclasses.fields(RL)}
     more = {name: change.pop(name) for name in list(change) if name in names}
     small = {"new_tokens": 8, "value_steps": 1, "minibatches": 2, "epochs": 2, "value_optim": STEADY, "eval_prompts": 8}
-    data = Data(tokenizer="init_from", length=48, batch=16, eval_tokens=600)
+    data = Data(tokenizer="init_from", seq_len=48, batch_size=16, eval_tokens=600)
     settings = {
         "data": data,
         "steps": 4,

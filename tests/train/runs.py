@@ -11,8 +11,8 @@ from pathlib import Path
 
 from paths import ROOT
 
+from qwenjax.common.jsonl import read_rows
 from qwenjax.config import AdamW, Compute, Data, Experiment, ModelConfig, Source
-from qwenjax.jsonl import read_rows
 from qwenjax.train.loop import fit
 
 CLOCK = {"tokens_per_second", "seconds_left", "mfu"}
@@ -23,9 +23,9 @@ def experiment(corpus: Path, **change) -> Experiment:
         name="tiny",
         model=ModelConfig(vocab=512, layers=1, embed=16, heads=2, ffn=32, context=256),
         data=Data(
-            (Source(text=str(corpus / "text.jsonl")),), tokenizer="train:512", length=32, batch=8, eval_tokens=600
+            (Source(text=str(corpus / "text.jsonl")),), tokenizer="train:512", seq_len=32, batch_size=8, eval_tokens=600
         ),
-        optim=AdamW(peak=1e-2, warmup=2),
+        optim=AdamW(peak_lr=1e-2, warmup_steps=2),
         compute=Compute(dtype="float32", remat="none"),
         steps=12,
         log_every=1,

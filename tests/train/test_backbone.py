@@ -8,7 +8,7 @@ import pytest
 import runs
 from align_doubles import make_mesh
 
-from qwenjax.api.source import open_source
+from qwenjax.api.checkpoint_path import detect
 from qwenjax.config import Lora, MeshShape
 from qwenjax.model import transformer
 from qwenjax.train.backbone import Backbone
@@ -44,16 +44,16 @@ def test_without_adapters_all_is_trained_and_nothing_frozen(chats, base, mesh):
     found = loaded(backbone(chats), base, mesh)
     assert found.frozen == ()
     assert found.scorer is None
-    assert same(found.trained, open_source(base).params())
-    assert found.tokenizer.fingerprint == open_source(base).tokenizer().fingerprint
+    assert same(found.trained, detect(base).params())
+    assert found.tokenizer.fingerprint == detect(base).tokenizer().fingerprint
 
 
 def test_with_adapters_the_base_is_frozen_and_together_they_begin_as_it(chats, base, mesh):
-    made = backbone(chats, lora=Lora(rank=2, base="float32"))
+    made = backbone(chats, lora=Lora(rank=2, base_dtype="float32"))
     found = loaded(made, base, mesh)
     assert set(found.trained) == {"lora", "params"}
     assert found.trained["params"] == {}
-    whole = open_source(base).params()
+    whole = detect(base).params()
     assert same(found.frozen["params"], whole)
     merged = made.params(found.trained, found.frozen)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, whole)
@@ -61,7 +61,7 @@ def test_with_adapters_the_base_is_frozen_and_together_they_begin_as_it(chats, b
 
 @pytest.mark.parametrize("base_as", ["float32", "nf4"])
 def test_merged_parameters_compute_what_the_parts_do(chats, base, mesh, base_as):
-    made = backbone(chats, lora=Lora(rank=2, base=base_as, alpha=8.0))
+    made = backbone(chats, lora=Lora(rank=2, base_dtype=base_as, alpha=8.0))
     found = loaded(made, base, mesh)
     rng = np.random.default_rng(1)
     trained = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), found.trained)
@@ -76,22 +76,22 @@ def test_merged_parameters_compute_what_the_parts_do(chats, base, mesh, base_as)
 def test_without_a_head_a_language_model_leaves_its_own(chats, base, mesh):
     made = backbone(chats, head=False)
     found = loaded(made, base, mesh)
-    whole = open_source(base).params()
+    whole = detect(base).params()
     assert set(found.trained) == set(whole) - {"head"}
     assert same(found.trained["blocks"], whole["blocks"])
 
 
 def test_a_reward_model_gives_its_head_and_calibration(chats, rm, mesh):
     found = loaded(backbone(chats, head=False), rm, mesh)
-    params, head = open_source(rm).scorer()
+    params, head = detect(rm).scorer()
     assert same(found.trained, params)
     np.testing.assert_array_equal(found.scorer.head, head)
-    assert [found.scorer.gain, found.scorer.bias] == open_source(rm).meta["calibration"]
+    assert [found.scorer.gain, found.scorer.bias] == detect(rm).meta["calibration"]
 
 
 def test_only_the_learning_loss_drops(chats, base, mesh):
     """Judged without: the same whatever the key. Dropout is on the adapters' input here."""
-    made = backbone(chats, dropout=0.0, lora=Lora(rank=2, base="float32", dropout=0.5))
+    made = backbone(chats, dropout=0.0, lora=Lora(rank=2, base_dtype="float32", dropout=0.5))
     found = loaded(made, base, mesh)
     trained = jax.tree.map(lambda x: x + 0.1, found.trained)
     for learning, differ in ((True, True), (False, False)):

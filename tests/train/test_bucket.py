@@ -5,8 +5,8 @@ import signal
 
 from runs import command, ended, numbers, state, wait_for
 
-from qwenjax import storage
-from qwenjax.jsonl import read_rows
+from qwenjax.common import storage
+from qwenjax.common.jsonl import read_rows
 
 pytest_plugins = ["bucket_fixtures"]
 

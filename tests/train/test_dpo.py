@@ -100,7 +100,7 @@ def test_three_responses_and_trained_embeddings_are_refused(chats, sft):
     with pytest.raises(ValueError, match=r"dpo compares pairs; preference.responses=3: leave it at 2"):
         task_of(dpo_of(chats, sft, preference=Preference(responses=3)), chats)
     with pytest.raises(ValueError, match="the reference needs them as they were"):
-        task_of(dpo_of(chats, sft, lora=Lora(rank=2, whole=("embed",))), chats)
+        task_of(dpo_of(chats, sft, lora=Lora(rank=2, modules_to_save=("embed",))), chats)
 
 
 def test_another_reference_than_the_run_began_with_is_refused(stepped):
@@ -110,7 +110,7 @@ def test_another_reference_than_the_run_began_with_is_refused(stepped):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, base="float32", dropout=0.0)])
+@pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, base_dtype="float32", dropout=0.0)])
 def test_a_resumed_run_ends_bit_identical(chats, sft, tmp_path, lora):
     given = dpo_of(chats, sft, lora=lora)
     assert run(given, chats, tmp_path / "whole").finished

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwenjax.train import goodput
+from qwenjax.train.operations import goodput
 
 
 def reading(began, wall, **seconds):

@@ -7,9 +7,9 @@ import runs
 
 import qwenjax
 from qwenjax.config import AdamW
-from qwenjax.train.pretrain import Pretrain
+from qwenjax.train.stages.pretrain import Pretrain
 
-FROZEN = AdamW(peak=1e-30, warmup=0, schedule="constant")
+FROZEN = AdamW(peak_lr=1e-30, warmup_steps=0, schedule="constant")
 
 
 def test_a_folder_of_the_hubs_goes_on_training_where_scoring_says(uninterrupted, corpus, tmp_path):

@@ -77,7 +77,11 @@ def test_another_mesh_resumes_the_same_run(uninterrupted, corpus, tmp_path):
 
 def test_init_from_takes_parameters_and_starts_afresh(uninterrupted, corpus, tmp_path):
     """A frozen schedule (peak of zero size) shows the parameters that came in."""
-    change = {"init_from": str(uninterrupted), "steps": 1, "optim": AdamW(peak=1e-30, warmup=0, schedule="constant")}
+    change = {
+        "init_from": str(uninterrupted),
+        "steps": 1,
+        "optim": AdamW(peak_lr=1e-30, warmup_steps=0, schedule="constant"),
+    }
     outcome = run(experiment(corpus, dropout=0.0, **change), corpus, tmp_path / "run")
     want = [r for r in numbers(uninterrupted) if "eval_loss" in r][-1]["eval_loss"]
     np.testing.assert_allclose(outcome.metrics["eval_loss"], want, rtol=1e-6)
@@ -115,7 +119,9 @@ def test_workdir_of_another_experiment_is_refused_and_left_alone(uninterrupted, 
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(corpus, tmp_path):
     """A learning rate of 1e30 from step 6 on (the end of a constant warm-up) destroys the parameters."""
-    wild = experiment(corpus, optim=AdamW(peak=1e38, warmup=0, schedule="constant", clip=1e30), save_every=1)
+    wild = experiment(
+        corpus, optim=AdamW(peak_lr=1e38, warmup_steps=0, schedule="constant", grad_clip=1e30), save_every=1
+    )
     with pytest.raises((NonFinite, FloatingPointError), match=r"not finite"):
         run(wild, corpus, tmp_path / "run")
     saved = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints")

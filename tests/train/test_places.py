@@ -5,8 +5,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from qwenjax.train import places
-from qwenjax.train.places import Place, find
+from qwenjax.train.operations import launchers
+from qwenjax.train.operations.launchers import Rank, find
 
 JAX = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 SRUN = {  # srun --nodes=2 --ntasks=8, sixth task
@@ -42,7 +42,7 @@ def test_alone_where_nothing_is_said():
 
 
 def test_flags_before_variables():
-    assert find("h:1", 2, 1, {}) == Place("h:1", 2, 1, "flags or JAX_ variables")
+    assert find("h:1", 2, 1, {}) == Rank("h:1", 2, 1, "flags or JAX_ variables")
     assert find(None, None, None, JAX)[:3] == ("h:1", 2, 1)
     assert find(None, None, 0, JAX)[:3] == ("h:1", 2, 0)
     assert find("g:2", 3, 0, JAX | SRUN | MPI4)[:3] == ("g:2", 3, 0)
@@ -67,7 +67,7 @@ def test_one_process_is_alone_whatever_launched_it():
     ],
 )
 def test_slurm_meets_on_the_first_node_of_the_step(change, address, devices):
-    assert find(None, None, None, SRUN | change) == Place(address, 8, 5, "SLURM", devices)
+    assert find(None, None, None, SRUN | change) == Rank(address, 8, 5, "SLURM", devices)
 
 
 def test_slurm_without_a_step_of_several_tasks_is_alone():
@@ -77,7 +77,7 @@ def test_slurm_without_a_step_of_several_tasks_is_alone():
 
 
 def test_open_mpi_4_meets_where_mpirun_is():
-    assert find(None, None, None, MPI4) == Place("10.96.0.1:62624", 4, 3, "Open MPI", [1])
+    assert find(None, None, None, MPI4) == Rank("10.96.0.1:62624", 4, 3, "Open MPI", [1])
     six = MPI4 | {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp6://[fe80::b9b:1,2620::2]:43370"}
     assert find(None, None, None, six).address == "[fe80::b9b:1]:62624"
     assert find(None, None, None, MPI4 | {"OMPI_COMM_WORLD_SIZE": "1"}) is None
@@ -87,7 +87,7 @@ def test_open_mpi_5_needs_the_coordinator_only_and_on_one_machine_nothing():
     with pytest.raises(ValueError, match=r"--coordinator missing: Open MPI started this as process 3"):
         find(None, None, None, MPI5)
     said = find(None, None, None, MPI5 | {"JAX_COORDINATOR_ADDRESS": "h:1"})  # mpirun -x JAX_COORDINATOR_ADDRESS=h:1
-    assert said == Place("h:1", 4, 3, "Open MPI", [1])
+    assert said == Rank("h:1", 4, 3, "Open MPI", [1])
     ranks = [MPI5 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_RANK": rank} for rank in "03"]
     first, last = (find(None, None, None, env) for env in ranks)
     assert first.address == last.address  # and another for another mpirun
@@ -102,14 +102,14 @@ def test_mpirun_below_slurm_is_open_mpi():
 
 
 def test_gke_slices_by_variables():
-    assert find(None, None, None, GKE) == Place("a-0.svc:8482", 2, 1, "TPU")
-    assert find(None, None, None, GKE | SLICES | POD) == Place("b-0.svc:8482", 4, 3, "TPU, 2 slices")
+    assert find(None, None, None, GKE) == Rank("a-0.svc:8482", 2, 1, "TPU")
+    assert find(None, None, None, GKE | SLICES | POD) == Rank("b-0.svc:8482", 4, 3, "TPU, 2 slices")
     ports = GKE | {"TPU_PROCESS_ADDRESSES": "a-0.svc:8476,a-1.svc:8476", "JAX_COORDINATOR_PORT": "99"}
     assert find(None, None, None, ports)[:3] == ("a-0.svc:99", 2, 1)
     one = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
     assert find(None, None, None, one) is None
     assert find(None, None, None, one | POD) is None  # JobSets are indexed jobs, also of one host
-    assert find(None, None, None, one | SLICES) == Place("b-0.svc:8482", 2, 1, "TPU, 2 slices")
+    assert find(None, None, None, one | SLICES) == Rank("b-0.svc:8482", 2, 1, "TPU, 2 slices")
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def metadata(monkeypatch):
         threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         return {"GCE_METADATA_IP": f"localhost:{servers[-1].server_port}"}
 
-    monkeypatch.setattr(places, "_has_tpu", lambda: True)
+    monkeypatch.setattr(launchers, "_has_tpu", lambda: True)
     yield serve
     for server in servers:
         server.shutdown()
@@ -146,11 +146,11 @@ SLICE_ENV = TPU_ENV + "".join(f"{name}: '{value}'\n" for name, value in SLICES.i
 
 def test_tpu_vms_by_their_metadata(metadata):
     plain = metadata(worker_network_endpoints="10.0.0.5,10.0.0.6", agent_worker_number="1", tpu_env=TPU_ENV)
-    assert find(None, None, None, plain) == Place("10.0.0.5:8482", 2, 1, "TPU")
+    assert find(None, None, None, plain) == Rank("10.0.0.5:8482", 2, 1, "TPU")
     assert find(None, None, None, plain | {"TPU_SKIP_MDS_QUERY": "1"}) is None
     triples = "unknown:unknown:10.0.0.5,unknown:unknown:10.0.0.6"
     slices = metadata(worker_network_endpoints=triples, agent_worker_number="1", tpu_env=SLICE_ENV)
-    assert find(None, None, None, slices) == Place("b-0.svc:8482", 4, 3, "TPU, 2 slices")
+    assert find(None, None, None, slices) == Rank("b-0.svc:8482", 4, 3, "TPU, 2 slices")
     one = metadata(worker_network_endpoints="10.0.0.5", agent_worker_number="0", tpu_env=TPU_ENV)
     assert find(None, None, None, one) is None
 

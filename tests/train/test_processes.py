@@ -13,8 +13,8 @@ import pytest
 from paths import ROOT
 from runs import arguments, child, command, ended, numbers, state, two, wait_for
 
-from qwenjax.jsonl import read_rows
-from qwenjax.train import restarts
+from qwenjax.common.jsonl import read_rows
+from qwenjax.train.operations import restarts
 
 
 @pytest.mark.parametrize("moment", ["early", "during a save", "late"])

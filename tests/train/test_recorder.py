@@ -5,7 +5,7 @@ import socket
 import jax
 import pytest
 
-from qwenjax.train import recorder
+from qwenjax.train.operations import profiler
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def calls(monkeypatch):
 )
 def test_the_steps_after_start_are_recorded_until_stop(calls, tmp_path, done, want):
     said = []
-    with recorder.Recorder(tmp_path, (1, 3), said.append) as record:
+    with profiler.Recorder(tmp_path, (1, 3), said.append) as record:
         for step in done:
             record.before(step)
             calls.append(step)
@@ -40,14 +40,14 @@ def test_the_steps_after_start_are_recorded_until_stop(calls, tmp_path, done, wa
 
 
 def test_without_a_wish_nothing_is_recorded_or_said(calls, tmp_path):
-    with recorder.Recorder(tmp_path, None, calls.append) as record:
+    with profiler.Recorder(tmp_path, None, calls.append) as record:
         record.before(0)
     assert calls == []
 
 
 def test_a_trace_is_written_though_the_run_fails(calls, tmp_path):
     def fail():
-        with recorder.Recorder(tmp_path, (0, 9), lambda text: None) as record:
+        with profiler.Recorder(tmp_path, (0, 9), lambda text: None) as record:
             record.before(0)
             raise KeyboardInterrupt
 
@@ -60,4 +60,4 @@ def test_a_taken_profiler_port_is_refused():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=rf"--profiler-port={port}: .* a port of its own"):
-            recorder.serve(port)
+            profiler.serve(port)

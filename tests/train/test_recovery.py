@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from runs import experiment, numbers, run, state
 
+from qwenjax.common.jsonl import read_rows
 from qwenjax.config import Recovery
-from qwenjax.jsonl import read_rows
 from qwenjax.train.loop import fit
-from qwenjax.train.pretrain import Pretrain
-from qwenjax.train.recovery import Diverged, Guard, target
+from qwenjax.train.operations.spikes import Diverged, Guard, target
+from qwenjax.train.stages.pretrain import Pretrain
 
 RECOVERY = Recovery(deviations=8, window=4, spikes=2, among=3, rewinds=2)
 
@@ -89,7 +89,7 @@ class Poisoned(Pretrain):
 
     def batches(self, next_row):
         for after, batch in super().batches(next_row):
-            row = after - self.experiment.data.batch
+            row = after - self.experiment.data.batch_size
             if row == self.ends:
                 raise KeyboardInterrupt
             if row in self.bad:

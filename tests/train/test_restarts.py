@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from qwenjax.train import restarts
+from qwenjax.train.operations import restarts
 
 CHILD = """
 import json, os, signal, sys

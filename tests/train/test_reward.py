@@ -10,8 +10,8 @@ import pytest
 from align_doubles import column, kept_programs, numbers, run, saved, says, stage, task_of, user, write_rows
 
 import qwenjax
-from qwenjax.api.reward import load_reward
-from qwenjax.api.source import open_source
+from qwenjax.api.checkpoint_path import detect
+from qwenjax.api.reward_model import load_reward
 from qwenjax.config import Chat, ChatFile, Lora, Preference
 from qwenjax.train.step import UNLIMITED
 
@@ -76,7 +76,7 @@ def test_the_stored_model_scores_as_the_task_does_and_calibration_gives_mean_0_a
     """Through `load_reward`: the responses that were calibrated on, of the training files."""
     model, seen, ids = load_reward(rm), [], []
     state = state_of(task)
-    params, head = open_source(rm).scorer(task.program.shardings.params["backbone"])
+    params, head = detect(rm).scorer(task.program.shardings.params["backbone"])
     state = state._replace(params={"backbone": params, "reward": head})
     for first in range(0, task.experiment.preference.calibrate, 8):
         batch = task.read(np.arange(first, first + 8))
@@ -102,7 +102,7 @@ def test_a_reward_model_goes_on_from_a_preference_model_with_its_head(chats, rm,
     """PMP, then RM: backbone and head as they were stored."""
     again = task_of(rm_of(chats, rm), chats)
     state = jax.device_get(state_of(again))
-    params, head = jax.device_get(open_source(rm).scorer())
+    params, head = jax.device_get(detect(rm).scorer())
     np.testing.assert_array_equal(state.params["reward"], head)
     jax.tree.map(np.testing.assert_array_equal, state.params["backbone"], params)
     fresh = jax.device_get(state_of(task)).params["reward"]
@@ -181,13 +181,13 @@ def test_random_labels_stay_at_chance_and_real_ones_do_not(chats, sft, tmp_path)
 
 def test_a_reward_model_has_no_head_to_train_whole(chats, sft):
     with pytest.raises(ValueError, match="names the head, and a reward model has none"):
-        task_of(rm_of(chats, sft, lora=Lora(rank=2, base="float32", whole=("embed", "head"))), chats)
+        task_of(rm_of(chats, sft, lora=Lora(rank=2, base_dtype="float32", modules_to_save=("embed", "head"))), chats)
 
 
 @pytest.mark.slow
 def test_adapters_score_on_a_base_that_stays(chats, sft, tmp_path):
     """Stored are adapters and head only; `load_reward` merges them into the base they were trained on."""
-    given = rm_of(chats, sft, lora=Lora(rank=2, base="float32", dropout=0.0))
+    given = rm_of(chats, sft, lora=Lora(rank=2, base_dtype="float32", dropout=0.0))
     assert run(given, chats, tmp_path / "run").finished
     kept = [name for name in saved(tmp_path / "run", 8)["hashes"] if name.startswith("['params']")]
     assert all("lora" in name or "reward" in name for name in kept)

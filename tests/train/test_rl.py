@@ -14,15 +14,15 @@ import runs
 import tiny_model
 from align_doubles import STEADY, column, kept_programs, numbers, rl_stage, run, saved, task_of, texts
 
-from qwenjax.api.source import open_source
+from qwenjax.api.checkpoint_path import detect
 from qwenjax.config import Chat, ChatFile, Data, Lora, to_dict
 from qwenjax.train.rl import judges
-from qwenjax.train.rl.evaluation import Evaluation
+from qwenjax.train.rl.evaluation import ResponseEvaluation
 from qwenjax.train.step import UNLIMITED
 
 
 def ppo_of(chats, sft, rm, **change):
-    data = Data(texts(chats), tokenizer="init_from", length=48, batch=16, eval_tokens=600)
+    data = Data(texts(chats), tokenizer="init_from", seq_len=48, batch_size=16, eval_tokens=600)
     settings = {"ptx": 0.5, "ptx_rows": 8, "kl_target": 1.0, "data": data, "value_optim": replace(STEADY, peak=1e-3)}
     return rl_stage(chats, "ppo", sft, rm, **(settings | change))
 
@@ -121,7 +121,7 @@ def test_prompts_with_tool_turns_are_shown_as_the_model_reads_them(iterated):
     rows = [{"prompt": [{"role": "user", "content": "2+2?"}, {"role": "tool", "content": "4"}], "answer": None}]
     ids = task.tokenizer.encode_ordinary("Observation: 4")
     asked = {"tokens": np.array([[*ids, 0]], np.int32), "lengths": np.array([len(ids)])}
-    assert Evaluation(asked, rows, None, task.texts, task.mesh, 0).prompts == ["Observation: 4"]
+    assert ResponseEvaluation(asked, rows, None, task.texts, task.mesh, 0).prompts == ["Observation: 4"]
 
 
 def test_before_an_iteration_ratios_are_1_and_at_first_the_policy_is_its_reference(ppo):
@@ -204,7 +204,7 @@ def test_the_running_mean_is_of_all_responses_that_ended(iterated, ppo):
 
 
 def test_the_policy_of_a_run_is_read_back_as_a_language_model(iterated, ppo):
-    assert same(open_source(ppo).params(), iterated[1][4].params)
+    assert same(detect(ppo).params(), iterated[1][4].params)
 
 
 def test_a_killed_run_replays_and_ends_bit_identical(ppo, chats, sft, rm, tmp_path):
@@ -251,24 +251,26 @@ def test_a_language_model_is_no_judge_and_a_reward_model_no_policy(chats, sft, r
 
 
 def test_prompts_without_room_for_an_answer_are_counted_and_refused_if_they_are_all(chats, sft, rm, letters):
-    task = task_of(rl_stage(chats, "grpo", sft, letters, data=Data(tokenizer="init_from", length=40, batch=16)), chats)
+    task = task_of(
+        rl_stage(chats, "grpo", sft, letters, data=Data(tokenizer="init_from", seq_len=40, batch_size=16)), chats
+    )
     lengths = task.mixture.files[0].table["tokens"]
     assert lengths.max() <= 32
     assert 0 < len(lengths) < 110
     assert "longer than 32 tokens" in "".join(task.mixture.files[0].lines())
-    short = rl_stage(chats, "grpo", sft, letters, data=Data(tokenizer="init_from", length=16, batch=16))
+    short = rl_stage(chats, "grpo", sft, letters, data=Data(tokenizer="init_from", seq_len=16, batch_size=16))
     refused(chats, short, r"no prompt to train on(.|\n)*longer than 8 tokens")
 
 
 def test_texts_longer_than_the_judge_knows_are_refused(chats, sft, rm):
-    long = rl_stage(chats, "grpo", sft, rm, data=Data(tokenizer="init_from", length=64, batch=16))
-    refused(chats, long, r"data.length=64, but rl.reward=.*trained on texts of 48 tokens.*--set data.length=48")
+    long = rl_stage(chats, "grpo", sft, rm, data=Data(tokenizer="init_from", seq_len=64, batch_size=16))
+    refused(chats, long, r"data.seq_len=64, but rl.reward=.*trained on texts of 48 tokens.*--set data.seq_len=48")
 
 
 def test_a_judge_of_another_vocabulary_is_refused(chats, sft, rm, monkeypatch, tmp_path):
     tiny_model.tokenizer().save(tmp_path)
     files = {f.name: base64.b64encode(f.read_bytes()).decode() for f in tmp_path.iterdir()}
-    real = judges.open_source
+    real = judges.detect
 
     def other(path):
         found = real(path)
@@ -303,7 +305,7 @@ def test_eight_devices_make_the_iteration_of_one(chats, sft, rm):
         state, stream = task.begin(lambda text: None), task.batches(0)
         batch = next(stream)[1]
         with jax.set_mesh(task.program.mesh):
-            rolled = task._run.roll(state.params, state.frozen, batch["prompts"], batch["lengths"], task._seeds(0))
+            rolled = task._run.sample(state.params, state.frozen, batch["prompts"], batch["lengths"], task._seeds(0))
             tokens = task.texts.whole(rolled.tokens)
         after, _ = step(state, batch, UNLIMITED)
         stream.close()
@@ -354,14 +356,14 @@ def test_two_processes_make_the_run_of_one(commanded, chats, tmp_path):
 @pytest.mark.slow
 def test_adapters_learn_on_a_base_that_stays(chats, sft, rm):
     """The reference is the base itself: nothing is held twice, and the checkpoint has adapters only."""
-    experiment = rl_stage(chats, "ppo", sft, rm, steps=2, value_steps=0, lora=Lora(rank=2, base="float32"))
+    experiment = rl_stage(chats, "ppo", sft, rm, steps=2, value_steps=0, lora=Lora(rank=2, base_dtype="float32"))
     assert run(experiment, chats, chats / "ppo-lora").finished
     kept = [name for name in saved(chats / "ppo-lora", 2)["hashes"] if name.startswith("['params']")]
     assert kept
     assert all("lora" in name for name in kept)
     assert column(chats / "ppo-lora", "kl")[0] == pytest.approx(0, abs=1e-5)
     assert max(column(chats / "ppo-lora", "ratio_error")) < 1e-4
-    base, read = open_source(sft).params(), open_source(chats / "ppo-lora").params()
+    base, read = detect(sft).params(), detect(chats / "ppo-lora").params()
     assert same(base["embed"], read["embed"])
     assert not same(base, read)
 

@@ -5,7 +5,7 @@ import pytest
 from align_doubles import LETTERS, numbers, rl_stage, run, saved
 
 from qwenjax.train import __main__ as command
-from qwenjax.train.rl.function import Failed, Function
+from qwenjax.train.rl.function import RewardFailed, RewardFunction
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def test_a_function_that_raises_ends_the_run_and_the_mended_one_goes_on_to_the_s
     file.write_text(LETTERS.replace("    assert all(turns", third + "    assert all(turns", 1))
     spec = f"{file}:letters"
     experiment = rl_stage(chats, "grpo", sft, spec, steps=3)
-    with pytest.raises(Failed, match=r"letters.py:letters raises KeyError: 'no such judge'"):
+    with pytest.raises(RewardFailed, match=r"letters.py:letters raises KeyError: 'no such judge'"):
         run(experiment, chats, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} >= {"1", "2"}
     file.write_text(LETTERS)
@@ -36,7 +36,7 @@ def test_a_function_that_fails_at_once_leaves_a_run_to_resume(chats, sft, grpo, 
     file = tmp_path / "letters.py"
     file.write_text("def letters(prompts, responses, answers):\n    return [float('nan')] * len(responses)\n")
     experiment = rl_stage(chats, "grpo", sft, f"{file}:letters", steps=3)
-    with pytest.raises(Failed, match="gives nan, no finite number, for the response"):
+    with pytest.raises(RewardFailed, match="gives nan, no finite number, for the response"):
         run(experiment, chats, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
     file.write_text(LETTERS)
@@ -72,7 +72,7 @@ def told(tmp_path_factory):
     started = []
 
     def call(name: str, seconds: float = 60.0) -> np.ndarray:
-        started.append(Function(f"{file}:{name}", "rl.reward", seconds))
+        started.append(RewardFunction(f"{file}:{name}", "rl.reward", seconds))
         return started[-1](ROWS, ["b", "c"])
 
     yield call
@@ -96,7 +96,7 @@ def told(tmp_path_factory):
     ],
 )
 def test_what_a_function_may_not_do(told, name, message):
-    with pytest.raises(Failed, match=message):
+    with pytest.raises(RewardFailed, match=message):
         told(name)
 
 
@@ -111,15 +111,15 @@ def test_numbers_of_any_kind_are_scores(told, name, want):
 
 
 def test_a_function_that_hangs_is_given_up(told):
-    with pytest.raises(Failed, match=r"f.py:hangs has not answered within 0.05 seconds"):
+    with pytest.raises(RewardFailed, match=r"f.py:hangs has not answered within 0.05 seconds"):
         told("hangs", seconds=0.05)
 
 
 def test_a_failure_is_exit_code_1_and_a_line(monkeypatch, capsys, tmp_path):
     def fails(*rest, **more):
-        raise Failed("the reward function f.py:f raises KeyError: 'x'")
+        raise RewardFailed("the reward function f.py:f raises KeyError: 'x'")
 
     monkeypatch.setattr("qwenjax.train.loop.fit", fails)
-    monkeypatch.setattr("qwenjax.cli.keep_programs", lambda: None)
+    monkeypatch.setattr("qwenjax.common.command_line.keep_programs", lambda: None)
     assert command.main(["--exp=tiny_ppo", f"--workdir={tmp_path}"]) == 1
     assert capsys.readouterr().err.endswith("error: the reward function f.py:f raises KeyError: 'x'\n")

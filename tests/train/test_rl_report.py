@@ -13,7 +13,7 @@ STEP = {"score": 0.0, "kl": 2.0, "ratio_error_mean": 0.02, "explained_variance":
 def judged(score: float = 0.0, gold: float = 0.0, seed: int = 0, **change) -> dict:
     """What an evaluation finds of answers whose scores have these means and deviation 1."""
     draw = np.random.default_rng(seed)
-    found = {"reward": score + draw.standard_normal(N), "gold": gold + draw.standard_normal(N)}
+    found = {"reward": score + draw.standard_normal(N), "gold_reward": gold + draw.standard_normal(N)}
     found |= {"kl": np.full(N, 3.0), "length": np.full(N, 20.0), "ended": np.ones(N, bool)}
     return found | {"answers": [f"answer {i}" for i in range(N)]} | change
 

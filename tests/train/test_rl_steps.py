@@ -14,21 +14,21 @@ import tiny_model
 from qwenjax.config import RL, Compute, Data, Experiment, ModelConfig
 from qwenjax.generate.rollout import Rollout, rollout
 from qwenjax.generate.sampling import Sample
-from qwenjax.model import reward, transformer
-from qwenjax.objectives.returns import RunningMean
+from qwenjax.model import reward_head, transformer
+from qwenjax.objectives.advantages import RunningMean
 from qwenjax.train.backbone import Backbone
 from qwenjax.train.rl import steps
-from qwenjax.train.rl.steps import Experience, Learner, Measured, Responses
+from qwenjax.train.rl.steps import Experience, Measured, Responses, TrainState
 
 MODEL = ModelConfig(vocab=24, layers=1, embed=16, heads=2, ffn=16, context=48)
-COMPUTE = Compute(dtype="float32", remat="none", scan=False, attention="xla", fuse="no", loss_tokens=16)
-EXPERIMENT = Experiment("tiny", MODEL, Data(length=16, batch=8), 1, compute=COMPUTE, dropout=0.3)
+COMPUTE = Compute(dtype="float32", remat="none", scan=False, attention="xla", fuse="no", loss_chunk=16)
+EXPERIMENT = Experiment("tiny", MODEL, Data(seq_len=16, batch_size=8), 1, compute=COMPUTE, dropout=0.3)
 STOP, PAD, NEW = 3, 5, 7
 B = 8  # responses
 REAL = Backbone(EXPERIMENT, COMPUTE)
 PARAMS = tiny_model.params(MODEL)
 HEAD = np.random.default_rng(5).normal(size=16).astype(np.float32)
-RULES = RL("none", responses=2, new_tokens=NEW, kl_coef=0.1, gamma=0.9, lam=0.8)
+RULES = RL("none", num_samples=2, max_new_tokens=NEW, kl_coef=0.1, gamma=0.9, gae_lambda=0.8)
 
 
 class Bigram(NamedTuple):
@@ -216,10 +216,10 @@ def test_advantages_are_whitened_gae_and_returns_are_of_the_raw_ones(some):
         at = np.flatnonzero(mask[i])
         v = np.append(values[i, at], 0)
         r = np.full(len(at), -0.1 * 0.5)  # β (log π - log π_ref)
-        r[-1] += scores[i] - scores[np.asarray(some.ended)].mean() if some.ended[i] else RULES.missing_end
+        r[-1] += scores[i] - scores[np.asarray(some.ended)].mean() if some.ended[i] else RULES.missing_eos_score
         delta = r + RULES.gamma * v[1:] - v[:-1]
         for t in range(len(at)):
-            raw[i, at[t]] = sum((RULES.gamma * RULES.lam) ** k * delta[t + k] for k in range(len(at) - t))
+            raw[i, at[t]] = sum((RULES.gamma * RULES.gae_lambda) ** k * delta[t + k] for k in range(len(at) - t))
     white = np.where(mask, (raw - raw[mask].mean()) / np.sqrt(raw[mask].var(ddof=1) + 1e-8), 0)
     np.testing.assert_allclose(found.advantages, white, atol=2e-5)
     np.testing.assert_allclose(found.returns, np.where(mask, raw + values, 0), atol=2e-5)
@@ -337,7 +337,8 @@ def test_a_value_that_went_far_enough_learns_no_more(some):
     batch, trained = learned(some), CRITIC
     read = batch.read
     now = (
-        reward.values(VALUER.plain, {"params": CRITIC["backbone"]}, HEAD, read.tokens, read.positions) + CRITIC["bias"]
+        reward_head.values(VALUER.plain, {"params": CRITIC["backbone"]}, HEAD, read.tokens, read.positions)
+        + CRITIC["bias"]
     )
     loss = jax.jit(jax.grad(steps.value_loss(RULES, VALUER), has_aux=True))
     for gap, moves in ((9.0, False), (-9.0, True)):
@@ -374,7 +375,7 @@ def test_an_update_makes_rewarded_tokens_likelier(task):
     measured = Measured(read, logp, 0 * logp, logp, 0 * logp, scores)
     batch = steps.experience(task, RULES, measured, scores, found.ended, RunningMean.zero(), jnp.float32(0))[0]
     tx = optax.sgd(20.0)
-    learner, loss = Learner(TRAINED, tx.init(TRAINED)), steps.policy_loss(task, RULES, POLICY)
+    learner, loss = TrainState(TRAINED, tx.init(TRAINED)), steps.policy_loss(task, RULES, POLICY)
     after = jax.jit(partial(steps.update, loss, tx, accumulate=1))(learner, (), batch)[0].params
     scores = np.asarray(after["embed"])[found.tokens[:, 0]] @ np.asarray(after["head"])
     likely = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
@@ -390,7 +391,7 @@ def test_micro_batches_equal_the_whole_batch(some, task):
     batch = learned(some, "ppo" if task == "value" else task)
     tx = optax.sgd(1.0)
     one, four = (
-        jax.jit(partial(steps.update, loss, tx, accumulate=n))(Learner(params, tx.init(params)), (), batch)
+        jax.jit(partial(steps.update, loss, tx, accumulate=n))(TrainState(params, tx.init(params)), (), batch)
         for n in (1, 4)
     )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, four)
@@ -416,7 +417,7 @@ def test_the_pretrained_gradient_is_added_and_changes_nothing_else(some, accumul
 
     def step(also):
         return jax.jit(
-            lambda: steps.update(loss, tx, Learner(TRAINED, tx.init(TRAINED)), (), batch, accumulate, also)
+            lambda: steps.update(loss, tx, TrainState(TRAINED, tx.init(TRAINED)), (), batch, accumulate, also)
         )()
 
     (plain, numbers), (both, more) = step(None), step((lm, text(), 0.25))
@@ -431,7 +432,7 @@ def test_an_update_that_is_not_finite_leaves_the_learner_as_it_was(some):
     loss, tx = steps.policy_loss("ppo", RULES, POLICY), optax.adam(0.1)
     bad = learned(some)
     bad = bad._replace(advantages=bad.advantages.at[0, np.asarray(some.lengths)[0] - 1].set(jnp.inf))
-    before = Learner(TRAINED, tx.init(TRAINED))
+    before = TrainState(TRAINED, tx.init(TRAINED))
     after, numbers = jax.jit(partial(steps.update, loss, tx, accumulate=1))(before, (), bad)
     assert not numbers["applied"]
     jax.tree.map(np.testing.assert_array_equal, before, after)

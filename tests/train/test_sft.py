@@ -13,7 +13,7 @@ import tiny_model
 from align_doubles import STEADY, column, kept_programs, numbers, run, saved, says, stage, task_of, user, write_rows
 
 import qwenjax
-from qwenjax.api.source import open_source
+from qwenjax.api.checkpoint_path import detect
 from qwenjax.config import Chat, ChatFile, Data, Lora, to_dict
 
 
@@ -67,7 +67,7 @@ def test_what_users_say_carries_no_loss_and_other_answers_another(task):
 
 def test_packed_dialogues_have_the_loss_of_unpacked_ones(chats, base):
     """Rows of 96 hold two or three dialogues, which see only themselves."""
-    data = Data(tokenizer="init_from", length=96, batch=8, eval_tokens=10_000)
+    data = Data(tokenizer="init_from", seq_len=96, batch_size=8, eval_tokens=10_000)
     chat = Chat((ChatFile(str(chats / "chat.jsonl")),), validation=0.2)
     found = []
     with kept_programs(chats):
@@ -120,7 +120,7 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(chats, base, tmp_path):
 
 # ---- adapters ----
 
-ADAPTERS = Lora(rank=4, base="float32")
+ADAPTERS = Lora(rank=4, base_dtype="float32")
 
 
 def lora_of(chats, sft, **change):
@@ -148,7 +148,7 @@ def test_a_loaded_run_computes_what_its_own_network_does(lora, chats, sft):
     with kept_programs(chats):
         task = task_of(lora_of(chats, sft), chats)
         state = task.begin(lambda text: None)
-    trained = open_source(lora).adapter(task.program.shardings.params).trained
+    trained = detect(lora).adapter(task.program.shardings.params).trained
     ids = np.random.default_rng(0).integers(0, 500, (2, 20), dtype=np.int32)
     network, variables = task.backbone.plain, task.backbone.variables(trained, state.frozen)
     want = jax.jit(lambda v: network.apply(v, ids)[0] @ v["params"]["head"])(variables)
@@ -170,10 +170,12 @@ def test_adapters_resume_bit_identical_and_only_on_their_base(lora, chats, sft, 
 
 
 def test_a_base_that_was_replaced_is_noticed_when_adapters_are_loaded(lora, chats, sft, base, monkeypatch):
-    from qwenjax.api import source
+    from qwenjax.api import checkpoint_path
 
-    real = source.open_source
-    monkeypatch.setattr(source, "open_source", lambda path, *rest: real(base if str(path) == str(sft) else path, *rest))
+    real = checkpoint_path.detect
+    monkeypatch.setattr(
+        checkpoint_path, "open_source", lambda path, *rest: real(base if str(path) == str(sft) else path, *rest)
+    )
     with pytest.raises(ValueError, match="not the model that the adapters in"):
         qwenjax.load(lora)
 
@@ -181,7 +183,7 @@ def test_a_base_that_was_replaced_is_noticed_when_adapters_are_loaded(lora, chat
 @pytest.mark.slow
 @pytest.mark.parametrize("held", ["nf4", "int8", "bfloat16"])
 def test_adapters_learn_on_a_base_of_few_bits(chats, sft, held, tmp_path):
-    given = lora_of(chats, sft, lora=Lora(rank=4, base=held), steps=30, save_every=30)
+    given = lora_of(chats, sft, lora=Lora(rank=4, base_dtype=held), steps=30, save_every=30)
     assert run(given, chats, tmp_path / "run").finished
     losses = column(tmp_path / "run", "loss")
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.02
@@ -190,11 +192,11 @@ def test_adapters_learn_on_a_base_of_few_bits(chats, sft, held, tmp_path):
 
 def test_an_embedding_trained_beside_a_base_of_bfloat16_is_float32(chats, sft, tmp_path):
     """Updates of 0.00001, which bfloat16 would round away: they are in the checkpoint and in what is loaded."""
-    held = Lora(rank=2, base="bfloat16", whole=("embed",))
+    held = Lora(rank=2, base_dtype="bfloat16", modules_to_save=("embed",))
     given = lora_of(chats, sft, lora=held, optim=replace(STEADY, peak=1e-5), steps=2, save_every=2)
     assert run(given, chats, tmp_path / "run").finished
-    began = open_source(sft).params(dtype="bfloat16")["embed"].astype("float32")
-    learned = open_source(tmp_path / "run").adapter().trained["params"]["embed"]
+    began = detect(sft).params(dtype="bfloat16")["embed"].astype("float32")
+    learned = detect(tmp_path / "run").adapter().trained["params"]["embed"]
     assert learned.dtype == np.float32
     assert 0.9e-5 < np.abs(learned - began).max() < 4e-5
     np.testing.assert_array_equal(qwenjax.load(tmp_path / "run").params["embed"], learned)
@@ -205,7 +207,7 @@ def test_an_embedding_trained_beside_a_base_of_bfloat16_is_float32(chats, sft, t
 
 def test_another_vocabulary_than_the_models_is_refused(chats, base, tmp_path):
     tiny_model.tokenizer().save(tmp_path)
-    other = sft_of(chats, base, data=Data(tokenizer=str(tmp_path), length=48, batch=8))
+    other = sft_of(chats, base, data=Data(tokenizer=str(tmp_path), seq_len=48, batch_size=8))
     with pytest.raises(ValueError, match="was trained with another tokenizer than"):
         task_of(other, chats).begin(lambda text: None)
 
@@ -224,6 +226,6 @@ def test_files_that_cannot_be_trained_on_say_why(chats, base, tmp_path):
     with pytest.raises(ValueError, match=r"no file .*absent.jsonl; wanted conversations"):
         task_of(sft_of(chats, base, chat=Chat((ChatFile(str(tmp_path / "absent.jsonl")),))), chats)
     with pytest.raises(ValueError, match="starts from a model; name it: --set init_from=PATH"):
-        task_of(sft_of(chats, "", data=Data(tokenizer="init_from", length=48, batch=8)), chats)
+        task_of(sft_of(chats, "", data=Data(tokenizer="init_from", seq_len=48, batch_size=8)), chats)
     with pytest.raises(ValueError, match="absent"):
         task_of(sft_of(chats, tmp_path / "absent"), chats)

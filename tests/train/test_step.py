@@ -11,16 +11,16 @@ from qwenjax.config import AdamW, Compute, Data, Experiment, MeshShape, ModelCon
 from qwenjax.sharding import make_mesh
 from qwenjax.train import step as steps
 from qwenjax.train.backbone import Backbone
-from qwenjax.train.pretrain import batch_shapes
+from qwenjax.train.stages.pretrain import batch_shapes
 from qwenjax.train.step import UNLIMITED
 
 MODEL = ModelConfig(vocab=96, layers=2, embed=32, heads=4, ffn=64, context=32)
 BASE = Experiment(
     name="step",
     model=MODEL,
-    data=Data(length=16, batch=16, isolate=True),
-    optim=AdamW(peak=1e-2, warmup=2, schedule="constant"),
-    compute=Compute(dtype="float32", remat="none", loss_tokens=24),
+    data=Data(seq_len=16, batch_size=16, document_mask=True),
+    optim=AdamW(peak_lr=1e-2, warmup_steps=2, schedule="constant"),
+    compute=Compute(dtype="float32", remat="none", loss_chunk=24),
     steps=100,
 )
 
@@ -28,7 +28,7 @@ BASE = Experiment(
 def batch(experiment, seed=0):
     """Packed rows with uneven numbers of weighted tokens per row, on purpose."""
     rng = np.random.default_rng(seed)
-    b, t = experiment.data.batch, experiment.data.length
+    b, t = experiment.data.batch_size, experiment.data.seq_len
     tokens = rng.integers(0, experiment.model.vocab, (b, t + 1)).astype(np.int32)
     segments = np.sort(rng.integers(0, 3, (b, t)), axis=1).astype(np.int32)
     return {
@@ -99,7 +99,7 @@ def test_micro_batches_equal_one_batch(accumulate, mesh, unsharded):
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_fewer_kv_heads_than_tensor_shards(kv_heads):
-    grouped = replace(BASE, model=replace(MODEL, kv_heads=kv_heads, heads=8, head_width=8))
+    grouped = replace(BASE, model=replace(MODEL, kv_heads=kv_heads, heads=8, head_dim=8))
     want = train(replace(grouped, mesh=MeshShape(fsdp=1)), n=2, devices=1)
     same(train(replace(grouped, mesh=MeshShape(fsdp=2, tensor=4)), n=2), want)
 
@@ -208,9 +208,9 @@ def test_bf16_compute_keeps_float32_masters_and_learns_alike(unsharded):
 
 def test_the_14b_step_traces_with_its_exact_shapes():
     """The real experiment, lowered for a mesh of eight, without a byte of its 170 GB."""
-    from qwenjax import lookup
+    from qwenjax.config import lookup
 
-    experiment = lookup.experiment("qwen14b", {"data.batch": 8})
+    experiment = lookup.experiment("qwen14b", {"data.batch_size": 8})
     built = program(experiment)
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(built.shapes.params)) == experiment.model.params
     lowered = built.step.lower(built.shapes, built.batch, UNLIMITED)
@@ -223,7 +223,7 @@ def test_the_14b_step_traces_with_its_exact_shapes():
         ({"data": replace(BASE.data, batch=12)}, r"do not divide over 8 devices \(data x fsdp\); use .*batch=8 or 16"),
         ({"accumulate": 4}, "gives 4 rows"),
         (
-            {"model": replace(MODEL, embed=36, heads=2, head_width=16), "mesh": MeshShape(fsdp=8)},
+            {"model": replace(MODEL, embed=36, heads=2, head_dim=16), "mesh": MeshShape(fsdp=8)},
             "axis 'embed' of size 36 does not divide over fsdp=8",
         ),
         (

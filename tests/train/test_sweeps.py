@@ -8,8 +8,8 @@ from IPython.core.formatters import DisplayFormatter
 
 import qwenjax
 from qwenjax import sweeps
-from qwenjax.jsonl import read_rows
-from qwenjax.train.loop import Diverged, Failed
+from qwenjax.common.jsonl import read_rows
+from qwenjax.train.loop import Diverged, RewardFailed
 
 VARIANTS = {"untied": {}, "tied": {"model.tie_embeddings": True}}
 
@@ -92,7 +92,7 @@ def test_a_run_that_fails_says_which_and_why(corpus, tmp_path):
         qwenjax.sweep(base, {"lost": {"init_from": tmp_path / "absent"}}, (0,), tmp_path, data_root=corpus / "data")
 
 
-@pytest.mark.parametrize("kind", [Failed, Diverged])
+@pytest.mark.parametrize("kind", [RewardFailed, Diverged])
 def test_whatever_ends_a_run_is_said_with_its_name(kind, corpus, tmp_path, monkeypatch):
     def fit(*_, **more):
         raise kind("the judge is gone")

@@ -4,8 +4,8 @@ import os
 import threading
 import time
 
-from qwenjax.train import watchdog
-from qwenjax.train.watchdog import Watchdog
+from qwenjax.train.operations import watchdog
+from qwenjax.train.operations.watchdog import Watchdog
 
 
 def test_a_stuck_step_leaves_all_stacks_and_ends_the_process(tmp_path, capfd):

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from qwenjax import storage
-from qwenjax.data.worker import keyed_hash
+from qwenjax.common import storage
+from qwenjax.data.shards.worker import keyed_hash
 
 KINDS = {
     "movieReviewSnippets": "movie review",
@@ -43,7 +43,7 @@ class Text(NamedTuple):
     whole: str  # uncut
 
 
-class Pair(NamedTuple):
+class RatedPair(NamedTuple):
     """Two texts that answer the same request."""
 
     better: Text
@@ -124,7 +124,7 @@ def answer(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def pairs(texts: Iterable[Text], partners: int = PARTNERS) -> list[Pair]:
+def pairs(texts: Iterable[Text], partners: int = PARTNERS) -> list[RatedPair]:
     """Pairs of texts of one request whose ratings are `GAP` apart: each text with up to `partners` of those behind it.
 
     Which ones, and the order of the pairs, is decided by hashes of what they say.
@@ -137,11 +137,11 @@ def pairs(texts: Iterable[Text], partners: int = PARTNERS) -> list[Pair]:
         for i, one in enumerate(group):
             apart = [other for other in group[i + 1 :] if abs(other.rating - one.rating) >= GAP]
             for other in apart[:partners]:
-                found.append(Pair(one, other) if one.rating > other.rating else Pair(other, one))
+                found.append(RatedPair(one, other) if one.rating > other.rating else RatedPair(other, one))
     return sorted(found, key=lambda p: keyed_hash("pair", 0, p.better.text + "\n" + p.worse.text))
 
 
-def both_directions(some: Sequence[Pair], plain: bool = False) -> list[Pair]:
+def both_directions(some: Sequence[RatedPair], plain: bool = False) -> list[RatedPair]:
     """Every pair twice: asked for a positive text, and for a negative one, where the other is the better answer.
 
     Args:
@@ -149,7 +149,7 @@ def both_directions(some: Sequence[Pair], plain: bool = False) -> list[Pair]:
     """
     found = []
     for one in some:
-        found += [one] * plain + [Pair(*one[:2], "positive"), Pair(one.worse, one.better, "negative")]
+        found += [one] * plain + [RatedPair(*one[:2], "positive"), RatedPair(one.worse, one.better, "negative")]
     return found
 
 
@@ -159,7 +159,7 @@ def relabelled(texts: Sequence[Text]) -> list[Text]:
     return [text._replace(rating=texts[i].rating) for text, i in zip(texts, order)]
 
 
-def preference(pair: Pair) -> dict:
+def preference(pair: RatedPair) -> dict:
     """A row of the preference schema."""
     scores = [pair.gap / 2, -pair.gap / 2]
     return {

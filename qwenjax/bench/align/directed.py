@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwenjax.bench.align import data, floor, judge
-from qwenjax.bench.align.data import DIRECTIONS, Pair, Text
+from qwenjax.bench.align.data import DIRECTIONS, RatedPair, Text
 from qwenjax.bench.align.outcome import Wanted
 from qwenjax.bench.align.sentiment import ASKED, course, forgotten
 from qwenjax.bench.align.stages import Stage, Stages
-from qwenjax.jsonl import read_rows
+from qwenjax.common.jsonl import read_rows
 
 ARMS = {"preset": {}}  # the one there is
 REVIEWS = ("movie review", "product review")  # what PMP reads; the reward model proper reads the other kinds
@@ -66,10 +66,10 @@ def asked_for(text: Text) -> dict[str, str]:
     return {"text": f"{asked}\n{text.whole}"}
 
 
-def comparisons(texts: Sequence[Text]) -> dict[str, list[Pair]]:
+def comparisons(texts: Sequence[Text]) -> dict[str, list[RatedPair]]:
     """Pairs in both directions: to pretrain on, to tune on, of the gold reward model, and to test on."""
 
-    def plain(part: str, kinds: Sequence[str], partners: int = data.PARTNERS) -> list[Pair]:
+    def plain(part: str, kinds: Sequence[str], partners: int = data.PARTNERS) -> list[RatedPair]:
         return data.pairs((text for text in texts if text.part == part and text.kind in kinds), partners)
 
     kinds = [*data.KINDS.values()]
@@ -101,10 +101,10 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
         return {"chat.files.0.path": files / f"{name}.jsonl"}
 
     def reward(name: str, start: str, pairs: str, steps: str) -> Stage:
-        settings = {"init_from": folder / start, "steps": STEPS[steps], "optim.warmup": STEPS[steps] // 10}
+        settings = {"init_from": folder / start, "steps": STEPS[steps], "optim.warmup_steps": STEPS[steps] // 10}
         return Stage(name, "sentiment_rm", {"seed": seed} | settings | chat(f"directed-{pairs}"))
 
-    longer = {"steps": 1000, "optim.peak": 3e-3}  # to say what is asked for is more to learn than a form
+    longer = {"steps": 1000, "optim.peak_lr": 3e-3}  # to say what is asked for is more to learn than a form
     found = [
         Stage("lm", "sentiment_lm", read),
         Stage("sft", "sentiment_sft", {"seed": seed, "init_from": folder / "lm"} | longer | chat("directed")),
@@ -115,7 +115,7 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
         reward("rm-gold-plain", "sft", "gold-plain", "rm-plain"),
         reward("rm-gold", "rm-gold-plain", "gold", "rm-directed"),
     ]
-    models = {"rl.reward": folder / "rm", "rl.gold": folder / "rm-gold"}
+    models = {"rl.reward": folder / "rm", "rl.gold_reward": folder / "rm-gold"}
     for arm in arms:
         settings = read | tuned | chat("directed-prompts") | models | ARMS[arm]
         found.append(Stage(f"ppo-{arm}", "directed_ppo", settings))
@@ -151,7 +151,7 @@ def warm_up(sft: Path, workdir: Path, stage: Stage) -> dict[str, float]:
     """What the value-only iterations did: `kept` is 1 if every array of the policy is bit by bit that of the SFT run
     after them, `value_fall` by what share their loss fell, first and last tenth.
     """
-    last = stage.experiment.rl.value_steps
+    last = stage.experiment.rl.value_warmup_steps
     start = hashes(max((sft / "checkpoints").iterdir(), key=lambda step: int(step.name)))
     end = hashes(workdir / "checkpoints" / str(last))
     losses = [

@@ -7,19 +7,19 @@ from itertools import pairwise
 
 import numpy as np
 
-from qwenjax.bench.align.data import Pair
+from qwenjax.bench.align.data import RatedPair
 
 WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 OCCURS = 3  # texts that a feature is in, at least
 EPOCHS, RATE, DECAY = 5, 0.1, 1e-5
 
 
-def length_margins(some: Sequence[Pair]) -> np.ndarray:
+def length_margins(some: Sequence[RatedPair]) -> np.ndarray:
     """By how many characters the better text of each pair is longer."""
     return np.array([len(p.better.text) - len(p.worse.text) for p in some], float)
 
 
-def linear_margins(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
+def linear_margins(train: Sequence[RatedPair], test: Sequence[RatedPair]) -> np.ndarray:
     """Margins of the test pairs under logistic regression on which words and pairs of words each text has.
 
     With features of a direction of their own, so that it can tell what was asked for.
@@ -44,7 +44,7 @@ def features(direction: str, text: str) -> set[str]:
     return {f"{direction} {name}" for name in (*words, *map(" ".join, pairwise(words)))}
 
 
-def _difference(pair: Pair, place: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def _difference(pair: RatedPair, place: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Features that only one of the two texts has: their places, and 1 for the better one's, -1 for the other's."""
     better, worse = (features(pair.direction, t.text) for t in pair[:2])
     signed = [(place[name], 1.0) for name in better - worse if name in place]

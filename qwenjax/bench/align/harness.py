@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from qwenjax import cli, storage
 from qwenjax.bench.align import data, directed, judge, outcome, sentiment
 from qwenjax.bench.align.real import Real
 from qwenjax.bench.align.stages import Stages, quiet, say
+from qwenjax.common import progress, storage
 from qwenjax.sweeps import finished
 
 MODULES: dict[str, ModuleType] = {"A": sentiment, "B": directed}
@@ -60,7 +60,7 @@ def bench(
         if not finished(folders[seed] / stage.name, stage.experiment)
     )
     results = []
-    with cli.meter(f"experiment {name}", sum(stage.work for stage in left), "tok") as step:
+    with progress.meter(f"experiment {name}", sum(stage.work for stage in left), "tok") as step:
         for seed, folder in folders.items():
             folder.mkdir(parents=True, exist_ok=True)
             results.append(experiment.run(seed, todo[seed], Stages(folder, workdir / "data", step), texts))

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwenjax import storage
-from qwenjax.bench.align.data import Pair, Turns, answer, request
+from qwenjax.bench.align.data import RatedPair, Turns, answer, request
 from qwenjax.bench.align.stages import say
+from qwenjax.common import storage
 from qwenjax.config import RL
 
 ROWS = 128  # responses written together
@@ -27,18 +27,18 @@ class Answer(NamedTuple):
 
 def answerable(run: Path, asked: Sequence[Turns], rl: RL) -> list[Turns]:
     """The conversations that leave room for an answer and its end token in the context of a run."""
-    from qwenjax.api.source import open_source
+    from qwenjax.api.checkpoint_path import detect
 
-    source = open_source(run)
-    encode, room = source.tokenizer().encode_chat, source.config.context - rl.new_tokens - 1
+    source = detect(run)
+    encode, room = source.tokenizer().encode_chat, source.config.context - rl.max_new_tokens - 1
     return [turns for turns in asked if len(encode(turns)) <= room]
 
 
 def answers(run: Path, asked: Sequence[Turns], *, top_p: float, new: int, seed: int = 0) -> list[Answer]:
     """What the model of a run answers, one response to each conversation, sampled at temperature 1."""
     from qwenjax import api
+    from qwenjax.chat_format import chatml
     from qwenjax.generate.sampling import Sample
-    from qwenjax.text import chatml
 
     model, found = api.load(run), []
     prompts = [model.encode_chat(turns) for turns in asked]
@@ -51,7 +51,7 @@ def answers(run: Path, asked: Sequence[Turns], *, top_p: float, new: int, seed: 
 
 def scores(reward: Path, asked: Sequence[Turns], texts: Sequence[str]) -> np.ndarray:
     """Calibrated scores [n] of a reward model's run."""
-    from qwenjax.api.reward import load_reward
+    from qwenjax.api.reward_model import load_reward
 
     return load_reward(reward).score([[*turns, answer(text)] for turns, text in zip(asked, texts)])
 
@@ -70,18 +70,18 @@ def lexicon(texts: Sequence[str]) -> np.ndarray:
     return np.array([analyser.polarity_scores(text)["compound"] for text in texts])
 
 
-def accuracy(margins: np.ndarray, pairs: Sequence[Pair]) -> dict[str, float]:
+def accuracy(margins: np.ndarray, pairs: Sequence[RatedPair]) -> dict[str, float]:
     """Share of the pairs whose better text scores higher, by `EDGES`; a tie is half right."""
     gaps, right = np.array([pair.gap for pair in pairs]), (np.sign(margins) + 1) / 2
     return {f"{edge:g}": float(right[gaps >= edge].mean()) for edge in EDGES if (gaps >= edge).any()}
 
 
-def margins(reward: Path, pairs: Sequence[Pair]) -> tuple[np.ndarray, list[Pair]]:
+def margins(reward: Path, pairs: Sequence[RatedPair]) -> tuple[np.ndarray, list[RatedPair]]:
     """By how much a reward model scores the better texts higher [n], and the pairs, without those too long for it.
 
     Every text is read once for each request.
     """
-    from qwenjax.api.reward import load_reward
+    from qwenjax.api.reward_model import load_reward
 
     model = load_reward(reward)
     rows = dict.fromkeys((p.direction, text) for p in pairs for text in p[:2])
@@ -100,7 +100,7 @@ def judged(run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Pat
     """
     if not fresh(file, [run, *judges.values()]):
         say(f"\njudging {len(asked):,} answers of {run}")
-        made = answers(run, asked, top_p=rl.top_p, new=rl.new_tokens)
+        made = answers(run, asked, top_p=rl.top_p, new=rl.max_new_tokens)
         texts = [one.text for one in made]
         columns = {"text": texts, "ended": [one.ended for one in made], "tokens": [one.tokens for one in made]}
         columns |= {"asked": [turns[-1]["content"] for turns in asked], "vader": lexicon(texts).tolist()}

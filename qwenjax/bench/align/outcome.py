@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from qwenjax import figures
+from qwenjax.common import figures
 
 PANELS = {
     "score": "reward model (proxy)",

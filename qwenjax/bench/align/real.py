@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from qwenjax.bench.align import data, floor, judge
-from qwenjax.bench.align.data import Pair, Text
+from qwenjax.bench.align.data import RatedPair, Text
 from qwenjax.bench.align.outcome import Wanted
 from qwenjax.bench.align.sentiment import LATE
 from qwenjax.bench.align.stages import Stage, Stages
-from qwenjax.jsonl import read_rows
+from qwenjax.common.jsonl import read_rows
 
 COMPARISONS = 400  # pairs that reward model and linear model learn from
 JUDGED = 400  # pairs that they are tested on
@@ -53,7 +53,7 @@ class Real:
 
     def make(self, texts: Sequence[Text], folder: Path) -> None:
         """The files that the stages read, unless they are there."""
-        from qwenjax.data.chat.convert import convert
+        from qwenjax.data.conversations.convert import convert
 
         learnt = [text for text in texts if text.part != "test"]
         if not (dialogues := folder / "dialogues.jsonl").exists():
@@ -77,11 +77,11 @@ class Real:
         start = {"seed": seed, "init_from": self.model}
         found = [
             Stage("sft", "smollm2_sft", start | {"chat.files": chat}),
-            Stage("rm", "smollm2_rm", start | {"chat.files.0.path": files / "few.jsonl", "data.length": 72}),
+            Stage("rm", "smollm2_rm", start | {"chat.files.0.path": files / "few.jsonl", "data.seq_len": 72}),
         ]
         for arm in arms:
             models = {"init_from": folder / "sft", "rl.reward": folder / "rm"}
-            sizes = {"data.length": 72, "rl.new_tokens": 32, "chat.files.0.path": files / "prompts.jsonl"}
+            sizes = {"data.seq_len": 72, "rl.max_new_tokens": 32, "chat.files.0.path": files / "prompts.jsonl"}
             found.append(Stage(f"rl-{arm}", "smollm2_grpo", {"seed": seed} | models | sizes | self.ARMS[arm]))
         return {stage.name: stage for stage in found}
 
@@ -113,21 +113,22 @@ class Real:
     def perplexity(self, model: Path, kept: Path) -> float:
         """Of the text, in windows that the model was trained on; kept in a folder."""
         from qwenjax import api
-        from qwenjax.evals import parts, perplexity
-        from qwenjax.evals.tasks import Settings
+        from qwenjax.eval import partial_results
+        from qwenjax.eval.task import Settings
+        from qwenjax.eval.tasks import perplexity
 
         settings = Settings(text=str(self.text), lengths=(WINDOW,), tokens=TOKENS)
-        log = parts.Parts(kept, {"model": parts.model_key(str(model))})
+        log = partial_results.Parts(kept, {"model": partial_results.model_key(str(model))})
         found = perplexity.measure(api.load(model), settings, log)
         return perplexity.perplexity(found["rows"]["plain"][str(WINDOW)])
 
 
-def few(texts: Sequence[Text]) -> list[Pair]:
+def few(texts: Sequence[Text]) -> list[RatedPair]:
     """What the reward model learns from."""
     return data.pairs(text for text in texts if text.part == "proxy")[:COMPARISONS]
 
 
-def tested(texts: Sequence[Text]) -> list[Pair]:
+def tested(texts: Sequence[Text]) -> list[RatedPair]:
     """What it is tested on."""
     return data.pairs(text for text in texts if text.part == "test")[:JUDGED]
 

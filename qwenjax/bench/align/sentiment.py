@@ -13,11 +13,11 @@ from qwenjax.bench.align import data, floor, judge
 from qwenjax.bench.align.data import Text
 from qwenjax.bench.align.outcome import Wanted
 from qwenjax.bench.align.stages import Stage, Stages
-from qwenjax.jsonl import read_rows
+from qwenjax.common.jsonl import read_rows
 
 ARMS = {  # PPO's settings beside those of sentiment_ppo
     "ptx": {},
-    "no_ptx": {"rl.ptx": 0, "rl.ptx_rows": 0},
+    "no_ptx": {"rl.ptx_coef": 0, "rl.ptx_batch": 0},
     "shuffled": {"rl.shuffle": True},
 }
 REWARDS = ("proxy", "gold", "random")  # files of pairs; the last has the ratings of other texts
@@ -86,7 +86,7 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
         Stage("sft", "sentiment_sft", {"seed": seed, "init_from": folder / "lm", **chat("conversations")}),
         *(Stage(f"rm-{name}", "sentiment_rm", tuned | chat(name)) for name in REWARDS[:2]),
     ]
-    models = {"rl.reward": folder / "rm-proxy", "rl.gold": folder / "rm-gold"}
+    models = {"rl.reward": folder / "rm-proxy", "rl.gold_reward": folder / "rm-gold"}
     for arm in arms:
         settings = read | tuned | chat("prompts") | models | ARMS[arm]
         found.append(Stage(f"ppo-{arm}", "sentiment_ppo", settings))
@@ -121,7 +121,7 @@ def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]
 
 def course(lm: Path, workdir: Path, stage: Stage) -> dict:
     """What a PPO run's own log says: KL, curves, and the loss on held-out text; `lm`: the pretrained model's run."""
-    rows, first = read_rows(workdir / "metrics.jsonl"), stage.experiment.rl.value_steps
+    rows, first = read_rows(workdir / "metrics.jsonl"), stage.experiment.rl.value_warmup_steps
     steps = [row for row in rows if "kl" in row]
     evals = [row for row in rows if "eval_kl" in row]
     begun = next(row for row in evals if row["step"] <= first)  # the value model alone has learnt

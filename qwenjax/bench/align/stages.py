@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwenjax import cli, lookup
-from qwenjax.config import RL_TASKS, Experiment
-from qwenjax.jsonl import read_rows
+from qwenjax.common import command_line
+from qwenjax.common.jsonl import read_rows
+from qwenjax.config import RL_TASKS, Experiment, lookup
 from qwenjax.sweeps import finished
 
 POLL = 1.0  # seconds between looks at a running stage
@@ -69,7 +69,7 @@ class Stages:
                 child.terminate()  # what asks a run to save; a second signal is harmless
                 child.wait()
                 raise
-        if child.returncode == cli.INTERRUPTED:
+        if child.returncode == command_line.INTERRUPTED:
             raise KeyboardInterrupt
         if child.returncode:
             said = "\n  ".join(log.read_text(errors="replace").splitlines()[-LAST_WORDS:])

@@ -10,7 +10,7 @@ fails.
 
 import argparse
 
-from qwenjax.cli import DONE, FAILED
+from qwenjax.common.command_line import DONE, FAILED
 
 EXAMPLES = """
 examples:

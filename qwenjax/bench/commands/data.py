@@ -7,7 +7,7 @@ read back. CPU seconds count the work of all processes and hardly depend on what
 
 import argparse
 
-from qwenjax.cli import DONE, positive
+from qwenjax.common.command_line import DONE, positive
 
 EXAMPLES = """
 examples:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     import json
 
     from qwenjax.bench import data
-    from qwenjax.text import load_tokenizer
+    from qwenjax.tokenizer import load_tokenizer
 
     appetite = options.appetite or data.APPETITE
     result = data.bench(options.text, load_tokenizer(options.tokenizer), options.workers, options.rounds, appetite)

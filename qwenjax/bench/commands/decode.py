@@ -8,7 +8,7 @@ compilation are not in the rates; the first call is reported apart.
 
 import argparse
 
-from qwenjax.cli import DONE, positive
+from qwenjax.common.command_line import DONE, positive
 
 EXAMPLES = """
 examples:
@@ -35,7 +35,7 @@ def arguments(add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measures and prints."""
     from qwenjax.bench import decode
-    from qwenjax.cli import Usage
+    from qwenjax.common.command_line import Usage
 
     if options.new < 2:
         raise Usage("--new=1 is no writing: wanted 2 or more")

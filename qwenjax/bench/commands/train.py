@@ -7,13 +7,14 @@ first step are reported apart.
 
 import argparse
 
-from qwenjax.cli import DONE, experiment, experiment_arguments, positive
+from qwenjax.common.command_line import DONE, positive
+from qwenjax.config.lookup import experiment_arguments, experiment_from
 
 EXAMPLES = """
 examples:
   python -m qwenjax.bench train --against=torch
       the quickstart's step against transformers' Qwen2 in eager PyTorch, about a minute
-  python -m qwenjax.bench train --exp=quickstart --set model.embed=256 --set model.heads=8 --set data.batch=8
+  python -m qwenjax.bench train --exp=quickstart --set model.embed=256 --set model.heads=8 --set data.batch_size=8
       ours alone, at another shape
   python -m qwenjax.bench train --against=torch --rounds=11 --json > train.json
       for machines; a longer run has a narrower spread
@@ -31,8 +32,8 @@ def arguments(add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures and prints."""
-    chosen = experiment(options)
+    experiment = experiment_from(options)
     from qwenjax.bench import train
 
-    train.report(chosen, options.against, options.rounds, options.threads, options.json)
+    train.report(experiment, options.against, options.rounds, options.threads, options.json)
     return DONE

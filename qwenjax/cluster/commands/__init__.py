@@ -1,1 +1,1 @@
-"""The subcommands of `python -m qwenjax.cluster`, a module each; qwenjax.cli says their form."""
+"""The subcommands of `python -m qwenjax.cluster`, a module each; qwenjax.common.command_line says their form."""

@@ -7,8 +7,8 @@ after a VM was restarted: the mount is gone then.
 
 import argparse
 
-from qwenjax.cli import DONE
 from qwenjax.cluster import pod as pods
+from qwenjax.common.command_line import DONE
 
 EXAMPLES = """
 examples:

@@ -7,8 +7,8 @@ the same command may be run again. Names of types count chips (v5e, v6e) or Tens
 
 import argparse
 
-from qwenjax.cli import DONE
 from qwenjax.cluster import pod as pods
+from qwenjax.common.command_line import DONE
 
 EXAMPLES = """
 examples:

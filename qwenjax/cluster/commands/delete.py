@@ -6,8 +6,8 @@ Asks for the name to be typed, unless --yes. Then lists what is left in the proj
 import argparse
 import sys
 
-from qwenjax.cli import DONE, FAILED
 from qwenjax.cluster import pod as pods
+from qwenjax.common.command_line import DONE, FAILED
 
 EXAMPLES = """
 examples:
@@ -25,7 +25,7 @@ def arguments(add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Deletes, forgets, lists."""
     from qwenjax.cluster import gcloud, xpk
-    from qwenjax.cluster.runner import Failed, Runner
+    from qwenjax.cluster.runner import CommandFailed, Runner
 
     pod = pods.pod(options)
     runner = Runner(options.dry_run)
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
             return FAILED
     try:
         runner.insist(xpk.delete(pod) if pod.through == "gke" else gcloud.delete(pod))
-    except Failed as error:
+    except CommandFailed as error:
         if error.kind != "absent":
             raise
         runner.note(f"{pod.name} was deleted already")

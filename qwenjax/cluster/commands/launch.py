@@ -9,8 +9,8 @@ not repeated. Through GKE, the cluster itself does that.
 
 import argparse
 
-from qwenjax.cli import DONE, Usage, natural
 from qwenjax.cluster import pod as pods
+from qwenjax.common.command_line import DONE, Usage, natural
 
 EXAMPLES = """
 examples:

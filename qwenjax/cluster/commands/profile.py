@@ -7,8 +7,8 @@ this machine, for xprof to connect to, until Ctrl-C.
 
 import argparse
 
-from qwenjax.cli import DONE, Usage, positive
 from qwenjax.cluster import pod as pods
+from qwenjax.common.command_line import DONE, Usage, positive
 
 EXAMPLES = """
 examples:

@@ -5,8 +5,8 @@ Without --name it needs --project alone, and is the check that nothing is left r
 
 import argparse
 
-from qwenjax.cli import DONE, Usage
 from qwenjax.cluster import pod as pods
+from qwenjax.common.command_line import DONE, Usage
 
 EXAMPLES = """
 examples:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from qwenjax.cli import DONE, natural
 from qwenjax.cluster import pod as pods
+from qwenjax.common.command_line import DONE, natural
 
 EXAMPLES = """
 examples:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from qwenjax.cli import DONE, FAILED, Usage, natural
+from qwenjax.common.command_line import DONE, FAILED, Usage, natural
 
 EXAMPLES = """
 examples:

@@ -7,7 +7,7 @@ reward models, prompts for PPO.
 
 import argparse
 
-from qwenjax.cli import DONE, Usage
+from qwenjax.common.command_line import DONE, Usage
 
 EXAMPLES = """
 examples:
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
     fill = dict(pair.split("=", 1) for pair in options.fill if "=" in pair)
     if len(fill) < len(options.fill):
         raise Usage("wanted --fill NAME=TEXT, each name once")
-    from qwenjax.data.chat.convert import convert
-    from qwenjax.data.chat.formats import FORMATS
+    from qwenjax.data.conversations.convert import convert
+    from qwenjax.data.conversations.formats import FORMATS
 
     if options.format not in ("auto", *FORMATS):
         raise Usage(f"--format={options.format} is unknown; known: auto, {', '.join(FORMATS)}")

@@ -6,7 +6,7 @@ before is found again; a killed run leaves nothing that looks complete, and the 
 
 import argparse
 
-from qwenjax.cli import DONE
+from qwenjax.common.command_line import DONE
 
 EXAMPLES = """
 examples:
@@ -27,9 +27,9 @@ def run(options: argparse.Namespace) -> int:
     """Publishes, then prints where it is."""
     import tensorflow_datasets as tfds
 
-    from qwenjax.data.publish import publish
-    from qwenjax.data.shards import Shards
-    from qwenjax.text import load_tokenizer
+    from qwenjax.data.shards.format import Shards
+    from qwenjax.data.shards.publish import publish
+    from qwenjax.tokenizer import load_tokenizer
 
     tfds.disable_progress_bar()  # ours knows how much there is to do
     shards = Shards(options.shards)

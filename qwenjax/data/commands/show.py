@@ -9,15 +9,16 @@ import argparse
 import os
 import sys
 
-from qwenjax.cli import DONE, Usage, experiment, experiment_arguments, natural, positive
+from qwenjax.common.command_line import DONE, Usage, natural, positive
+from qwenjax.config.lookup import experiment_arguments, experiment_from
 
 EXAMPLES = """
 examples:
-  python -m qwenjax.data show chat.jsonl --rows=3 --policy=finetune_py
+  python -m qwenjax.data show chat.jsonl --rows=3 --loss-mask=finetune_py
   python -m qwenjax.data show pairs.jsonl.gz --row=100 --html=pairs.html
   python -m qwenjax.data show --exp=quickstart --step=0
   python -m qwenjax.data show --exp=runs/a/config.json --step=1200 --rows=8 --html=step.html
-  python -m qwenjax.data show --exp=quickstart --row=81234 --set data.length=256
+  python -m qwenjax.data show --exp=quickstart --row=81234 --set data.seq_len=256
 
 Step N reads rows N*batch to (N+1)*batch - 1, unless the run skipped data; its telemetry has next_row, for --row.
 Documents end in ⟦end⟧; a row begins where the one before it in the document stream ended. Policies: assistant (the
@@ -31,7 +32,7 @@ AHEAD = 1000  # rows of a run that are drawn, at least
 def arguments(add) -> None:
     """Declares the options."""
     add("file", nargs="?", metavar="FILE", help="chat data: .jsonl (also .gz, .zst), a .json list or .parquet")
-    add("--policy", default="assistant", help="of FILE: which tokens carry loss (default: assistant)")
+    add("--loss-mask", default="assistant", help="of FILE: which tokens carry loss (default: assistant)")
     add("--tokenizer", default="qwen", metavar="NAME", help="of FILE: qwen, a .tiktoken or .model file, or a folder")
     experiment_arguments(add)
     add("--step", type=natural, metavar="N", help="of --exp: step whose batch to show; the first is 0")
@@ -52,13 +53,13 @@ def run(options: argparse.Namespace) -> int:
 def _chat(options: argparse.Namespace) -> int:
     from itertools import islice
 
-    from qwenjax.data.chat.convert import Account, converted
-    from qwenjax.data.show import dialogue, terminal
-    from qwenjax.text import load_tokenizer
-    from qwenjax.text.chatml import POLICIES
+    from qwenjax.chat_format.chatml import POLICIES
+    from qwenjax.data.conversations.convert import Account, converted
+    from qwenjax.data.inspect.show import dialogue, terminal
+    from qwenjax.tokenizer import load_tokenizer
 
-    if options.policy not in POLICIES:
-        raise Usage(f"--policy={options.policy} is unknown; known: {', '.join(POLICIES)}")
+    if options.loss_mask not in POLICIES:
+        raise Usage(f"--loss-mask={options.loss_mask} is unknown; known: {', '.join(POLICIES)}")
     if options.step is not None:
         raise Usage("--step is of --exp; a FILE has rows: --row=R")
     tokenizer, account = load_tokenizer(options.tokenizer), Account()
@@ -67,15 +68,13 @@ def _chat(options: argparse.Namespace) -> int:
     for n, (place, format, row) in enumerate(islice(converted(options.file, account), first + options.rows)):
         if n >= first:
             try:
-                shown.append(dialogue(row, tokenizer, options.policy, f"row {n} ({place}, {format})"))
+                shown.append(dialogue(row, tokenizer, options.loss_mask, f"row {n} ({place}, {format})"))
             except ValueError as error:
                 print(f"row {n} ({place}) cannot be shown: {error}", file=sys.stderr)
     print(*account.skipped.lines(), sep="\n", end="\n" * bool(account.skipped), file=sys.stderr)
     if account.rows <= first:
         raise ValueError(f"{options.file} has {account.rows} rows that can be shown; wanted row {first}")
-    legend = (
-        f"carries loss (conversations: policy {options.policy}; preferences: the responses); tokenizer {tokenizer.name}"
-    )
+    legend = f"carries loss ({options.loss_mask}; of preferences the responses); tokenizer {tokenizer.name}"
     if options.html:
         return _page(options.html, os.path.basename(options.file), f"green: {legend}; ids on hover", shown)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -88,25 +87,25 @@ def _chat(options: argparse.Namespace) -> int:
 def _pretraining(options: argparse.Namespace) -> int:
     if (options.step is None) == (options.row is None):
         raise Usage("wanted --step=N or --row=R, one of them")
-    exp = experiment(options)
+    exp = experiment_from(options)
     from qwenjax.config import INIT_FROM
-    from qwenjax.data.prepare import prepare
-    from qwenjax.data.show import describe, documents
-    from qwenjax.data.stream import Mixture
-    from qwenjax.text import load_tokenizer
+    from qwenjax.data.batches.text import TextMixture
+    from qwenjax.data.inspect.show import describe, documents
+    from qwenjax.data.shards.prepare import prepare
+    from qwenjax.tokenizer import load_tokenizer
 
     given = load_tokenizer(exp.init_from) if exp.data.tokenizer == INIT_FROM else None
     tokenizer, shards, said = prepare(exp.data, exp.seed, options.data_root, tokenizer=given)
     print(*said, sep="\n", file=sys.stderr)
-    mixture = Mixture(shards, [source.weight for source in exp.data.sources], exp.data.length, exp.seed)
+    mixture = TextMixture(shards, [source.weight for source in exp.data.sources], exp.data.seq_len, exp.seed)
     first, end = options.row, None
     if first is None:
-        first, end = options.step * exp.data.batch, (options.step + 1) * exp.data.batch
+        first, end = options.step * exp.data.batch_size, (options.step + 1) * exp.data.batch_size
     last = first + options.rows if end is None else min(first + options.rows, end)
     if end is not None and last < end:
         print(f"({end - last} more rows in this step; --rows shows them)", file=sys.stderr)
     if options.png:
-        from qwenjax.data.picture import draw
+        from qwenjax.data.inspect.picture import draw
 
         draw(mixture, first, last - first, max(last, AHEAD), options.png)
         print(f"{options.png}: rows {first} to {last - 1}")
@@ -122,7 +121,7 @@ def _pretraining(options: argparse.Namespace) -> int:
 def _page(out: str, heading: str, legend: str, shown: list, by_document: bool = False) -> int:
     from pathlib import Path
 
-    from qwenjax.data.show_html import page
+    from qwenjax.data.inspect.html import page
 
     Path(out).write_text(page(heading, legend, shown, by_document), encoding="utf-8")
     print(f"{out}: {len(shown)} rows")

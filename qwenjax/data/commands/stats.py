@@ -8,8 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-from qwenjax.cli import DONE, meter, natural
-from qwenjax.data.commands.reading import reading_arguments, sources
+from qwenjax.common.command_line import DONE, natural
+from qwenjax.common.progress import meter
+from qwenjax.sources.arguments import reading_arguments, sources
 
 EXAMPLES = """
 examples:
@@ -34,8 +35,8 @@ def arguments(add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Reads, prints, draws."""
-    from qwenjax.data.sources import Report
-    from qwenjax.data.stats import figure, table
+    from qwenjax.data.inspect.stats import figure, table
+    from qwenjax.sources.documents import Report
 
     report = Report()
     stats = {source.text: _read(source, options.tokenizer, report) for source in sources(options)}
@@ -53,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(source, tokenizer_name: str, report):
     """The statistics of one corpus, with a progress bar over its bytes."""
-    from qwenjax.data.shards import SPLITS, Shards
-    from qwenjax.data.sources import Report, documents, slices
-    from qwenjax.data.stats import Stats
-    from qwenjax.text import load_tokenizer
+    from qwenjax.data.inspect.stats import Stats
+    from qwenjax.data.shards.format import SPLITS, Shards
+    from qwenjax.sources.documents import Report, documents, slices
+    from qwenjax.tokenizer import load_tokenizer
 
     stats, name = Stats(), f"reading {Path(source.text).name}"
     if (Path(source.text) / "index.json").is_file():

@@ -11,8 +11,8 @@ TEXT is one of
 
 import argparse
 
-from qwenjax.cli import DONE, positive
-from qwenjax.data.commands.reading import reading_arguments, sources
+from qwenjax.common.command_line import DONE, positive
+from qwenjax.sources.arguments import reading_arguments, sources
 
 EXAMPLES = """
 examples:
@@ -43,9 +43,9 @@ def arguments(add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Tokenises, then prints what was skipped and what there is."""
-    from qwenjax.data.sources import Report
-    from qwenjax.data.tokenize import tokenize
-    from qwenjax.text import load_tokenizer
+    from qwenjax.data.shards.write import tokenize
+    from qwenjax.sources.documents import Report
+    from qwenjax.tokenizer import load_tokenizer
 
     shards = tokenize(
         sources(options),

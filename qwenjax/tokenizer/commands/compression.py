@@ -11,7 +11,7 @@ standard library where the text has none.
 
 import argparse
 
-from qwenjax.cli import DONE, Usage, positive
+from qwenjax.common.command_line import DONE, Usage, positive
 
 EXAMPLES = """
 examples:
@@ -43,13 +43,13 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.out and not options.out.endswith(".png"):
         raise Usage(f"--out={options.out}: the figure is a .png file")
-    from qwenjax.tokenizer import compression
+    from qwenjax.tokenizer.vocabulary import compression
 
     specs = [*([options.base] if options.base else []), *options.tokenizer]
     compared = compression.compare(specs, options.text, options.limit)
     print(compression.as_json(compared) if options.json else compression.as_text(compared))
     if options.out:
-        from qwenjax.tokenizer import figure
+        from qwenjax.tokenizer.vocabulary import figure
 
         figure.draw(compared, options.out)
     return DONE

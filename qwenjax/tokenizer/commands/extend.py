@@ -10,7 +10,7 @@ model needs embedding rows for them, and training before they mean anything.
 
 import argparse
 
-from qwenjax.cli import DONE
+from qwenjax.common.command_line import DONE
 
 EXAMPLES = """
 examples:
@@ -30,7 +30,7 @@ def arguments(add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Learns and writes; prints what was left out and the new tokens."""
-    from qwenjax.tokenizer import extend
+    from qwenjax.tokenizer.vocabulary import extend
 
     for line in extend.extend(options.vocab, options.words, options.out):
         print(line)

@@ -11,8 +11,8 @@ TEXT is whatever `qwenjax.data tokenize` reads: files, folders of text and code,
 
 import argparse
 
-from qwenjax.cli import DONE, positive
-from qwenjax.data.commands.reading import reading_arguments, sources
+from qwenjax.common.command_line import DONE, positive
+from qwenjax.sources.arguments import reading_arguments, sources
 
 EXAMPLES = """
 examples:
@@ -38,8 +38,8 @@ def arguments(add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains, then prints what was skipped and what there is."""
-    from qwenjax.data.sources import Report
-    from qwenjax.tokenizer import train
+    from qwenjax.sources.documents import Report
+    from qwenjax.tokenizer.vocabulary import train
 
     report = Report()
     tokenizer, lines = train.train(

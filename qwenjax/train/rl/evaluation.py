@@ -6,16 +6,16 @@ import jax
 import numpy as np
 
 from qwenjax.generate.rollout import Rollout
-from qwenjax.text import Tokenizer
+from qwenjax.tokenizer import Tokenizer
 from qwenjax.train.rl.models import Models
 from qwenjax.train.rl.programs import Programs
-from qwenjax.train.step import Program, State
+from qwenjax.train.step import State, StepProgram
 
 
 class Texts:
     """From rollouts to texts, wherever their tokens lie."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[int, ...], program: Program):
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[int, ...], program: StepProgram):
         self.tokenizer, self.stops = tokenizer, stops
         self._whole = jax.jit(lambda x: x, out_shardings=program.shardings.step)
 
@@ -32,7 +32,7 @@ class Texts:
         ]
 
 
-class Evaluation:
+class ResponseEvaluation:
     """Held-out prompts, and the last answers to them.
 
     Args:
@@ -59,10 +59,10 @@ class Evaluation:
         """Answers the prompts and judges the answers; the metrics. The state stays as it is."""
         with jax.set_mesh(self.mesh):
             if not self.before:
-                rolled = run.roll_before(state.frozen, *self._asked, self._seeds)
-                self.before = self._judged(rolled, run.inspect_before(state.frozen, rolled))
-            rolled = run.roll(state.params, state.frozen, *self._asked, self._seeds)
-            self.after = self._judged(rolled, run.inspect(state.params, state.frozen, rolled))
+                rolled = run.sample_reference(state.frozen, *self._asked, self._seeds)
+                self.before = self._judged(rolled, run.evaluate_reference(state.frozen, rolled))
+            rolled = run.sample(state.params, state.frozen, *self._asked, self._seeds)
+            self.after = self._judged(rolled, run.evaluate_responses(state.params, state.frozen, rolled))
         self.step = int(state.step)
         return summary(self.after)
 
@@ -77,7 +77,7 @@ class Evaluation:
 
 def summary(found: dict[str, Any]) -> dict[str, float]:
     """Means over the answers, under the names of metrics.jsonl; scores over those that ended, if any did."""
-    names = {"reward": "eval_score", "gold": "eval_gold"}
+    names = {"reward": "eval_score", "gold_reward": "eval_gold"}
     some = found["ended"] if found["ended"].any() else slice(None)
     means = {f"eval_{name}": float(np.mean(x)) for name, x in found.items() if name not in ("answers", *names)}
     means |= {name: float(np.mean(found[key][some])) for key, name in names.items() if key in found}

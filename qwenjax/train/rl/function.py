@@ -18,13 +18,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qwenjax import storage
+from qwenjax.common import storage
 
 LOADING = 120.0  # seconds that a function's module may take to load
 LARGEST = float(np.finfo(np.float32).max)
 
 
-class Failed(RuntimeError):
+class RewardFailed(RuntimeError):
     """A step could not be made, for a reason outside of the model; the state is as it was before."""
 
 
@@ -34,7 +34,7 @@ def is_function(spec: str) -> bool:
     return bool(place) and name.isidentifier() and not storage.remote(spec) and not Path(spec).exists()
 
 
-class Function:
+class RewardFunction:
     """A function of 'FILE.py:NAME' or 'MODULE:NAME', called in another process.
 
     Args:
@@ -79,11 +79,11 @@ class Function:
         if jax.process_index() == 0:
             try:
                 scores = self._scores(rows, responses)
-            except Failed as error:
+            except RewardFailed as error:
                 failure = error
         scores, failed = multihost_utils.broadcast_one_to_all((scores, np.bool_(failure is not None)))
         if failed:
-            raise failure or Failed("the reward function failed in process 0, which says how")
+            raise failure or RewardFailed("the reward function failed in process 0, which says how")
         return np.asarray(scores)
 
     def _scores(self, rows, responses) -> np.ndarray:
@@ -93,19 +93,19 @@ class Function:
         answer = self._answer(self.seconds, "answered")
         if isinstance(answer, str):
             self.close()  # the next call loads it anew: it may have been mended
-            raise Failed(f"{name} {answer}")
+            raise RewardFailed(f"{name} {answer}")
         if len(answer) != len(responses):
-            raise Failed(f"{name} gives {len(answer)} scores for {len(responses)} responses")
+            raise RewardFailed(f"{name} gives {len(answer)} scores for {len(responses)} responses")
         for score, response in zip(answer, responses):
             if not isinstance(score, bool | int | float) or not abs(score) <= LARGEST:
-                raise Failed(f"{name} gives {score!r}, no finite number, for the response {response[:200]!r}")
+                raise RewardFailed(f"{name} gives {score!r}, no finite number, for the response {response[:200]!r}")
         return np.asarray(answer, np.float32)
 
     def _answer(self, seconds: float, what: str):
         """What the other process sends: None (loaded), a list, or what went wrong in words."""
         try:
             if not self._pipe.poll(seconds):
-                return f"has not {what} within {seconds:g} seconds" + " (rl.seconds)" * (what == "answered")
+                return f"has not {what} within {seconds:g} seconds" + " (rl.reward_timeout)" * (what == "answered")
             return self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(5)

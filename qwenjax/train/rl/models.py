@@ -19,20 +19,21 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qwenjax import checkpoint, optim, storage
-from qwenjax.api.source import open_source
+from qwenjax import checkpoint, optim
+from qwenjax.api.checkpoint_path import detect
+from qwenjax.common import storage
 from qwenjax.config import Compute, Experiment
-from qwenjax.model import reward
-from qwenjax.objectives.returns import RunningMean
+from qwenjax.model import reward_head
+from qwenjax.objectives.advantages import RunningMean
 from qwenjax.train import step as steps
 from qwenjax.train.backbone import Backbone, Reference
-from qwenjax.train.rl.function import Function, is_function
-from qwenjax.train.rl.judges import Judge
-from qwenjax.train.rl.steps import Learner
-from qwenjax.train.step import Program, State
+from qwenjax.train.rl.function import RewardFunction, is_function
+from qwenjax.train.rl.judges import FrozenRewardModel
+from qwenjax.train.rl.steps import TrainState
+from qwenjax.train.step import State, StepProgram
 
 Check = Callable[[str, str], None]  # (a tokenizer's fingerprint, whose) raises if it is another one
-REWARD, GOLD = "reward", "gold"
+REWARD, GOLD = "reward", "gold_reward"
 
 
 class Models:
@@ -46,34 +47,38 @@ class Models:
         self.experiment, self.compute, self.policy = experiment, compute, policy
         self.reference = Reference(experiment, compute)
         rl, self.adapters = experiment.rl, experiment.lora.rank > 0
-        named = {name: path for name, path in ((REWARD, rl.reward), (GOLD, rl.gold)) if path}
+        named = {name: path for name, path in ((REWARD, rl.reward), (GOLD, rl.gold_reward)) if path}
         self.functions = {
-            name: Function(path, f"rl.{name}", rl.seconds) for name, path in named.items() if is_function(path)
+            name: RewardFunction(path, f"rl.{name}", rl.reward_timeout)
+            for name, path in named.items()
+            if is_function(path)
         }
-        self.judges = {
-            name: Judge.of(path, experiment, compute, f"rl.{name}")
+        self.scorers = {
+            name: FrozenRewardModel.of(path, experiment, compute, f"rl.{name}")
             for name, path in named.items()
             if name not in self.functions
         }
         updates = rl.epochs * rl.minibatches
         self.critic = experiment.task == "ppo"
-        self.alone = rl.value_steps if self.critic else 0  # iterations in which the value model alone learns
-        learning = experiment.steps - self.alone
+        self.value_warmup_steps = (
+            rl.value_warmup_steps if self.critic else 0
+        )  # iterations in which the value model alone learns
+        learning = experiment.steps - self.value_warmup_steps
         self.tx = optim.make(experiment.optim, learning, every=updates)
         try:
             self.value_tx = optim.make(rl.value_optim, experiment.steps, every=updates)
         except ValueError as error:
             raise ValueError(f"rl.value_optim: {error}") from None
         self.rate = optim.schedule(experiment.optim, learning)
-        self.valuer = Backbone(self._value_experiment(), compute, head=False)
+        self.value_backbone = Backbone(self._value_experiment(), compute, head=False)
 
     def _value_experiment(self) -> Experiment:
         """Shape of the value model: that of the model it starts from."""
         cfg, path = self.experiment.model, self.experiment.rl.value_from
         if path and storage.path(path).exists():
-            cfg = open_source(path).config
-        elif REWARD in self.judges and not path:
-            cfg = replace(self.judges[REWARD].network.cfg, tie_embeddings=cfg.tie_embeddings)
+            cfg = detect(path).config
+        elif REWARD in self.scorers and not path:
+            cfg = replace(self.scorers[REWARD].network.cfg, tie_embeddings=cfg.tie_embeddings)
         return replace(self.experiment, model=cfg)
 
     # ---- shapes ----
@@ -83,28 +88,32 @@ class Models:
         policy, base = self.policy.random(key)
         value, frozen = (), {"policy": base, "reference": self.reference.copy(policy)}
         if self.critic:
-            trained, frozen["value"] = self.valuer.random(key)
-            value = {"backbone": trained, "head": reward.init_head(self.valuer.cfg, key), "bias": jnp.float32(0)}
-        return policy, value, frozen | {name: judge.random(key) for name, judge in self.judges.items()}
+            trained, frozen["value"] = self.value_backbone.random(key)
+            value = {
+                "backbone": trained,
+                "head": reward_head.init_head(self.value_backbone.cfg, key),
+                "bias": jnp.float32(0),
+            }
+        return policy, value, frozen | {name: judge.random(key) for name, judge in self.scorers.items()}
 
     def fresh(self, policy: Any, value: Any) -> State:
         """The state of a run that begins with these parameters, without the frozen ones."""
         rest = {
             "policy": self.tx.init(policy),
-            "value": Learner(value, self.value_tx.init(value)) if self.critic else (),
+            "value": TrainState(value, self.value_tx.init(value)) if self.critic else (),
             "scores": RunningMean.zero(),
             "kl_coef": jnp.float32(self.experiment.rl.kl_coef),
         }
         return State(jnp.int32(0), policy, rest)
 
-    def program(self, mesh: Mesh, prompt: int, step: Callable) -> Program:
+    def program(self, mesh: Mesh, prompt: int, step: Callable) -> StepProgram:
         """Shapes and places of state and batch. prompt: tokens of a prompt."""
         experiment = self.experiment
         steps.check_batch(experiment, mesh)
         over, parts = mesh.shape["data"] * mesh.shape["fsdp"], experiment.rl.minibatches * experiment.accumulate
         for rows, what in (
-            (experiment.data.batch // parts, f"data.batch={experiment.data.batch} in {parts} parts"),
-            (experiment.rl.ptx_rows // experiment.accumulate, f"rl.ptx_rows={experiment.rl.ptx_rows}"),
+            (experiment.data.batch_size // parts, f"data.batch_size={experiment.data.batch_size} in {parts} parts"),
+            (experiment.rl.ptx_batch // experiment.accumulate, f"rl.ptx_batch={experiment.rl.ptx_batch}"),
         ):
             if rows % over:
                 raise ValueError(
@@ -123,19 +132,19 @@ class Models:
         rest["policy"] = steps.optimizer_places(self.tx, shapes.opt_state["policy"], policy, here)
         if self.critic:
             moments = shapes.opt_state["value"].opt_state
-            rest["value"] = Learner(value, steps.optimizer_places(self.value_tx, moments, value, here))
+            rest["value"] = TrainState(value, steps.optimizer_places(self.value_tx, moments, value, here))
         places = State(here, policy, rest, frozen)
-        b = experiment.data.batch
+        b = experiment.data.batch_size
         batch = {
             "prompts": jax.ShapeDtypeStruct((b, prompt), np.int32),
             "lengths": jax.ShapeDtypeStruct((b,), np.int32),
             "rows": jax.ShapeDtypeStruct((b,), np.int32),
         }
-        return Program(
+        return StepProgram(
             mesh=mesh,
             shapes=shapes,
             shardings=places,
-            batch=steps.placed_batch(batch, experiment.data.length, mesh),
+            batch=steps.placed_batch(batch, experiment.data.seq_len, mesh),
             init=steps.in_mesh(mesh, jax.jit(init, out_shardings=places)),
             start=steps.in_mesh(
                 mesh, jax.jit(self.fresh, in_shardings=(policy, value), out_shardings=places._replace(frozen=()))
@@ -151,10 +160,10 @@ class Models:
             return frozen["reference"]
         return self.policy.params({"params": {}}, frozen["policy"])
 
-    def load_judges(self, mesh: Mesh, check: Check, fingerprints: dict[str, str]) -> dict[str, Any]:
+    def load_scorers(self, mesh: Mesh, check: Check, fingerprints: dict[str, str]) -> dict[str, Any]:
         """The reward models, frozen."""
         loaded = {}
-        for name, judge in self.judges.items():
+        for name, judge in self.scorers.items():
             path = getattr(self.experiment.rl, name)
             loaded[name], fingerprints[name] = judge.load(path, mesh, check)
         return loaded
@@ -165,16 +174,16 @@ class Models:
         `rl.value_from` names another; where a function gives the scores it is the policy's own start.
         """
         rl = self.experiment.rl
-        path = rl.value_from or (rl.reward if REWARD in self.judges else self.experiment.init_from)
-        found = self.valuer.load(path, mesh, self.experiment.seed, lambda text: None)
+        path = rl.value_from or (rl.reward if REWARD in self.scorers else self.experiment.init_from)
+        found = self.value_backbone.load(path, mesh, self.experiment.seed, lambda text: None)
         if found.tokenizer is not None:
             check(found.tokenizer.fingerprint, path)
-        head, bias = reward.init_head(self.valuer.cfg, jax.random.key(self.experiment.seed)).value, 0.0
+        head, bias = reward_head.init_head(self.value_backbone.cfg, jax.random.key(self.experiment.seed)).value, 0.0
         if found.scorer is not None:  # it begins by foretelling the calibrated score
             head, bias = found.scorer.head * found.scorer.gain, found.scorer.bias
         base = found.frozen
         if self.adapters:
             fingerprints["value"] = checkpoint.fingerprint(base)
-            if REWARD in self.judges and path == rl.reward and self.experiment.lora.base == self.compute.dtype:
+            if REWARD in self.scorers and path == rl.reward and self.experiment.lora.base_dtype == self.compute.dtype:
                 base = base | {"params": frozen[REWARD]["backbone"]}  # the same weights are held once
         return {"backbone": found.trained, "head": head, "bias": jnp.float32(bias)}, base, path

@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding
 from qwenjax import sharding
 from qwenjax.generate.rollout import Rollout, rollout
 from qwenjax.generate.sampling import Sample
-from qwenjax.model import reward, transformer
+from qwenjax.model import reward_head, transformer
 from qwenjax.train.rl import steps
 from qwenjax.train.rl.models import REWARD, Models
-from qwenjax.train.rl.steps import Experience, Learner, Measured
-from qwenjax.train.step import Program
+from qwenjax.train.rl.steps import Experience, Measured, TrainState
+from qwenjax.train.step import StepProgram
 
 
 class Programs(NamedTuple):
@@ -31,31 +31,31 @@ class Programs(NamedTuple):
     inspect_before  (frozen, Rollout) -> the same of the reference
     """
 
-    roll: Callable
-    measure: Callable
-    learn: Callable
+    sample: Callable
+    forward_models: Callable
+    compute_advantages: Callable
     policy_step: Callable
     value_step: Callable
-    roll_before: Callable
-    inspect: Callable
-    inspect_before: Callable
+    sample_reference: Callable
+    evaluate_responses: Callable
+    evaluate_reference: Callable
 
 
-def make(models: Models, program: Program, stops: tuple[int, ...], end: int, size: int, pad: int) -> Programs:
+def make(models: Models, program: StepProgram, stops: tuple[int, ...], end: int, size: int, pad: int) -> Programs:
     """The programs of an experiment, jitted.
 
     Args:
       stops, end, size, pad: the tokenizer's: ids that stop a response; the one of them that ends it as it should, where
         a reward model reads; the number of ids; the id behind responses.
     """
-    experiment, policy, valuer = models.experiment, models.policy, models.valuer
+    experiment, policy, valuer = models.experiment, models.policy, models.value_backbone
     rl, places = experiment.rl, program.shardings
     parts = rl.minibatches * experiment.accumulate  # as many rows at a time as an update has
     text_loss = policy.loss(learning=False)
     sample = partial(
         rollout,
         transformer.Transformer(experiment.model, models.compute),
-        new=rl.new_tokens,
+        new=rl.max_new_tokens,
         sampling=Sample(top_p=rl.top_p),
         stops=stops,
         size=size,
@@ -88,9 +88,9 @@ def make(models: Models, program: Program, stops: tuple[int, ...], end: int, siz
             values, scores = jnp.zeros(logp.shape, jnp.float32), jnp.zeros(len(logp), jnp.float32)
             if models.critic:
                 collections, at = valuer.variables(value["backbone"], frozen["value"]), (read.tokens, read.positions)
-                values = reward.values(valuer.plain, collections, value["head"], *at) + value["bias"]
-            if REWARD in models.judges:
-                scores = models.judges[REWARD].score(frozen[REWARD], read)
+                values = reward_head.values(valuer.plain, collections, value["head"], *at) + value["bias"]
+            if REWARD in models.scorers:
+                scores = models.scorers[REWARD].score(frozen[REWARD], read)
             return Measured(read, logp, entropy, reference, values, scores)
 
         found = steps.in_parts(part, parts, rolled)
@@ -102,12 +102,12 @@ def make(models: Models, program: Program, stops: tuple[int, ...], end: int, siz
             key = jax.random.fold_in(jax.random.key(experiment.seed + 1), step)
             order = jax.random.permutation(key, len(scores))
         return steps.experience(
-            experiment.task, rl, measured, scores, ended, running, kl_coef, order, step >= models.alone
+            experiment.task, rl, measured, scores, ended, running, kl_coef, order, step >= models.value_warmup_steps
         )
 
     def policy_step(learner, frozen, experience: Experience, rows, text):
         loss = steps.policy_loss(experiment.task, rl, policy)
-        also = (text_loss, text, rl.ptx) if rl.ptx else None
+        also = (text_loss, text, rl.ptx_coef) if rl.ptx_coef else None
         return steps.update(loss, models.tx, learner, frozen, experience.rows(rows), experiment.accumulate, also)
 
     def value_step(learner, frozen, experience: Experience, rows):
@@ -127,23 +127,23 @@ def make(models: Models, program: Program, stops: tuple[int, ...], end: int, siz
         length = jnp.sum(read.mask, axis=1)
         found = {"kl": kl, "length": length, "ended": ended}
         found["entropy"] = jnp.sum(entropy, axis=1) / jnp.maximum(length, 1)
-        return found | {name: judge.score(frozen[name], read) for name, judge in models.judges.items()}
+        return found | {name: judge.score(frozen[name], read) for name, judge in models.scorers.items()}
 
     here, rows = places.step, NamedSharding(program.mesh, sharding.spec("batch"))
-    learner = Learner(places.params, places.opt_state["policy"])
+    learner = TrainState(places.params, places.opt_state["policy"])
     return Programs(
-        roll=jax.jit(roll, out_shardings=rows),
-        measure=jax.jit(measure, out_shardings=(rows, here)),
-        learn=jax.jit(learn, out_shardings=(rows, here, here, here)),
+        sample=jax.jit(roll, out_shardings=rows),
+        forward_models=jax.jit(measure, out_shardings=(rows, here)),
+        compute_advantages=jax.jit(learn, out_shardings=(rows, here, here, here)),
         policy_step=jax.jit(policy_step, donate_argnums=0, out_shardings=(learner, here)),
         value_step=jax.jit(value_step, donate_argnums=0, out_shardings=(places.opt_state["value"] or here, here)),
-        roll_before=jax.jit(roll_before, out_shardings=rows),
-        inspect=jax.jit(inspect),
-        inspect_before=jax.jit(inspect_before),
+        sample_reference=jax.jit(roll_before, out_shardings=rows),
+        evaluate_responses=jax.jit(inspect),
+        evaluate_reference=jax.jit(inspect_before),
     )
 
 
-def lowered(run: Programs, models: Models, program: Program, text: dict) -> dict[str, Any]:
+def lowered(run: Programs, models: Models, program: StepProgram, text: dict) -> dict[str, Any]:
     """The programs of an iteration, by name, ready to be compiled for the devices of the mesh."""
     experiment, mesh, state = models.experiment, program.mesh, program.abstract_state()
     rows, here = NamedSharding(mesh, sharding.spec("batch")), program.shardings.step
@@ -153,21 +153,21 @@ def lowered(run: Programs, models: Models, program: Program, text: dict) -> dict
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
     rest, critic = state.opt_state, state.opt_state["value"]
-    seeds = jax.ShapeDtypeStruct((experiment.data.batch,), jnp.uint32, sharding=rows)
-    size = experiment.data.batch // experiment.rl.minibatches
+    seeds = jax.ShapeDtypeStruct((experiment.data.batch_size,), jnp.uint32, sharding=rows)
+    size = experiment.data.batch_size // experiment.rl.minibatches
     some = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=here)
     asked = (state.params, state.frozen, program.batch["prompts"], program.batch["lengths"], seeds)
     with jax.set_mesh(mesh):
-        rolled = abstract(run.roll, *asked)
+        rolled = abstract(run.sample, *asked)
         read = (state.params, critic.params if critic else (), state.frozen, rolled)
-        measured = abstract(lambda *xs: run.measure(*xs)[0], *read)
+        measured = abstract(lambda *xs: run.forward_models(*xs)[0], *read)
         scored = (measured, rolled.ended, measured.scores, rest["scores"], rest["kl_coef"], state.step)
-        experience = abstract(lambda *xs: run.learn(*xs)[0], *scored)
-        policy = (Learner(state.params, rest["policy"]), state.frozen["policy"], experience, some, text)
+        experience = abstract(lambda *xs: run.compute_advantages(*xs)[0], *scored)
+        policy = (TrainState(state.params, rest["policy"]), state.frozen["policy"], experience, some, text)
         found = {
-            "roll": run.roll.lower(*asked),
-            "measure": run.measure.lower(*read),
-            "learn": run.learn.lower(*scored),
+            "roll": run.sample.lower(*asked),
+            "measure": run.forward_models.lower(*read),
+            "learn": run.compute_advantages.lower(*scored),
             "policy_step": run.policy_step.lower(*policy),
         }
         if models.critic:

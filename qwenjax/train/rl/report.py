@@ -30,7 +30,7 @@ PANELS = (
 )
 
 
-def judged(metrics: dict[str, float], before: dict[str, float]) -> str:
+def summary_line(metrics: dict[str, float], before: dict[str, float]) -> str:
     """One line on an evaluation, beside the policy that the run began with."""
     parts = [f"held-out prompts: score {before['eval_score']:+.3f} -> {metrics['eval_score']:+.3f}"]
     if "eval_gold" in metrics:
@@ -60,7 +60,7 @@ def alarms(rows: list[dict], metrics: dict[str, float], spread: dict[str, Any]) 
     if metrics.get("eval_kl", late("kl")) > 0.5 * max(metrics.get("eval_length", 0), 20):
         found.append(
             f"KL explosion: {metrics.get('eval_kl', late('kl')):.1f} nats per response, more than half a nat per "
-            "token; raise rl.kl_coef or lower optim.peak"
+            "token; raise rl.kl_coef or lower optim.peak_lr"
         )
     apart = max(r["ratio_error_mean"] for r in steps)  # single tokens are off by 0.3 in correct bfloat16
     if apart > 0.1:
@@ -70,7 +70,7 @@ def alarms(rows: list[dict], metrics: dict[str, float], spread: dict[str, Any]) 
         )
     proxy = metrics["eval_score"] - before["eval_score"]
     if "eval_gold" in metrics:
-        units = [max(float(np.std(spread[name])), 1e-6) for name in ("reward", "gold")]
+        units = [max(float(np.std(spread[name])), 1e-6) for name in ("reward", "gold_reward")]
         gain, rise = (metrics["eval_gold"] - before["eval_gold"]) / units[1], proxy / units[0]
         noise = (2 / len(spread["reward"])) ** 0.5  # standard error of either, in deviations
         if rise > 2 * noise and gain < 0.5 * rise:
@@ -82,7 +82,7 @@ def alarms(rows: list[dict], metrics: dict[str, float], spread: dict[str, Any]) 
     if longer > 1.5 and proxy > 0:
         found.append(f"length: responses have become {longer:.1f} times as long while the score rose; look at them")
     if metrics["eval_ended"] < 0.5:
-        found.append(f"only {metrics['eval_ended']:.0%} of the responses end within rl.new_tokens; raise that")
+        found.append(f"only {metrics['eval_ended']:.0%} of the responses end within rl.max_new_tokens; raise that")
     if metrics["eval_unique"] < 0.5 * before["eval_unique"]:
         found.append(
             f"collapse: {metrics['eval_unique']:.0%} of the responses differ, {before['eval_unique']:.0%} before"
@@ -92,7 +92,9 @@ def alarms(rows: list[dict], metrics: dict[str, float], spread: dict[str, Any]) 
             f"the value model explains {late('explained_variance'):.2f} of the returns' variance: less than none"
         )
     if any("clip_fraction" in r for r in last) and late("clip_fraction") > 0.3:
-        found.append(f"{late('clip_fraction'):.0%} of the tokens are clipped: updates are too large; lower optim.peak")
+        found.append(
+            f"{late('clip_fraction'):.0%} of the tokens are clipped: updates are too large; lower optim.peak_lr"
+        )
     return found
 
 

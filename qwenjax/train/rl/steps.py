@@ -14,11 +14,12 @@ import optax
 from qwenjax import sharding
 from qwenjax.config import RL
 from qwenjax.generate.rollout import Rollout
-from qwenjax.model import reward, transformer
-from qwenjax.objectives import groups, ppo, returns
+from qwenjax.model import reward_head, transformer
+from qwenjax.objectives import advantages as returns
+from qwenjax.objectives import grpo, ppo
+from qwenjax.objectives.advantages import RunningMean
 from qwenjax.objectives.log_probs import token_log_probs
 from qwenjax.objectives.masked import explained_variance, kept, masked_mean, masked_variance, whiten
-from qwenjax.objectives.returns import RunningMean
 from qwenjax.train.backbone import Backbone
 from qwenjax.train.step import LossFn, gradients
 
@@ -53,7 +54,7 @@ def log_probs(
     """Log-probability of every chosen token, and the entropy it was chosen from: float32 [b t], 0 elsewhere."""
     hidden, _ = network.apply(collections, read.tokens, read.positions, rngs=rngs)
     head = transformer.head(collections["params"])
-    logp, entropy = token_log_probs(hidden, head, jnp.roll(read.tokens, -1, axis=1), network.compute.loss_tokens)
+    logp, entropy = token_log_probs(hidden, head, jnp.roll(read.tokens, -1, axis=1), network.compute.loss_chunk)
     return kept(logp, read.mask), kept(entropy, read.mask)
 
 
@@ -127,17 +128,17 @@ def experience(
     read, logp, _, ref_logp, values, _ = measured
     mask = read.mask
     running = running.add(scores, ended)
-    normalised = returns.unfinished(running.normalise(scores, rl.divide), ended, rl.missing_end)
+    normalised = returns.unfinished(running.normalise(scores, rl.normalize_std), ended, rl.missing_eos_score)
     normalised = normalised if order is None else normalised[order]
     k1 = jnp.sum(ppo.kl_k1(logp, ref_logp, mask), axis=1)  # nats per response
     earned = normalised if task == "grpo" else normalised - kl_coef * k1  # grpo has the penalty in its loss
     if task == "ppo":
         rewards = jax.vmap(returns.token_rewards, (0, 0, 0, 0, None))(normalised, logp, ref_logp, mask, kl_coef)
-        raw, targets = jax.vmap(lambda r, v, m: returns.gae(r, v, m, rl.gamma, rl.lam))(rewards, values, mask)
+        raw, targets = jax.vmap(lambda r, v, m: returns.gae(r, v, m, rl.gamma, rl.gae_lambda))(rewards, values, mask)
         advantages = whiten(raw, mask)
     else:
-        compared = groups.group_advantages if task == "grpo" else groups.leave_one_out
-        one = jax.vmap(compared)(earned.reshape(-1, rl.responses))
+        compared = grpo.group_advantages if task == "grpo" else grpo.leave_one_out
+        one = jax.vmap(compared)(earned.reshape(-1, rl.num_samples))
         advantages, targets = kept(one.reshape(-1, 1), mask), jnp.zeros(mask.shape, jnp.float32)
     kl_next = ppo.adaptive_kl(kl_coef, jnp.mean(k1), rl.kl_target, scores.size) if rl.kl_target else kl_coef
     kl_next = jnp.where(adapts, kl_next, kl_coef)
@@ -165,18 +166,18 @@ def policy_loss(task: str, rl: RL, backbone: Backbone) -> LossFn:
         mask = batch.read.mask
         logp, _ = log_probs(backbone.plain, backbone.variables(trained, frozen), batch.read)
         if task == "ppo":
-            total, weight = ppo.policy_loss(logp, batch.old_logp, batch.advantages, mask, rl.clip)
+            total, weight = ppo.policy_loss(logp, batch.old_logp, batch.advantages, mask, rl.clip_ratio)
         elif task == "grpo":
             first = jnp.max(jnp.where(mask, batch.advantages, -jnp.inf), axis=1)  # the same for all tokens of a row
             first = jnp.where(mask.any(axis=1), first, 0)
-            one = jax.vmap(lambda *rows: groups.grpo_loss(*rows, clip=rl.clip, kl_coef=rl.kl_coef))
+            one = jax.vmap(lambda *rows: grpo.grpo_loss(*rows, clip=rl.clip_ratio, kl_coef=rl.kl_coef))
             total, weight = map(jnp.sum, one(logp, batch.old_logp, batch.ref_logp, first, mask))
         else:
-            total, weight = groups.reinforce_loss(logp, batch.advantages, mask)
+            total, weight = grpo.reinforce_loss(logp, batch.advantages, mask)
         sums = {"weight": weight, "tokens": jnp.sum(mask, dtype=jnp.float32)}
         sums["approx_kl"] = jnp.sum(ppo.kl_k3(batch.old_logp, logp, mask))
         if task != "reinforce":  # which clips nothing
-            sums["clip_fraction"] = ppo.clip_fraction(logp, batch.old_logp, batch.advantages, mask, rl.clip)[0]
+            sums["clip_fraction"] = ppo.clip_fraction(logp, batch.old_logp, batch.advantages, mask, rl.clip_ratio)[0]
         return total, jax.lax.stop_gradient(sums)
 
     return loss_fn
@@ -188,14 +189,16 @@ def value_loss(rl: RL, backbone: Backbone) -> LossFn:
     def loss_fn(trained, frozen, batch: Experience, rng):
         read, network = batch.read, backbone.plain
         collections = backbone.variables(trained["backbone"], frozen)
-        values = reward.values(network, collections, trained["head"], read.tokens, read.positions) + trained["bias"]
+        values = (
+            reward_head.values(network, collections, trained["head"], read.tokens, read.positions) + trained["bias"]
+        )
         total, weight = ppo.value_loss(values, batch.old_values, batch.returns, read.mask, rl.value_clip)
         return total, {"weight": weight}
 
     return loss_fn
 
 
-class Learner(NamedTuple):
+class TrainState(NamedTuple):
     """A model in training with its optimizer."""
 
     params: Any
@@ -205,12 +208,12 @@ class Learner(NamedTuple):
 def update(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
-    learner: Learner,
+    learner: TrainState,
     frozen: Any,
     batch: Any,
     accumulate: int,
     also: tuple[LossFn, Any, float] | None = None,
-) -> tuple[Learner, Numbers]:
+) -> tuple[TrainState, Numbers]:
     """One optimizer step on the mean loss; the learner stays as it was where that is not finite.
 
     Args:
@@ -231,7 +234,7 @@ def update(
     norm = optax.tree.norm(grads)
     applied = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(grads, learner.opt_state, learner.params)
-    new = Learner(optax.apply_updates(learner.params, updates), opt_state)
+    new = TrainState(optax.apply_updates(learner.params, updates), opt_state)
     new = jax.tree.map(lambda a, b: jnp.where(applied, a, b), new, learner)
     tokens = sums.pop("tokens", weight)
     numbers |= {name: x / jnp.maximum(tokens, 1) for name, x in sums.items() if name != "weight"}

@@ -24,23 +24,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from qwenjax.chat_format import chatml
 from qwenjax.config import Experiment
-from qwenjax.data import dialogues, stream
-from qwenjax.data import prepare as preparation
-from qwenjax.text import chatml
-from qwenjax.train import pretrain
+from qwenjax.data.batches import text
+from qwenjax.data.batches.prompts import PromptMixture
+from qwenjax.data.conversations.encode import Encoding
+from qwenjax.data.shards import prepare as preparation
 from qwenjax.train import step as steps
 from qwenjax.train.backbone import Loaded
 from qwenjax.train.rl import report
-from qwenjax.train.rl.evaluation import Evaluation, Texts, summary
+from qwenjax.train.rl.evaluation import ResponseEvaluation, Texts, summary
 from qwenjax.train.rl.models import REWARD, Models
 from qwenjax.train.rl.programs import Programs, lowered, make
-from qwenjax.train.rl.steps import Experience, Learner
+from qwenjax.train.rl.steps import Experience, TrainState
+from qwenjax.train.stages import pretrain
 from qwenjax.train.step import State
 from qwenjax.train.task import Step, Task
 
 
-class RL(Task):
+class RLTask(Task):
     """A policy that learns from the scores of its own responses."""
 
     headline = "eval_score"
@@ -51,8 +53,8 @@ class RL(Task):
         self.rl = rl = experiment.rl
         self.updates = rl.epochs * rl.minibatches  # of an iteration
         self.models = Models(experiment, self.compute, self.backbone)
-        self.room = experiment.data.length - rl.new_tokens  # for a prompt
-        self.program = self.models.program(mesh, self.room, self._iterate)
+        self.max_prompt_length = experiment.data.seq_len - rl.max_new_tokens  # for a prompt
+        self.program = self.models.program(mesh, self.max_prompt_length, self._iterate)
         self.nll = jax.jit(self.backbone.loss(learning=False))
 
     # ---- data ----
@@ -69,30 +71,32 @@ class RL(Task):
         for function in self.models.functions.values():
             function.start()
         # prompts that leave no room for the answer are refused: context extension is off in training
-        files = self.open_files(dialogues.Encoding("assistant", self.room, chat.truncate, "prompt"), root)
+        files = self.open_files(Encoding("assistant", self.max_prompt_length, chat.truncate, "prompt"), root)
         weights = [file.weight for file in chat.files]
-        self.mixture = dialogues.PromptMixture(files, weights, self.experiment.seed, chat.validation)
-        queries = self.experiment.steps * data.batch // self.rl.responses
+        self.mixture = PromptMixture(files, weights, self.experiment.seed, chat.validation)
+        queries = self.experiment.steps * data.batch_size // self.rl.num_samples
         epochs = ", ".join(f"{n:.2f}" for n in self.mixture.epochs(queries))
         self.texts = Texts(self.tokenizer, self.stops, self.program)
         asked, found = self.mixture.held_out(self.rl.eval_prompts)
-        self.evaluation = Evaluation(asked, found, self.models, self.texts, self.mesh, self.experiment.seed)
+        self.evaluation = ResponseEvaluation(asked, found, self.models, self.texts, self.mesh, self.experiment.seed)
         said = [line for file in files for line in file.lines()] + self.mixture.lines()
         if self.mixture.shared:
             files = ", ".join(self.mixture.shared)
             said.append(f"{files}: too few prompts to hold some out; it is judged on some that it learns from")
-        said.append(f"this run asks {queries:,} prompts ({epochs} epochs), {self.rl.responses} responses to each")
-        self.held_out = stream.HeldOut([], [])
+        said.append(f"this run asks {queries:,} prompts ({epochs} epochs), {self.rl.num_samples} responses to each")
+        self.held_out = text.HeldOut([], [])
         if data.sources:
             _, shards, lines = preparation.prepare(data, self.experiment.seed, root, tokenizer=self.tokenizer)
             shares = [source.weight for source in data.sources]
-            self.text = stream.Mixture(shards, shares, data.length, self.experiment.seed)
-            self.text_read = partial(self.text.batch, eot=self.tokenizer.eot, isolate=data.isolate)
+            self.text = text.TextMixture(shards, shares, data.seq_len, self.experiment.seed)
+            self.text_read = partial(self.text.batch, eot=self.tokenizer.eot, isolate=data.document_mask)
             size = self.text_rows
-            self.held_out = stream.validation_rows(shards, data.length, data.eval_tokens, size, data.isolate)
+            self.held_out = text.validation_rows(shards, data.seq_len, data.eval_tokens, size, data.document_mask)
             said += lines
-        elif self.rl.ptx:
-            raise ValueError(f"rl.ptx={self.rl.ptx} is the weight of a loss on data.sources, of which there are none")
+        elif self.rl.ptx_coef:
+            raise ValueError(
+                f"rl.ptx_coef={self.rl.ptx_coef} is the weight of a loss on data.sources, of which there are none"
+            )
         ids = (self.stops, self.tokenizer.im_end, self.tokenizer.size, self.tokenizer.eot)
         self.programs = make(self.models, self.program, *ids)
         return [f"data        {line}" for line in said]
@@ -100,36 +104,38 @@ class RL(Task):
     @property
     def text_rows(self) -> int:
         """Rows of pretraining data read together."""
-        return self.rl.ptx_rows or self.experiment.data.batch // self.rl.minibatches
+        return self.rl.ptx_batch or self.experiment.data.batch_size // self.rl.minibatches
 
     @property
     def text_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The pretraining rows of one update."""
         data = replace(self.experiment.data, batch=self.text_rows)
         shapes = pretrain.batch_shapes(replace(self.experiment, task="pretrain", accumulate=1, data=data))
-        return steps.placed_batch(shapes, data.length, self.mesh)
+        return steps.placed_batch(shapes, data.seq_len, self.mesh)
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Prompts of rows; a row is one response, and neighbours answer the same prompt."""
-        found = self.mixture.batch(np.asarray(rows) // self.rl.responses)
+        found = self.mixture.batch(np.asarray(rows) // self.rl.num_samples)
         return {"prompts": found["tokens"], "lengths": found["lengths"], "rows": np.asarray(rows, np.int32)}
 
     def batches(self, next_row: int) -> Iterator[tuple[int, dict]]:
-        if not self.rl.ptx:
+        if not self.rl.ptx_coef:
             yield from super().batches(next_row)
             return
         wanted, each = self.text_batch, self.text_rows
         places = wanted["inputs"].sharding.addressable_devices_indices_map(wanted["inputs"].shape).values()
         mine = np.unique(np.concatenate([np.arange(each)[index[0]] for index in places]))
-        done = max(0, next_row // self.experiment.data.batch - self.models.alone)  # iterations that read text
-        with stream.Batches(self.text_read, each, mine, done * self.updates * each) as texts:
+        done = max(
+            0, next_row // self.experiment.data.batch_size - self.models.value_warmup_steps
+        )  # iterations that read text
+        with text.Batches(self.text_read, each, mine, done * self.updates * each) as texts:
             for after, batch in super().batches(next_row):
-                if after > self.models.alone * self.experiment.data.batch:
+                if after > self.models.value_warmup_steps * self.experiment.data.batch_size:
                     batch["ptx"] = [self._place(next(texts)[1], wanted, mine) for _ in range(self.updates)]
                 yield after, batch
 
     def describe(self, row: int) -> str:
-        return self.mixture.describe(row // self.rl.responses)
+        return self.mixture.describe(row // self.rl.num_samples)
 
     def close(self) -> None:
         for function in self.models.functions.values():
@@ -155,8 +161,8 @@ class RL(Task):
         """Policy, value model and what is frozen."""
         models, prints = self.models, self.fingerprints
         policy, frozen = self.load(say)
-        frozen |= models.load_judges(self.mesh, self.same_tokenizer, prints)
-        for name in models.judges:
+        frozen |= models.load_scorers(self.mesh, self.same_tokenizer, prints)
+        for name in models.scorers:
             say(f"{name:<12}{getattr(self.rl, name)}, fingerprint {prints[name]}")
         if not models.critic:
             return policy, (), frozen
@@ -172,7 +178,7 @@ class RL(Task):
         return self._iterate, None
 
     def lowered(self) -> dict[str, Any]:
-        model, text = self.experiment.model, self.text_batch if self.rl.ptx else ()
+        model, text = self.experiment.model, self.text_batch if self.rl.ptx_coef else ()
         # any ids do for a plan, which has no tokenizer
         run = getattr(self, "programs", None) or make(self.models, self.program, (0,), 0, model.vocab, 0)
         return lowered(run, self.models, self.program, text)
@@ -181,19 +187,19 @@ class RL(Task):
         began = time.perf_counter()
         run, step, rest, frozen = self._run, int(state.step), state.opt_state, state.frozen
         with jax.set_mesh(self.mesh):
-            rolled = run.roll(state.params, frozen, batch["prompts"], batch["lengths"], self._seeds(step))
+            rolled = run.sample(state.params, frozen, batch["prompts"], batch["lengths"], self._seeds(step))
             made = int(jnp.sum(rolled.mask))
             rolled_at = time.perf_counter()
             asks = REWARD in self.models.functions
             answers = self.texts.of(rolled) if asks else []
             value = rest["value"].params if self.models.critic else ()
-            measured, seen = run.measure(state.params, value, frozen, rolled)
+            measured, seen = run.forward_models(state.params, value, frozen, rolled)
             scores = measured.scores
             if asks:  # while the devices measure
-                rows = self.texts.whole(batch["rows"]) // self.rl.responses
+                rows = self.texts.whole(batch["rows"]) // self.rl.num_samples
                 told = self.models.functions[REWARD](self.mixture.texts(rows), answers)
                 scores = jax.device_put(told, scores.sharding)
-            found = run.learn(measured, rolled.ended, scores, rest["scores"], rest["kl_coef"], state.step)
+            found = run.compute_advantages(measured, rolled.ended, scores, rest["scores"], rest["kl_coef"], state.step)
             experience, running, kl_coef, numbers = jax.block_until_ready(found)
             scored_at = time.perf_counter()
             policy, critic, updates = self._update(state, experience, batch, step)
@@ -202,10 +208,12 @@ class RL(Task):
         numbers = {name: np.float32(x) for name, x in jax.device_get(numbers | seen | updates).items()}
         done = time.perf_counter()
         texts = len(batch.get("ptx", ())) * self.text_rows
-        learnt = read * self.rl.epochs + texts * self.experiment.data.length
+        learnt = read * self.rl.epochs + texts * self.experiment.data.seq_len
         seconds = {"rollout": rolled_at - began, "score": scored_at - rolled_at, "update": done - scored_at}
         numbers |= {
-            "lr": 0.0 if step < self.models.alone else float(self.models.rate(step - self.models.alone)),
+            "lr": 0.0
+            if step < self.models.value_warmup_steps
+            else float(self.models.rate(step - self.models.value_warmup_steps)),
             "tokens": made,
             "tokens_per_second": made / (done - began),
             "rollout_tokens_per_second": made / seconds["rollout"],
@@ -214,16 +222,16 @@ class RL(Task):
         }
         return State(state.step + 1, policy.params, rest, frozen), {k: np.asarray(v) for k, v in numbers.items()}
 
-    def _update(self, state: State, experience: Experience, batch: dict, step: int) -> tuple[Learner, Any, dict]:
+    def _update(self, state: State, experience: Experience, batch: dict, step: int) -> tuple[TrainState, Any, dict]:
         """All updates of an iteration; in the first `value_steps` of ppo the policy stays."""
         rest, frozen = state.opt_state, state.frozen
-        policy, critic = Learner(state.params, rest["policy"]), rest["value"]
-        learns = step >= self.models.alone
-        size, seen = self.experiment.data.batch // self.rl.minibatches, []
+        policy, critic = TrainState(state.params, rest["policy"]), rest["value"]
+        learns = step >= self.models.value_warmup_steps
+        size, seen = self.experiment.data.batch_size // self.rl.minibatches, []
         for n in range(self.updates):
             epoch, part = divmod(n, self.rl.minibatches)
             order = np.random.default_rng((self.experiment.seed, step, 1 + epoch)).permutation(
-                self.experiment.data.batch
+                self.experiment.data.batch_size
             )
             rows = np.asarray(order[part * size : (part + 1) * size], np.int32)
             numbers = {"applied": jnp.bool_(True)}
@@ -232,7 +240,7 @@ class RL(Task):
                 numbers |= {"value_loss": found["loss"], "value_grad_norm": found["grad_norm"]}
                 numbers["applied"] &= found["applied"]
             if learns:
-                text = batch["ptx"][n] if self.rl.ptx else ()
+                text = batch["ptx"][n] if self.rl.ptx_coef else ()
                 policy, found = self._run.policy_step(policy, frozen["policy"], experience, rows, text)
                 found["applied"] &= numbers["applied"]
                 numbers |= found
@@ -245,7 +253,7 @@ class RL(Task):
     def _seeds(self, step: int) -> np.ndarray:
         """Of an iteration's responses."""
         draw = np.random.default_rng((self.experiment.seed, step, 0))  # orders of an update have 1 and more
-        return draw.integers(1 << 32, size=self.experiment.data.batch, dtype=np.uint32)
+        return draw.integers(1 << 32, size=self.experiment.data.batch_size, dtype=np.uint32)
 
     # ---- judgement ----
 
@@ -274,8 +282,8 @@ class RL(Task):
             f"entropy {numbers['entropy']:.2f}",
         ]
 
-    def judged(self, metrics: dict[str, float]) -> str:
-        return report.judged(metrics, summary(self.evaluation.before))
+    def summary_line(self, metrics: dict[str, float]) -> str:
+        return report.summary_line(metrics, summary(self.evaluation.before))
 
     def report(self, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
         return report.write(self, workdir, rows, metrics)

@@ -1,0 +1,94 @@
+"""What all commands share: help that teaches, exit codes, and errors as one line.
+
+A command is a module: its docstring is the help text (the first line is the summary), `EXAMPLES` follows the options,
+`arguments(add)` declares them (`add` is argparse's add_argument), and `run(options)` does the work and returns an exit
+code. Such a module imports heavy things inside `run`, so that `--help` answers at once.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
+CODES = "exit codes: 0 done, 1 failed, 2 bad usage, 3 interrupted (run the same command again)"
+
+
+RAW = argparse.RawDescriptionHelpFormatter
+
+
+class Usage(ValueError):
+    """The command line asks for something that does not exist; nothing was done."""
+
+
+def main(name: str, description: str, commands: dict[str, ModuleType], argv: list[str] | None = None) -> int:
+    """Parses `python -m NAME COMMAND …`, runs the command, and turns what may go wrong into a line and an exit code.
+
+    A ValueError or OSError is a message for the user; QWENJAX_TRACEBACK=1 in the environment shows where it came from.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description, formatter_class=RAW)
+    added = parser.add_subparsers(required=True, metavar="COMMAND")
+    for word, module in commands.items():
+        summary = module.__doc__.strip().splitlines()[0]
+        _declare(added.add_parser(word, help=summary, formatter_class=RAW), module)
+    return _run(parser.parse_args(argv))
+
+
+def main_of(name: str, module: ModuleType, argv: list[str] | None = None) -> int:
+    """The same for `python -m NAME …`, a command without subcommands."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", formatter_class=RAW)
+    _declare(parser, module)
+    return _run(parser.parse_args(argv))
+
+
+def _declare(parser: argparse.ArgumentParser, module: ModuleType) -> None:
+    parser.description = module.__doc__.strip()
+    parser.epilog = f"{module.EXAMPLES.strip()}\n\n{CODES}"
+    module.arguments(parser.add_argument)
+    parser.set_defaults(run=module.run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):  # a polite kill is an interruption, too; a job begun with & ignores
+        signal.signal(number, signal.default_int_handler)  # SIGINT unless told
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again, what is finished is kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        return DONE
+    except (ValueError, OSError) as error:
+        if os.environ.get("QWENJAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, Usage) else FAILED
+
+
+def natural(text: str) -> int:
+    """Type of an option that is a whole number from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Type of an option that is a whole number from 1."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def keep_programs() -> None:
+    """Has jax keep compiled programs in the user's cache directory, so that the next start does not compile again.
+
+    JAX_COMPILATION_CACHE_DIR in the environment says where else, as jax documents it.
+    """
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "qwenjax" / "xla"))

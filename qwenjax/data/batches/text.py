@@ -1,0 +1,177 @@
+"""Rows, batches and held-out rows: what a training loop reads. b rows, L tokens per row.
+
+A row is a pure function of its number (`order`), so a stream needs no state: it starts at any row in constant time,
+and hosts that read different parts of the same batches never talk about it. grain reads ahead in threads.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qwenjax.data.batches.order import Order, RowLocation
+from qwenjax.data.shards.format import Shards, Span
+
+THREADS = 4  # batches read at a time, and held ready
+Read = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of rows, int [n], to these rows as a batch [n …]
+
+
+class TextMixture:
+    """Training rows from several sources in exact proportions, for ever.
+
+    Args:
+      shards, weights: the sources and their relative shares of the rows.
+      length: L; a row has L + 1 tokens, because the last input needs a target.
+      seed: selects the order.
+    """
+
+    def __init__(self, shards: Sequence[Shards], weights: Sequence[float], length: int, seed: int):
+        self.shards = tuple(shards)
+        self.order = Order(tuple(s.tokens("train") for s in shards), tuple(map(float, weights)), length, seed)
+
+    @property
+    def length(self) -> int:
+        return self.order.length
+
+    def locate(self, row: int) -> RowLocation:
+        """Source, epoch, window and token offset of a row."""
+        return self.order.locate(row)
+
+    def row(self, row: int) -> np.ndarray:
+        """Tokens of a row, int32 [L + 1]."""
+        place = self.locate(row)
+        return self.shards[place.source].read("train", place.offset, self.length + 1)
+
+    def batch(self, rows: np.ndarray, eot: int, isolate: bool) -> dict[str, np.ndarray]:
+        """These rows as `pack` makes them."""
+        return pack(np.stack([self.row(int(row)) for row in rows]), eot, isolate)
+
+    def documents(self, row: int) -> list[Span]:
+        """The documents that a row has tokens of, in order."""
+        place = self.locate(row)
+        return self.shards[place.source].documents("train", place.offset, place.offset + self.length + 1)
+
+    def epochs(self, next_row: int) -> tuple[float, ...]:
+        """How often each source has been read before row `next_row`, on average over a block."""
+        shares = self.order.shares
+        return tuple(next_row * c / sum(shares) / w for c, w in zip(shares, self.order.windows))
+
+
+def pack(tokens: np.ndarray, eot: int, isolate: bool) -> dict[str, np.ndarray]:
+    """Rows of tokens as a batch.
+
+    Args:
+      tokens: int32 [b L+1].
+      isolate: documents in one row are to see only themselves.
+    Returns:
+      `inputs`, `targets`: int32 [b L]. `weights`: float32 [b L], all 1. `positions`: int32 [b L], from 0; isolated,
+      from 0 in each document. `segments`: int32 [b L], 0; isolated, the document's number in the row. End-of-text is
+      the last target of the document it ends and the first input of the next, which is how a text is sampled, too.
+    """
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    positions = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
+    weights, segments = np.ones(inputs.shape, np.float32), np.zeros(inputs.shape, np.int32)
+    if isolate:
+        first = inputs == eot
+        segments = np.cumsum(first, axis=1, dtype=np.int32)
+        positions = positions - np.maximum.accumulate(np.where(first, positions, 0), axis=1)
+    batch = {"inputs": inputs, "targets": targets, "weights": weights, "positions": positions, "segments": segments}
+    return {name: np.ascontiguousarray(array) for name, array in batch.items()}
+
+
+class _Steps:
+    """Batch i of a stream by its number, the form in which grain reads: rows first + i*batch + rows."""
+
+    def __init__(self, read: Read, batch: int, rows: np.ndarray, first: int):
+        self.read, self.batch, self.rows, self.first = read, batch, rows, first
+
+    def __len__(self) -> int:
+        return sys.maxsize  # a mixture does not end
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return self.read(self.first + i * self.batch + self.rows)
+
+
+class Batches:
+    """Iterates over (next_row, batch): this process's rows of each global batch, and what to save to go on after it.
+
+    Args:
+      read: the `batch` of a mixture.
+      batch: rows per global batch.            next_row: first row of the first batch; any.
+      rows: int [n], which rows of a global batch this process wants, in the order it wants them.
+
+    Close it, or use `with`: threads read ahead. An error in reading is raised by `next`, and closes the stream.
+    """
+
+    def __init__(self, read: Read, batch: int, rows: Sequence[int] | np.ndarray, next_row: int = 0):
+        import grain  # not at the top: it loads jax, which no other part of the data room needs
+
+        rows = np.asarray(rows, np.int64)
+        if not rows.size or rows.min() < 0 or rows.max() >= batch:
+            raise ValueError(
+                f"this process wants rows {rows.tolist()} of a batch of {batch}; wanted some of 0 to {batch - 1}"
+            )
+        if next_row < 0:
+            raise ValueError(f"next_row={next_row} is negative; a run starts at row 0")
+        self.next_row, self._batch = next_row, batch
+        steps = grain.MapDataset.source(_Steps(read, batch, rows, next_row))
+        options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)  # the default of 500 is of rows
+        self._iterator = iter(steps.to_iter_dataset(options))
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        return self
+
+    def __next__(self) -> tuple[int, dict[str, np.ndarray]]:
+        try:
+            batch = next(self._iterator)
+        except BaseException:
+            self.close()  # asked again, grain would go on with the batch after the one that failed
+            raise
+        self.next_row += self._batch
+        return self.next_row, batch
+
+    def close(self) -> None:
+        """Stops reading ahead. May be called twice."""
+        self._iterator.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class HeldOut(NamedTuple):
+    """Validation rows, and the tokens they evaluate."""
+
+    batches: list[dict[str, np.ndarray]]  # as `pack` makes them, all [batch L]; the last is filled with weight 0
+    tokens: list[np.ndarray]  # int32 per source: what is predicted, in order; decode it to know its bytes
+
+
+def validation_rows(shards: Sequence[Shards], length: int, limit: int, batch: int, isolate: bool = False) -> HeldOut:
+    """Held-out text as batches in which every token is a target exactly once.
+
+    Each source starts with end-of-text, so that its first token is predicted too; a row never mixes sources. When
+    there is more than `limit` tokens, every source gives its beginning, in proportion to its size.
+    """
+    sizes = [s.tokens("validation") for s in shards]
+    share = min(1.0, limit / max(sum(sizes), 1))
+    taken = [s.read("validation", 0, int(n * share)) for s, n in zip(shards, sizes)]
+    rows, lengths = [], []
+    for source, tokens in zip(shards, taken):
+        eot = source.tokenizer["eot"]
+        for at in range(0, len(tokens), length):
+            lead = eot if at == 0 else tokens[at - 1]
+            part = tokens[at : at + length]
+            rows.append(np.concatenate([[lead], part, np.full(length - len(part), eot)]))
+            lengths.append(len(part))
+    missing = -len(rows) % batch
+    rows += [rows[-1]] * missing if rows else []
+    lengths += [0] * missing
+    batches = []
+    for at in range(0, len(rows), batch):
+        packed = pack(np.stack(rows[at : at + batch]).astype(np.int32), shards[0].tokenizer["eot"], isolate)
+        packed["weights"] *= np.arange(length) < np.array(lengths[at : at + batch])[:, None]
+        batches.append(packed)
+    return HeldOut(batches, taken)

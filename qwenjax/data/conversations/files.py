@@ -1,0 +1,177 @@
+"""Files of chat data: reading rows of the schema, or any JSON objects, with their places; writing them durably."""
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from pathlib import Path
+
+from qwenjax.data.conversations.schema import (
+    KINDS,
+    ChatRow,
+    ConversationRow,
+    PreferenceRow,
+    PromptRow,
+    RowError,
+    kind_of,
+    to_json,
+    validate,
+)
+from qwenjax.data.shards.format import replace_durably
+from qwenjax.sources.files import BROKEN, PACKED, damage, expansion, opened
+from qwenjax.sources.slices import Report
+
+LIMIT = 64 << 20  # bytes of one line
+
+
+def read_chat(
+    path: str | Path, kind: str, report: Report | None = None, strict: bool = False
+) -> Iterator[ConversationRow | PreferenceRow | PromptRow]:
+    """The valid rows of a file of one kind: .jsonl (plain or packed), a .json list or .parquet.
+
+    Args:
+      kind: one of `KINDS`; rows of another are refused.
+      report: counts what was left out, by reason, with the first place.
+      strict: raise at the first bad row instead.
+    Raises:
+      ValueError: no such file, not a single valid row in it, or (strict) a bad row: the message has file and line.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is unknown; known: {', '.join(KINDS)}")
+    report = Report() if report is None else report
+    found = False
+    for place, value in objects(path, report, strict):
+        try:
+            row = validate(value)
+            if kind_of(row) != kind:
+                detail = f"a {kind_of(row)}, not a {kind}; `qwenjax.data convert --to={kind}` may make it one"
+                raise RowError(f"a {kind_of(row)}, not a {kind}", detail)
+        except RowError as error:
+            skip(error, place, report, strict)
+            continue
+        found = True
+        yield row
+    if not found:
+        raise ValueError(f"no {kind} in {path}: {'; '.join(report.lines()) or 'it is empty'}")
+
+
+def skip(error: RowError, place: str, report: Report, strict: bool) -> None:
+    """Counts a bad row, or raises it with its place."""
+    if strict:
+        raise ValueError(f"{place}: {error}") from None
+    report.note(error.reason, place if str(error) == error.reason else f"{place}: {error}")
+
+
+def objects(
+    path: str | Path, report: Report, strict: bool = False, seen: Callable[[int], object] = lambda size: None
+) -> Iterator[tuple[str, object]]:
+    """(place, value) of every line, entry of a .json list or row of a .parquet.
+
+    A place is 'NAME:LINE', or 'NAME[ENTRY]' from 0. Blank lines mean nothing and are passed over. `seen` is told the
+    bytes of each line, unpacked.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no file {path}; wanted .jsonl (or .jsonl.gz, .jsonl.zst), a .json list or .parquet")
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    read = _list if name.endswith(".json") else _parquet if name.endswith(".parquet") else _lines
+    place = path.name
+    try:
+        for place, value in read(path):
+            if isinstance(value, bytes):
+                seen(len(value))
+                try:
+                    value = _parse(value)
+                except RowError as error:
+                    skip(error, place, report, strict)
+                    continue
+            yield place, value
+    except RowError as error:  # of the file as a whole
+        skip(error, place, report, strict)
+    except BROKEN as error:
+        what = damage(error, path.name)
+        skip(RowError(f"{what}, the rest of the file", f"{what} after this: {error}"), place, report, strict)
+
+
+def size(path: str | Path) -> float:
+    """Bytes of the lines of a file, about; 0 if there is none."""
+    path = Path(path)
+    if not path.is_file():
+        return 0
+    return path.stat().st_size * (expansion(str(path)) if path.suffix in PACKED else 1)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Lines that are not blank. One that is too long never is in memory whole, and comes cut."""
+    with opened(str(path)) as file:
+        for number in count(1):
+            line = file.readline(LIMIT + 1)
+            if not line:
+                return
+            end = line
+            while len(line) > LIMIT and end and not end.endswith(b"\n"):
+                end = file.readline(1 << 20)
+            if line.strip():
+                yield f"{path.name}:{number}", line
+
+
+def _list(path: Path) -> Iterator[tuple[str, object]]:
+    with opened(str(path)) as file:
+        value = _parse(file.read(LIMIT + 1))
+    for i, entry in enumerate(value if isinstance(value, list) else [value]):
+        yield f"{path.name}[{i}]", entry
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, object]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        number = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    held = {name: value for name, value in row.items() if value is not None}
+                    # as JSON holds it: dates, say, become text
+                    yield f"{path.name}[{number}]", json.loads(json.dumps(held, default=str))
+                    number += 1
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise RowError("corrupt parquet, the rest of the file", f"corrupt parquet: {error}") from None
+
+
+def _parse(text: bytes) -> object:
+    if len(text) > LIMIT:
+        raise RowError(f"over {LIMIT >> 20} MiB", f"more than {LIMIT >> 20} MiB of JSON in one piece; write JSON lines")
+    try:
+        return json.loads(text.decode().removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        raise RowError("invalid UTF-8", f"byte {error.start} is no UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise RowError("bad JSON", f"no JSON: {error}") from None
+
+
+def write_chat(path: str | Path, rows: Iterable[ChatRow]) -> int:
+    """Writes rows as .jsonl, gzipped if the name ends in .gz; the count. The file appears whole or not at all.
+
+    Raises:
+      ValueError: a name that `read_chat` would not read back.
+    """
+    path = Path(path)
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(f"cannot write {path.name}: wanted a name ending in .jsonl or .jsonl.gz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    number = 0
+    try:
+        with open(temporary, "wb") as raw:
+            # no name and time in the header: the same rows give the same bytes
+            file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+            for row in rows:
+                file.write(json.dumps(to_json(row), ensure_ascii=False).encode() + b"\n")
+                number += 1
+            file.close()
+        replace_durably(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return number

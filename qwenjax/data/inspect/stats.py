@@ -1,0 +1,195 @@
+"""What a corpus is made of: sizes, lengths, languages, repeated lines. One pass, in memory that does not grow with it.
+
+Lengths are counted in classes of an eighth of an octave, so percentiles are right to 9 %. Languages are those of a
+random sample of documents. Lines are counted by lossy counting (Manku and Motwani 2002): every line that is a
+1/LINES part of all lines or more is found.
+"""
+
+import importlib.util
+import math
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from qwenjax.common import figures
+
+SAMPLE = 2000  # documents whose language is identified: 1 ms each; shares are then right to about 2 %
+EXCERPT = (
+    1000  # characters that are looked at, from the middle of a document: beginnings and ends are often boilerplate
+)
+LINES = 1 << 20  # lines counted at a time
+LINE = (24, 200)  # bytes from which a repeated line says something; characters that are compared
+CODE = 0.02  # share of signs from which text is code or markup: 95 % of Python files reach it, no novel of 600 does
+_SIGNS = re.compile(r"[{}()\[\];=<>_#\\|&*+/]")
+
+
+@dataclass
+class Stats:
+    """Counts of a corpus; `add` the documents one by one."""
+
+    documents: int = 0
+    tokens: int = 0  # without end-of-text tokens
+    bytes: int = 0  # of UTF-8
+    characters: int = 0
+    longest: tuple[int, str] = (0, "")  # tokens and origin
+    lengths: Counter = field(default_factory=Counter)  # class of length -> documents; see `length_of`
+    excerpts: list[tuple[str, int]] = field(default_factory=list)  # of sampled documents: text, bytes of the document
+    lines: Counter = field(default_factory=Counter)  # line -> times seen, at least
+    counted: int = 0  # lines counted, also those forgotten since
+    _random: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
+
+    def add(self, text: str, tokens: int, text_bytes: int, origin: str) -> None:
+        """Counts one document of `tokens` tokens."""
+        self.documents += 1
+        self.tokens += tokens
+        self.bytes += text_bytes
+        self.characters += len(text)
+        self.longest = max(self.longest, (tokens, origin))
+        self.lengths[length_class(tokens)] += 1
+        self._sample(text, text_bytes)
+        for line in text.splitlines():
+            line = line.strip()
+            if len(line) >= LINE[0] or len(line.encode()) >= LINE[0]:
+                self.lines[line[: LINE[1]]] += 1
+                self.counted += 1
+        if len(self.lines) > LINES:
+            self._forget()
+
+    def _sample(self, text: str, text_bytes: int) -> None:
+        """Keeps each document so far with the same probability (reservoir sampling)."""
+        at = len(self.excerpts) if len(self.excerpts) < SAMPLE else self._random.randrange(self.documents)
+        if at < SAMPLE:
+            start = max(0, (len(text) - EXCERPT) // 2)
+            self.excerpts[at : at + 1] = [(text[start : start + EXCERPT], text_bytes)]
+
+    def _forget(self) -> None:
+        """Drops the lines that cannot be frequent: those seen no more often than an average line in full memory."""
+        least = max(1, self.counted // LINES)
+        self.lines = Counter({line: n for line, n in self.lines.items() if n > least})
+
+    def percentile(self, share: float) -> int:
+        """Tokens that this share of the documents does not exceed, to 9 %."""
+        seen = 0
+        for c in sorted(self.lengths):
+            seen += self.lengths[c]
+            if seen >= share * self.documents:
+                return min(length_of(c + 1) - 1, self.longest[0])
+        return 0
+
+    @cached_property
+    def languages(self) -> dict[str, tuple[float, float]] | None:
+        """Language -> share of the documents and of the bytes, most frequent first; None without py3langid.
+
+        Ask when all documents have been added: the answer is kept.
+        """
+        if importlib.util.find_spec("py3langid") is None:
+            return None
+        documents, size = Counter(), Counter()
+        for text, text_bytes in self.excerpts:
+            name = language(text)
+            documents[name] += 1
+            size[name] += text_bytes
+        whole = max(sum(size.values()), 1)
+        return {name: (n / len(self.excerpts), size[name] / whole) for name, n in documents.most_common()}
+
+    def repeated(self, most: int) -> list[tuple[int, str]]:
+        """The lines that were seen most often, and how often; none that was seen once."""
+        ranked = sorted(self.lines.items(), key=lambda item: (-item[1], item[0]))
+        return [(n, line) for line, n in ranked[:most] if n > 1]
+
+    def to_dict(self, most: int) -> dict:
+        """For machines."""
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "characters": self.characters,
+            "bytes_per_token": self.bytes / max(self.tokens, 1),
+            "tokens_per_document": {
+                "mean": self.tokens / max(self.documents, 1),
+                **{f"p{round(100 * share)}": self.percentile(share) for share in (0.1, 0.5, 0.9, 0.99)},
+                "max": self.longest[0],
+                "longest": self.longest[1],
+            },
+            "histogram": [[length_of(c), length_of(c + 1), n] for c, n in sorted(self.lengths.items())],
+            "languages": {name: {"documents": a, "bytes": b} for name, (a, b) in (self.languages or {}).items()},
+            "repeated_lines": [[n, line] for n, line in self.repeated(most)],
+        }
+
+
+def length_class(tokens: int) -> int:
+    """The class of a length: eight of them to a doubling."""
+    return math.floor(8 * math.log2(tokens)) if tokens else -1
+
+
+def length_of(c: int) -> int:
+    """The smallest length of a class."""
+    return math.ceil(2 ** (c / 8)) if c >= 0 else 0
+
+
+def language(text: str) -> str:
+    """ISO 639-1 code by py3langid, or 'code' for source code and markup (which language models call English)."""
+    import py3langid
+
+    if len(_SIGNS.findall(text)) >= CODE * max(len(text), 1):
+        return "code"
+    return py3langid.classify(text)[0]
+
+
+def table(stats: dict[str, Stats], most: int) -> str:
+    """What people read: a column of numbers per corpus, then languages and repeated lines of each."""
+    rows = [
+        ("documents", lambda s: f"{s.documents:,}"),
+        ("tokens", lambda s: f"{s.tokens:,}"),
+        ("bytes", lambda s: f"{s.bytes:,}"),
+        ("bytes per token", lambda s: f"{s.bytes / max(s.tokens, 1):.3f}"),
+        ("characters per token", lambda s: f"{s.characters / max(s.tokens, 1):.3f}"),
+        ("tokens per document", lambda s: f"{s.tokens / max(s.documents, 1):,.0f}"),
+        *((f"  {100 * p:.0f} % have at most", lambda s, p=p: f"{s.percentile(p):,}") for p in (0.1, 0.5, 0.9, 0.99)),
+        ("  longest", lambda s: f"{s.longest[0]:,}"),
+    ]
+    cells = [["", *stats], *([name, *(show(s) for s in stats.values())] for name, show in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in cells]
+    for name, s in stats.items():
+        lines += ["", f"{name}: the longest document is {s.longest[1]}"]
+        found = s.languages
+        if found is None:
+            lines.append("languages: not identified; pip install 'qwenjax[data]'")
+        else:
+            top = ", ".join(f"{lang} {a:.1%} ({b:.1%} of the bytes)" for lang, (a, b) in list(found.items())[:8])
+            lines.append(f"languages of {len(s.excerpts):,} sampled documents: {top}")
+        repeated = s.repeated(most)
+        lines.append("lines repeated most:" if repeated else f"no line of {LINE[0]} bytes or more is repeated")
+        lines += [f"{n:>9,} x {line}" for n, line in repeated]
+    return "\n".join(lines)
+
+
+def figure(stats: dict[str, Stats], path: str) -> None:
+    """Draws lengths and languages of the corpora beside each other into a PNG."""
+    drawing, (left, right) = figures.canvas(11, 4, 2)
+    for name, s in stats.items():
+        classes = [c for c in sorted(s.lengths) if c >= 0]
+        if not classes:
+            continue
+        every = range(classes[0], classes[-1] + 2)
+        shares = [100 * s.lengths[c] / s.documents for c in every]
+        left.step([2 ** (c / 8) for c in every], shares, where="post", label=Path(name).name)
+    left.set(xscale="log", xlabel="tokens per document", ylabel="% of documents", title="lengths")
+    left.legend()
+    found = {name: s.languages or {} for name, s in stats.items()}
+    top = Counter()
+    for shares in found.values():
+        top.update({language: size for language, (_, size) in shares.items()})
+    names = [language for language, share in top.most_common(10) if share > 0.005]
+    height = 0.8 / max(len(found), 1)
+    for i, shares in enumerate(found.values()):
+        sizes = [100 * shares.get(language, (0, 0))[1] for language in names]
+        right.barh([j + i * height for j in range(len(names))], sizes, height, align="edge")
+    right.set(xlabel="% of bytes", title="languages of a sample" if names else "languages: not identified")
+    right.set_yticks([j + 0.4 for j in range(len(names))], names)
+    right.invert_yaxis()
+    figures.save(drawing, Path(path))

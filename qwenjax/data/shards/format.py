@@ -1,0 +1,285 @@
+"""A directory of token shards: random access to tokens and to the documents they came from.
+
+    index.json                                     written last: a directory without it is unfinished
+    tokenizer/                                     the tokenizer itself
+    train-00000-of-00002.array_record              record p = tokens [p*page, (p+1)*page) of the file, little endian
+    train-00000-of-00002.documents.array_record    record d = {"start", "tokens", "bytes", "origin"}, by start
+    validation-…                                   held-out documents
+
+Every document is followed by <|endoftext|> and lies in one file; a split is its files one after another. ArrayRecord
+stores a hash per record and so notices a flipped bit, but reads a truncated or missing file as an empty one: the
+index therefore holds sizes, which are compared at opening, and CRCs, which `verify` compares.
+"""
+
+import json
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from qwenjax.common import storage
+
+VERSION = 1
+SPLITS = ("train", "validation")
+PAGE = 8192  # tokens per record: what one random read costs, against 28 bytes of index in memory per record
+OPEN_FILES = 256  # most readers kept open at a time
+TABLE_GROUP = 128  # documents compressed together
+AHEAD = 32  # pages that reading forward unpacks at a time
+
+
+class Span(NamedTuple):
+    """A document in the token stream of a split, its end-of-text token included."""
+
+    start: int
+    stop: int
+    bytes: int  # of UTF-8 text
+    origin: str
+
+
+def replace_durably(temporary: Path, final: Path) -> None:
+    """Renames a finished file into place; after a power cut it is there whole or not at all."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, final)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes JSON so that the file is never seen half-written."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_durably(temporary, path)
+
+
+def token_dtype(size: int) -> np.dtype:
+    """The narrowest little-endian type that holds ids below `size`."""
+    return np.dtype("<u2" if size <= 1 << 16 else "<u4")
+
+
+def write_shard(
+    directory: Path, stem: str, documents: Iterable[tuple[np.ndarray, int, str]], dtype: np.dtype, page: int
+) -> dict:
+    """Writes one file pair from (tokens with end-of-text, bytes of text, origin); returns its entry in the index."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    names = {"tokens": f"{stem}.array_record", "documents": f"{stem}.documents.array_record"}
+    temporary = {what: directory / (name + ".tmp") for what, name in names.items()}
+    grouping = {"tokens": "group_size:1,zstd:1", "documents": f"group_size:{TABLE_GROUP},zstd:3"}
+    writers = {what: ArrayRecordWriter(str(path), grouping[what]) for what, path in temporary.items()}
+    count = {"tokens": 0, "documents": 0, "bytes": 0}
+
+    def arrays() -> Iterator[np.ndarray]:
+        for tokens, text_bytes, origin in documents:
+            row = {"start": count["tokens"], "tokens": len(tokens), "bytes": text_bytes, "origin": origin}
+            writers["documents"].write(json.dumps(row, ensure_ascii=False).encode("utf-8"))
+            count["tokens"] += len(tokens)
+            count["documents"] += 1
+            count["bytes"] += text_bytes
+            yield tokens
+
+    for record in _pages(arrays(), page):
+        writers["tokens"].write(record.astype(dtype).tobytes())
+    files = {}
+    for what, writer in writers.items():
+        writer.close()
+        files[what] = {"name": names[what], "size": temporary[what].stat().st_size, "crc32": _crc(temporary[what])}
+        replace_durably(temporary[what], directory / names[what])
+    return count | {"files": files}
+
+
+def _pages(arrays: Iterable[np.ndarray], page: int) -> Iterator[np.ndarray]:
+    """The concatenation of `arrays` in pieces of `page`; the last may be shorter."""
+    held: list[np.ndarray] = []
+    size = 0
+    for array in arrays:
+        held.append(array)
+        size += len(array)
+        if size >= page:
+            joined = np.concatenate(held)
+            whole = size - size % page
+            yield from joined[:whole].reshape(-1, page)
+            held, size = [joined[whole:]], size - whole
+    if size:
+        yield np.concatenate(held)
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            crc = zlib.crc32(part, crc)
+    return crc
+
+
+def files(index: dict) -> list[dict]:
+    """Every file of the directory that an index is of: {"name", "size", "crc32"}.
+
+    Raises:
+      KeyError, TypeError: that is no index.
+    """
+    entries = [entry for split in SPLITS for entry in index["splits"][split]["files"]]
+    return [file for entry in entries for file in entry["files"].values()]
+
+
+class Shards:
+    """A finished directory of shards, opened for reading; any number of threads may read.
+
+    Opening compares file sizes with the index; the files themselves are opened when they are first read.
+
+    Raises:
+      ValueError: no index, an index of another version, or a file that is missing or not as long as it was.
+    """
+
+    def __init__(self, directory: str | Path):
+        if storage.remote(directory):
+            raise ValueError(
+                f"{directory} lies in a bucket, and is read at random: mount the bucket and name the folder, or copy it"
+                f" first, with `gcloud storage cp --recursive {directory} .` (training from it does so by itself)"
+            )
+        self.directory = Path(directory)
+        path = self.directory / "index.json"
+        if not path.is_file():
+            what = "is unfinished" if self.directory.is_dir() else "does not exist"
+            raise ValueError(
+                f"{self.directory} {what}: it has no index.json. Make it with "
+                f"`python -m qwenjax.data tokenize TEXT… --out={self.directory}`; the same command resumes"
+            )
+        try:
+            self.index = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); tokenise again") from None
+        found = self.index.get("version")
+        if found != VERSION:
+            raise ValueError(f"{path} has version {found}, this program reads {VERSION}; tokenise again")
+        self.page = self.index["page"]
+        self.dtype = np.dtype(self.index["dtype"])
+        self.tokenizer = self.index["tokenizer"]
+        self._files = {split: self.index["splits"][split]["files"] for split in SPLITS}
+        self._starts = {s: [0, *accumulate(f["tokens"] for f in files)] for s, files in self._files.items()}
+        for file in files(self.index):
+            _check_size(self.directory / file["name"], file["size"])
+        self._reader = lru_cache(OPEN_FILES)(_open)  # an evicted reader closes once its last user lets go
+
+    def __repr__(self) -> str:
+        return f"Shards({str(self.directory)!r})"
+
+    def tokens(self, split: str) -> int:
+        """Tokens of a split, end-of-text tokens included."""
+        return self.index["splits"][split]["tokens"]
+
+    def text_bytes(self, split: str) -> int:
+        """Bytes of UTF-8 text of a split."""
+        return self.index["splits"][split]["bytes"]
+
+    def check_tokenizer(self, tokenizer) -> None:
+        """Raises ValueError when these shards were written with another vocabulary."""
+        mine = self.tokenizer
+        if tokenizer.fingerprint != mine["fingerprint"]:
+            raise ValueError(
+                f"{self.directory} was tokenised with {mine['name']!r} ({mine['size']} ids, fingerprint "
+                f"{mine['fingerprint'][:12]}), but the tokenizer given is {tokenizer.name!r} ({tokenizer.size} ids, "
+                f"{tokenizer.fingerprint[:12]}). Use the one in {self.directory / 'tokenizer'}, or tokenise again"
+            )
+
+    def read(self, split: str, start: int, n: int) -> np.ndarray:
+        """Tokens [start, start + n) of a split, int32 [n]."""
+        if not 0 <= start <= start + n <= self.tokens(split):
+            raise ValueError(
+                f"tokens {start} to {start + n - 1} asked for; {split} of {self.directory} has {self.tokens(split)}"
+            )
+        starts, parts, at, stop = self._starts[split], [], start, start + n
+        while at < stop:
+            f = bisect_right(starts, at) - 1
+            end = min(stop, starts[f + 1])
+            parts.append(self._read_file(self._files[split][f], at - starts[f], end - starts[f]))
+            at = end
+        return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)
+
+    def _read_file(self, entry: dict, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) of one file."""
+        first, last = start // self.page, (stop - 1) // self.page
+        pages = [np.frombuffer(self._record(entry, "tokens", p), self.dtype) for p in range(first, last + 1)]
+        wanted = min(entry["tokens"], (last + 1) * self.page) - first * self.page
+        joined = np.concatenate(pages) if len(pages) > 1 else pages[0]
+        if len(joined) != wanted:
+            raise ValueError(
+                f"{self.directory / entry['files']['tokens']['name']}: pages {first}-{last} hold {len(joined)} tokens, "
+                f"not {wanted}: this is not the file that was written; copy it again"
+            )
+        return joined[start - first * self.page : stop - first * self.page]
+
+    def _record(self, entry: dict, what: str, i: int) -> bytes:
+        """One page of tokens, or one row of the table of documents."""
+        return self._records(entry, what, [i])[0]
+
+    def _records(self, entry: dict, what: str, numbers: Sequence[int]) -> list[bytes]:
+        path = self.directory / entry["files"][what]["name"]
+        try:
+            return self._reader(str(path)).read(list(numbers))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path}: {'page' if what == 'tokens' else 'document'} {numbers[0]} cannot be read ({error}). "
+                f"The file is damaged: copy it again, or delete {self.directory} and tokenise again"
+            ) from None
+
+    def documents(self, split: str, start: int, stop: int) -> list[Span]:
+        """The documents that have tokens in [start, stop), by binary search in the tables on disk."""
+        spans, starts = [], self._starts[split]
+        for f, entry in enumerate(self._files[split]):
+            low, high = max(start, starts[f]) - starts[f], min(stop, starts[f + 1]) - starts[f]
+            if low >= high:
+                continue
+            first = bisect_right(range(entry["documents"]), low, key=lambda d: self._document(entry, d)["start"]) - 1
+            for d in range(first, entry["documents"]):
+                row = self._document(entry, d)
+                if row["start"] >= high:
+                    break
+                at = starts[f] + row["start"]
+                spans.append(Span(at, at + row["tokens"], row["bytes"], row["origin"]))
+        return spans
+
+    def all_documents(self, split: str) -> Iterator[tuple[Span, np.ndarray]]:
+        """Every document of a split in stream order, with its tokens, int32 [n], end-of-text included.
+
+        Reads forward: each page of tokens and each group of the table is unpacked about once.
+        """
+        for at, entry in zip(self._starts[split], self._files[split]):
+            first, held = 0, np.zeros(0, np.int32)  # `held` begins with token `first` of the file
+            for d in range(0, entry["documents"], TABLE_GROUP):
+                for record in self._records(entry, "documents", range(d, min(d + TABLE_GROUP, entry["documents"]))):
+                    row = json.loads(record)
+                    start, stop = row["start"], row["start"] + row["tokens"]
+                    if stop > first + len(held):
+                        first, ahead = start, start + AHEAD * self.page
+                        held = self._read_file(entry, start, min(max(stop, ahead), entry["tokens"])).astype(np.int32)
+                    yield Span(at + start, at + stop, row["bytes"], row["origin"]), held[start - first : stop - first]
+
+    def _document(self, entry: dict, d: int) -> dict:
+        return json.loads(self._record(entry, "documents", d))
+
+    def verify(self) -> None:
+        """Reads every byte and compares CRCs; ValueError names the first file that is not what was written."""
+        for file in files(self.index):
+            if _crc(self.directory / file["name"]) != file["crc32"]:
+                raise ValueError(
+                    f"{self.directory / file['name']} has changed since it was written: copy it again or tokenise again"
+                )
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, though index.json lists it: copy it again or tokenise again")
+    found = path.stat().st_size
+    if found != size:
+        raise ValueError(f"{path} has {found:,} bytes, wanted {size:,}: it is truncated or altered; copy it again")
+
+
+def _open(path: str):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    return ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")  # random access, no threads of its own

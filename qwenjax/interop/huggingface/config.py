@@ -1,0 +1,324 @@
+"""config.json of released checkpoints as a ModelConfig, and back.
+
+Read are Qwen (both generations of its file, spec §3.3), Qwen2 (also Qwen1.5 and 2.5), Qwen3 and Llama, in the spelling
+of transformers 4 and 5. What would change the mathematics and is not known here is refused by name; the rest of a file
+(dropout, initialisation, which attention kernel) does not concern us.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from qwenjax.config import ModelConfig, RopeScaling
+
+LAYOUT = {"qwen": "qwen", "qwen2": "qwen2", "qwen3": "qwen2", "llama": "qwen2"}  # of the tensors, by model_type
+
+# Fields of the first release (August 2023) under the names of the later one.
+_FIRST = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "ffn_hidden_size": "intermediate_size",
+    "padded_vocab_size": "vocab_size",
+}
+
+
+class _ConfigFields:
+    """A config.json that is asked for fields, and names what it lacks."""
+
+    def __init__(self, values: Mapping[str, Any], source: str):
+        self.values, self.source = values, source
+
+    def __call__(self, name: str, kind: type = int) -> Any:
+        """A field that must be there, of the kind int, float, bool or dict."""
+        if self.values.get(name) is None:
+            raise ValueError(f"{self.source} has no field {name!r}, without which the model is not known")
+        value = self.values[name]
+        known = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            known, value = True, float(value)
+        if not known:
+            raise ValueError(f"{self.source}: {name}={value!r}, wanted {kind.__name__}")
+        return value
+
+    def get(self, name: str, default: Any) -> Any:
+        """A field, or the default where it is absent or null."""
+        return default if self.values.get(name) is None else self(name, type(default))
+
+    def refuse(self, name: str, unless: Any) -> None:
+        """Stops at a field that is there with another value than the only one known here."""
+        value = self.values.get(name)
+        if value is not None and value != unless:
+            raise ValueError(f"{self.source}: {name}={value!r} is not supported, only {unless!r} is")
+
+
+def read_config(values: Mapping[str, Any], source: str = "config.json") -> tuple[ModelConfig, str]:
+    """The model that a config.json describes, and the layout of its tensors ('qwen' or 'qwen2').
+
+    Raises:
+      ValueError: a model_type that is not read, a field that is missing or of the wrong type, or one that asks for
+        mathematics that is not supported; each is named, with `source`.
+    """
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in LAYOUT:
+        raise ValueError(f"{source}: model_type={kind!r} is not read; {', '.join(LAYOUT)} are")
+    config = _read_qwen(values, source) if kind == "qwen" else _read_qwen2(values, source, kind)
+    return config, LAYOUT[kind]
+
+
+def write_config(config: ModelConfig, layout: str, dtype: str = "float32") -> tuple[dict[str, Any], list[str]]:
+    """The config.json of a layout, and a sentence for each thing that it cannot say and that is left out.
+
+    Raises:
+      ValueError: a model that no released class computes.
+    """
+    return _write_qwen(config, dtype) if layout == "qwen" else _write_qwen2(config, dtype)
+
+
+# ---- Qwen ----
+
+
+def _read_qwen(values: Mapping[str, Any], source: str) -> ModelConfig:
+    """Both generations; a field of the first is looked up where the later name is absent."""
+    fields = _ConfigFields({**{new: values[old] for old, new in _FIRST.items() if old in values}, **values}, source)
+    if "padded_vocab_size" in values:  # beside a vocab_size that may be the tokenizer's
+        fields.values["vocab_size"] = values["padded_vocab_size"]
+    fields.refuse("rotary_pct", unless=1.0)
+    fields.refuse("no_bias", unless=True)
+    fields.refuse("scale_attn_weights", unless=True)
+    if "visual" in values:
+        raise ValueError(f"{source} has a field 'visual': models that see pictures are not read")
+    base = "rotary_emb_base" if "rotary_emb_base" in values else "rope_theta"
+    width = fields("intermediate_size")
+    if width % 2:
+        raise ValueError(f"{source}: intermediate_size={width} is odd; in this format it is twice the width")
+    heads, embed = fields("num_attention_heads"), fields("hidden_size")
+    return ModelConfig(
+        vocab=fields("vocab_size"),
+        layers=fields("num_hidden_layers"),
+        embed=embed,
+        heads=heads,
+        ffn=width // 2,
+        head_dim=_head_dim(fields.get("kv_channels", 0), embed, heads),
+        context=fields("seq_length"),
+        rope_base=fields(base, float),
+        norm_eps=fields("layer_norm_epsilon", float),
+        tie_embeddings=fields.get("tie_word_embeddings", False),
+        ntk=fields.get("use_dynamic_ntk", False),
+        logn=fields.get("use_logn_attn", False),
+    )
+
+
+def _write_qwen(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[str]]:
+    values = {
+        "architectures": ["QWenLMHeadModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_qwen.QWenConfig",
+            "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
+        },
+        "attn_dropout_prob": 0.0,
+        "bf16": dtype == "bfloat16",
+        "emb_dropout_prob": 0.0,
+        "fp16": False,
+        "fp32": dtype == "float32",
+        "hidden_size": config.embed,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * config.ffn,
+        "kv_channels": config.head_size,
+        "layer_norm_epsilon": config.norm_eps,
+        "max_position_embeddings": config.context,
+        "model_type": "qwen",
+        "no_bias": True,
+        "num_attention_heads": config.heads,
+        "num_hidden_layers": config.layers,
+        "onnx_safe": None,
+        "rotary_emb_base": _whole(config.rope_base),
+        "rotary_pct": 1.0,
+        "scale_attn_weights": True,
+        "seq_length": config.context,
+        "tie_word_embeddings": config.tie_embeddings,
+        "tokenizer_class": "QWenTokenizer",
+        "torch_dtype": dtype,
+        "transformers_version": "4.32.0",
+        "use_cache": True,
+        "use_dynamic_ntk": config.ntk,
+        "use_flash_attn": "auto",
+        "use_logn_attn": config.logn,
+        "vocab_size": config.vocab,
+    }
+    return values, ["windows are left out: the Qwen-v1 layout has none"] if any(config.windows) else []
+
+
+# ---- Qwen2, Qwen3, Llama ----
+
+
+def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfig:
+    fields = _ConfigFields(values, source)
+    fields.refuse("hidden_act", unless="silu")
+    fields.refuse("mlp_bias", unless=False)
+    fields.refuse("partial_rotary_factor", unless=1.0)
+    heads, embed, context = fields("num_attention_heads"), fields("hidden_size"), fields("max_position_embeddings")
+    kv = fields.get("num_key_value_heads", heads)
+    # transformers 5 has one dictionary; before, the base stood apart and the rest was called rope_scaling
+    parameters = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
+    rope = _ConfigFields(parameters, f"{source}, rope_parameters")
+    if "rope_theta" in parameters:
+        base = rope("rope_theta", float)
+    elif kind == "llama":
+        base = fields.get("rope_theta", 10_000.0)  # the first Llamas do not say it
+    else:
+        base = fields("rope_theta", float)
+    return ModelConfig(
+        vocab=fields("vocab_size"),
+        layers=fields("num_hidden_layers"),
+        embed=embed,
+        heads=heads,
+        ffn=fields("intermediate_size"),
+        kv_heads=0 if kv == heads else kv,
+        # Qwen3 has heads of 128 wherever its file does not say otherwise
+        head_dim=_head_dim(fields.get("head_dim", 128 if kind == "qwen3" else 0), embed, heads),
+        context=context,
+        rope_base=base,
+        norm_eps=fields("rms_norm_eps", float),
+        qkv_bias=kind == "qwen2" or fields.get("attention_bias", False),
+        qk_norm=kind == "qwen3",
+        tie_embeddings=fields.get("tie_word_embeddings", False),
+        rope_scaling=_read_scaling(rope, context),
+        windows=_read_windows(fields) if kind != "llama" else (),
+    )
+
+
+def _write_qwen2(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[str]]:
+    if config.qk_norm and config.qkv_bias:
+        raise ValueError("the qwen2 layout has no model with both qk_norm and qkv_bias")
+    if config.qk_norm:
+        kind, architecture = "qwen3", "Qwen3ForCausalLM"
+    elif config.qkv_bias:
+        kind, architecture = "qwen2", "Qwen2ForCausalLM"
+    else:
+        kind, architecture = "llama", "LlamaForCausalLM"
+    values = {
+        "architectures": [architecture],
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "hidden_size": config.embed,
+        "initializer_range": 0.02,
+        "intermediate_size": config.ffn,
+        "max_position_embeddings": config.context,
+        "model_type": kind,
+        "num_attention_heads": config.heads,
+        "num_hidden_layers": config.layers,
+        "num_key_value_heads": config.kv,
+        "rms_norm_eps": config.norm_eps,
+        # the spelling of transformers 4, which 5, vLLM and llama.cpp read as well
+        "rope_theta": config.rope_base,
+        "rope_scaling": _write_scaling(config),
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": config.vocab,
+    }
+    if kind != "qwen2":
+        values["attention_bias"] = config.qkv_bias
+    if kind != "qwen2" or config.head_dim:
+        values["head_dim"] = config.head_size
+    dropped = extensions_left_out(config, "the qwen2 layout")
+    if any(config.windows):
+        windows = _write_windows(config) if kind != "llama" else {}
+        values |= windows
+        if not windows:
+            why = "Llama has none" if kind == "llama" else "the qwen2 layout has one width for all layers"
+            dropped.append(f"windows left out: {why}; every layer of the written model sees all positions")
+    return values, dropped
+
+
+def extensions_left_out(config: ModelConfig, where: str) -> list[str]:
+    """A sentence, if the model has context extensions that a format cannot say."""
+    if names := [name for name in ("ntk", "logn") if getattr(config, name)]:
+        return [
+            f"{' and '.join(names)} left out: {where} has no such context extension; the model is the same up to "
+            f"{config.context} tokens and not beyond"
+        ]
+    return []
+
+
+def _read_scaling(rope: _ConfigFields, context: int) -> RopeScaling:
+    """What later Qwens do to their rotary frequencies; `rope_type` was called `type` once."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return RopeScaling()
+    if kind not in ("linear", "yarn"):
+        raise ValueError(f"{rope.source}: rotary scaling {kind!r} is not supported; default, linear and yarn are")
+    factor = rope("factor", float)
+    if kind == "linear":
+        return RopeScaling(kind, factor)
+    for name in ("mscale", "mscale_all_dim"):
+        rope.refuse(name, unless=None)
+    rope.refuse("truncate", unless=True)
+    usual = 0.1 * math.log(factor) + 1
+    if not math.isclose(rope.get("attention_factor", usual), usual, rel_tol=1e-6):
+        raise ValueError(f"{rope.source}: attention_factor={rope('attention_factor', float)} is not supported")
+    original = rope.get("original_max_position_embeddings", context)
+    return RopeScaling(
+        kind,
+        factor,
+        0 if original == context else original,
+        rope.get("beta_fast", 32.0),
+        rope.get("beta_slow", 1.0),
+    )
+
+
+def _write_scaling(config: ModelConfig) -> dict[str, Any] | None:
+    scaling = config.rope_scaling
+    if scaling.kind == "none":
+        return None
+    values: dict[str, Any] = {"rope_type": scaling.kind, "type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "yarn":
+        values |= {
+            "original_max_position_embeddings": scaling.original or config.context,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+        }
+    return values
+
+
+def _read_windows(fields: _ConfigFields) -> tuple[int, ...]:
+    """Sliding windows: of the layers named in `layer_types`, else of those from `max_window_layers` on."""
+    if not fields.get("use_sliding_window", False) or fields.values.get("sliding_window") is None:
+        return ()
+    width, layers = fields("sliding_window"), fields("num_hidden_layers")
+    if fields.values.get("layer_types") is None:
+        first = fields("max_window_layers")
+        kinds = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
+    else:
+        kinds = fields("layer_types", list)
+    unknown = sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"})
+    if unknown or len(kinds) != layers:
+        what = f"the kind {unknown[0]!r}" if unknown else f"{len(kinds)} entries for {layers} layers"
+        raise ValueError(f"{fields.source}: layer_types has {what}")
+    windows = tuple(width if kind == "sliding_attention" else 0 for kind in kinds)
+    return windows if any(windows) else ()
+
+
+def _write_windows(config: ModelConfig) -> dict[str, Any]:
+    """The fields of the windows, if the layers that have one share its width; else none."""
+    widths = set(config.windows) - {0}
+    if len(widths) != 1:
+        return {}
+    first = next(i for i, width in enumerate(config.windows) if width)
+    return {
+        "layer_types": ["sliding_attention" if width else "full_attention" for width in config.windows],
+        "max_window_layers": first,
+        "sliding_window": widths.pop(),
+        "use_sliding_window": True,
+    }
+
+
+def _head_dim(stored: int, embed: int, heads: int) -> int:
+    """0, which means embed / heads, unless the stored width is another."""
+    return 0 if stored * heads == embed else stored
+
+
+def _whole(number: float) -> float | int:
+    """An int where it is one, as the released files write the base."""
+    return int(number) if float(number).is_integer() else number

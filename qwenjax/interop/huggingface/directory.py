@@ -1,0 +1,184 @@
+"""A checkpoint as the hubs keep it: a directory with config.json and its tensors in safetensors or PyTorch files.
+
+Opening reads headers only. A tensor is read when it is asked for, and only that tensor.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from qwenjax.interop.gptq import dequantised
+from qwenjax.interop.hub_checkpoint import HubCheckpoint, Tensor, Tensors
+from qwenjax.interop.huggingface.config import read_config
+
+CONFIG = "config.json"
+QUANTIZED = "quantize_config.json"
+KEPT = ("generation_config.json", "tokenizer_config.json", QUANTIZED)  # what else comes along, parsed
+
+# What safetensors calls the dtypes that numpy can hold.
+DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+
+def open_directory(path: str | Path) -> HubCheckpoint:
+    """The checkpoint in a directory; weights that GPTQ packed are unpacked when they are read.
+
+    Raises:
+      ValueError: no config.json, one that is not understood, no weights, an index that names a file or tensor that is
+        not there, a file that is cut short or not what its name says, a pickle that holds more than weights, or a
+        packing that is not read. The file is named.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds no {CONFIG}: it is no checkpoint of the Hugging Face form")
+    files = {CONFIG: read_json(folder / CONFIG)}
+    for name in KEPT:
+        if (folder / name).is_file():
+            files[name] = read_json(folder / name)
+    config, layout = read_config(files[CONFIG], str(folder / CONFIG))
+    tensors = open_tensors(folder)
+    for name in (QUANTIZED, CONFIG):  # the former is how it was told first
+        if name in files and (name == QUANTIZED or files[name].get("quantization_config")):
+            return HubCheckpoint(config, layout, dequantised(tensors, files[name], str(folder / name)), files)
+    return HubCheckpoint(config, layout, tensors, files)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if the file is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}{_pointer(path)}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: wanted a JSON object, got {type(values).__name__}")
+    return values
+
+
+def open_tensors(folder: Path) -> Tensors:
+    """All tensors of a directory: of model.safetensors or its index, else of pytorch_model.bin or its index.
+
+    A single .safetensors file may have any name, as those of GPTQ do.
+    """
+    for stem, suffix, read in (
+        ("model", ".safetensors", read_safetensors),
+        ("pytorch_model", ".bin", read_pickle),
+    ):
+        whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
+        if whole.is_file():
+            return Tensors(read(whole))
+        if index.is_file():
+            return Tensors(_sharded(index, read))
+    stray = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    if len(stray) == 1 and stray[0].endswith(".safetensors") and "-of-" not in stray[0]:
+        return Tensors(read_safetensors(folder / stray[0]))
+    raise ValueError(
+        f"{folder} holds no weights: wanted model.safetensors or pytorch_model.bin, or the .index.json of either"
+        + (f"; {stray[0]} is there, its index is not" if stray else "")
+    )
+
+
+def _sharded(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of several files, each taken from the file that the index names."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{index} has no 'weight_map' from tensors to files")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(names.values())):
+        path = index.parent / file
+        own = [name for name, where in names.items() if where == file]
+        if Path(file).name != file:
+            raise ValueError(f"{index} names {file!r}, which is not a file beside it")
+        if not path.is_file():
+            raise ValueError(f"{index} names {file} for {len(own)} tensors, and there is no such file beside it")
+        stored = read(path)
+        for name in own:
+            if name not in stored:
+                raise ValueError(f"{index} says that {file} holds {name!r}, which it does not")
+            tensors[name] = stored[name]
+    return tensors
+
+
+def _pointer(path: Path) -> str:
+    """What to do about a file that git left in place of the real one, or ''."""
+    with path.open("rb") as file:
+        stub = file.read(40).startswith(b"version https://git-lfs")
+    return " (a pointer of Git LFS: run `git lfs pull` there)" if stub else ""
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, by name. Raises ValueError for a file that is cut short or holds an unknown dtype."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            shapes = {name: (tuple(head.get_shape()), head.get_dtype()) for name, head in heads.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short or no safetensors file: {error}{_pointer(path)}") from None
+
+    def reader(name: str) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            with safe_open(path, framework="numpy") as file:  # opened anew: what was read may be forgotten
+                return file.get_tensor(name)
+
+        return read
+
+    tensors = {}
+    for name, (shape, dtype) in shapes.items():
+        if dtype not in DTYPES:
+            raise ValueError(f"{path}: tensor {name!r} has dtype {dtype}, which is not read; {', '.join(DTYPES)} are")
+        tensors[name] = Tensor(shape, np.dtype(DTYPES[dtype]), reader(name))
+    return tensors
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save, by name.
+
+    Nothing in it is run: torch's unpickler of weights knows tensors and containers only.
+
+    Raises:
+      ValueError: torch is not installed, or the file is cut short or holds more than tensors.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(f"to read {path} run `pip install 'qwenjax[parity]'`, or convert it to safetensors") from None
+    try:
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            values = torch.load(path, map_location="cpu", weights_only=True)  # the format of torch before 1.6
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, …: the file decides
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is refused, it is cut short or holds more than weights: {reason}") from None
+    if isinstance(values, dict) and set(values) == {"state_dict"}:
+        values = values["state_dict"]
+    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+        raise ValueError(f"{path} is refused: wanted a dictionary of tensors")
+
+    def reader(tensor) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            if tensor.dtype == torch.bfloat16:  # numpy has none
+                return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            return tensor.numpy()
+
+        return read
+
+    tensors = {}
+    for name, value in values.items():
+        dtype = ml_dtypes.bfloat16 if value.dtype == torch.bfloat16 else str(value.dtype).removeprefix("torch.")
+        try:
+            known = np.dtype(dtype)
+        except TypeError:
+            raise ValueError(f"{path}: tensor {name!r} has dtype {value.dtype}, which is not read") from None
+        tensors[name] = Tensor(tuple(value.shape), known, reader(value))
+    return tensors

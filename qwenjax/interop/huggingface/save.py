@@ -1,0 +1,205 @@
+"""Our parameters as a checkpoint that other programs read: safetensors with an index, configs, tokenizer.
+
+Everything is written into a directory beside the wanted one, which takes its name when it is whole. The host holds one
+file's tensors at a time.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from qwenjax.config import ModelConfig
+from qwenjax.interop.hub_checkpoint import Tensor, Tensors
+from qwenjax.interop.huggingface.config import write_config
+from qwenjax.interop.huggingface.directory import CONFIG
+from qwenjax.interop.huggingface.layout import Table
+from qwenjax.interop.huggingface.tokenizer import generation_config, write_tokenizer
+from qwenjax.tokenizer.base import Tokenizer
+
+GENERATION = "generation_config.json"
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+MADE_BY = {"format": "pt", "made_by": "qwenjax"}  # in each file's header; transformers asks for the format
+OTHERS = {CONFIG, GENERATION, "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"}
+OTHERS |= {"qwen.tiktoken", "extra.tiktoken", "tokenizer.model"}
+
+
+def save_params(
+    config: ModelConfig,
+    params: dict,
+    directory: str | Path,
+    layout: str = "qwen2",
+    *,
+    dtype: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    chat: bool = True,
+    generation: dict[str, Any] | None = None,
+    file_bytes: int = 5_000_000_000,
+    progress: Callable[[int], None] = lambda written: None,
+) -> list[str]:
+    """Writes a model as `layout` 'qwen' (the first releases') or 'qwen2' (Qwen2, Qwen3 or Llama, as the model is).
+
+    Args:
+      params: as `transformer.init_params`, sharded in any way.
+      dtype: 'float32' or 'bfloat16'; None: that of the embedding.
+      tokenizer: written along, in the form that readers of the layout expect; None writes none.
+      chat: whether the model speaks ChatML: decides what ends a text, and whether there is a chat template.
+      generation: generation_config.json, if not that of the releases.
+      file_bytes: tensors of one file; a larger tensor has a file of its own.
+      progress: told after each tensor how many bytes it has; `saved_bytes` is their sum.
+    Returns: a sentence for each thing that the layout cannot say and that is left out (dynamic NTK, LogN, …).
+    Raises:
+      ValueError: a model or tokenizer that the layout cannot hold, parameters that are not the config's, or a
+        directory with files in it that are not an earlier checkpoint of ours.
+    """
+    target = Path(directory)
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not _is_ours(target)):
+        raise ValueError(f"{target} is there and is no checkpoint written by qwenjax: give a new or empty directory")
+    tensors = as_tensors(config, params, layout, dtype)
+    dtype = next(iter(tensors.values())).dtype.name
+    values, warnings = write_config(config, layout, dtype)
+    if tokenizer is not None:
+        values |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
+        generation = generation_config(tokenizer, layout, config, chat) if generation is None else generation
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    try:
+        if tokenizer is not None:
+            warnings += write_tokenizer(tokenizer, made, layout, config, chat)
+        _write_tensors(made, tensors, file_bytes, progress)
+        if generation is not None:
+            _write_json(made / GENERATION, generation)
+        _write_json(made / CONFIG, values)
+        _take_place(made, target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return warnings
+
+
+def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: str | None = None) -> Tensors:
+    """Our parameters under the names and in the shapes of a layout; each is brought to the host when it is read.
+
+    Raises:
+      ValueError: see `save_params`.
+    """
+    table = Table(config, layout)
+    flat = _check(table, config, params)
+    kind = _dtype(dtype or str(flat["embed"].dtype))
+
+    def reader(name: str) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            arrays = [_on_host(flat[part.row.ours], part.layer) for part in table.parts[name]]
+            return table.to_theirs(name, arrays).astype(kind, copy=False)
+
+        return read
+
+    return Tensors({name: Tensor(table.shape(name), kind, reader(name)) for name in table.parts})
+
+
+def _on_host(x: jax.Array | np.ndarray, layer: int | None) -> np.ndarray:
+    if layer is not None:
+        x = x[layer] if isinstance(x, np.ndarray) else _take(x, layer)
+    return np.asarray(x)
+
+
+@jax.jit
+def _take(stacked: jax.Array, layer: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
+
+
+def saved_bytes(config: ModelConfig, layout: str, dtype: str) -> int:
+    """Bytes of the tensors that `save_params` will write, for a progress bar."""
+    table = Table(config, layout)
+    return sum(math.prod(table.shape(name)) for name in table.parts) * _dtype(dtype).itemsize
+
+
+def _dtype(name: str) -> np.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r} is not written; known: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _check(table: Table, config: ModelConfig, params: dict) -> dict[str, jax.Array]:
+    """The parameters by path, if they are those of the model."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    flat = {"/".join(str(key.key) for key in path): x for path, x in leaves}
+    wanted = {row.ours: ((config.layers,) if row.stacked else ()) + table.ours_shape(row) for row in table.rows}
+    if set(flat) != set(wanted):
+        odd = sorted(set(flat) ^ set(wanted))
+        raise ValueError(f"the parameters are not those of the config: {', '.join(odd[:4])} on one side only")
+    for path, shape in wanted.items():
+        if flat[path].shape != shape:
+            raise ValueError(f"parameter {path} has shape {flat[path].shape}, the config says {shape}")
+        if not getattr(flat[path], "is_fully_addressable", True):
+            raise ValueError("parameters are spread over several processes: restore them in one process to write them")
+    return {path: flat[path] for path in wanted}
+
+
+def _write_tensors(folder: Path, tensors: Tensors, limit: int, progress: Callable[[int], None]) -> None:
+    """model.safetensors, or several of them with an index."""
+    from safetensors.numpy import save_file
+
+    sizes = {name: math.prod(tensor.shape) * tensor.dtype.itemsize for name, tensor in tensors.items()}
+    files = _plan(sizes, limit)
+    for file, names in files.items():
+        held = {}
+        for name in names:
+            held[name] = tensors[name].read()
+            progress(sizes[name])
+        save_file(held, folder / file, metadata=MADE_BY)
+    if len(files) > 1:
+        where = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _plan(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
+    """File -> names of its tensors, in order, of at most `limit` bytes together."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not groups or size > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= size
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": names for i, names in enumerate(groups, start=1)}
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a directory holds a checkpoint that `save_params` wrote, and nothing else."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = [path for path in folder.iterdir() if path.name not in OTHERS]
+    try:
+        for path in weights:
+            with safe_open(path, framework="numpy") as file:
+                if (file.metadata() or {}).get("made_by") != MADE_BY["made_by"]:
+                    return False
+    except (SafetensorError, OSError):
+        return False
+    return bool(weights)
+
+
+def _take_place(made: Path, target: Path) -> None:
+    """The new directory under the wanted name. One that was there is moved aside first, and goes last."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.is_dir():
+        target.rename(old)
+    made.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,182 @@
+"""Our tokenizers in the files that readers of each layout expect.
+
+The Qwen-v1 layout has the ranks themselves; the qwen2 layout a tokenizer.json, in which every token of several bytes
+is the merge of two others, and beside it our own file, from which `load_tokenizer` (and llama.cpp, if it is a
+sentencepiece model) reads. Ids are equal either way, and some are compared before a file is left behind.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qwenjax.chat_format.chatml import SYSTEM
+from qwenjax.config import ModelConfig
+from qwenjax.interop.gguf.vocabulary import merges, spell
+from qwenjax.tokenizer import hub
+from qwenjax.tokenizer.base import Tokenizer
+from qwenjax.tokenizer.bpe import PATTERN, QwenBPE
+from qwenjax.tokenizer.hub import HubTokenizer
+from qwenjax.tokenizer.sentencepiece import SentencePiece
+
+# ChatML as `text.chatml.render` writes it (spec §6.1), for programs that take a Jinja template.
+CHAT_TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{ '<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n' }}"
+    "{%- endif -%}"
+    "{%- for turn in messages -%}"
+    "{%- if not loop.first -%}{{ '\\n' }}{%- endif -%}"
+    "{{ '<|im_start|>' + turn['role'] + '\\n' + turn['content'] + '<|im_end|>' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '\\n<|im_start|>assistant\\n' }}{%- endif -%}"
+)
+_PROBES = (
+    "It's 3.14159 o'clock; SHE'LL say “hello”.\n\n\tif x[0] != 7:  # 100%\r\n   return 'ok'  \n \n",
+    "天地玄黄，宇宙洪荒。１２３ Ⅷ ½ हिन्दी ภาษาไทย 한국어 ümlaut 👩\u200d👧🏽\u3000\xa0 x\u0301 ▁ \x00 ё",
+)
+
+
+def write_tokenizer(
+    tokenizer: Tokenizer, folder: Path, layout: str, config: ModelConfig, chat: bool = True
+) -> list[str]:
+    """Writes the tokenizer's files, and returns sentences about what a reader has to bring along.
+
+    Args:
+      chat: whether turns of ChatML are how the model is used; then `<|im_end|>` ends a text, and there is a template.
+    Raises:
+      ValueError: more ids than the embedding has rows, a kind that the layout cannot hold, or one that its files would
+        not reproduce exactly.
+    """
+    if tokenizer.size > config.vocab:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the model's embedding only {config.vocab} rows: "
+            "they do not belong together"
+        )
+    write = _write_qwen if layout == "qwen" else _write_qwen2
+    return write(tokenizer, folder, config, chat)
+
+
+def generation_config(tokenizer: Tokenizer, layout: str, config: ModelConfig, chat: bool = True) -> dict[str, Any]:
+    """generation_config.json as the releases have it (spec §6.4)."""
+    values: dict[str, Any] = {"do_sample": True, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.eot}
+    values |= {"top_k": 0, "top_p": 0.8, "max_new_tokens": 512, "transformers_version": "4.32.0"}
+    if chat:
+        values["repetition_penalty"] = 1.1
+    if layout == "qwen2":
+        stops = [tokenizer.im_end, tokenizer.eot] if chat else tokenizer.eot
+        return values | {"bos_token_id": tokenizer.eot, "eos_token_id": stops}
+    if chat:
+        return values | {"chat_format": "chatml", "max_window_size": min(6144, config.context)}
+    return values | {"chat_format": "raw", "stop_words_ids": [[tokenizer.eot]]}
+
+
+# ---- the Qwen-v1 layout ----
+
+
+def _write_qwen(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: bool) -> list[str]:
+    if not isinstance(tokenizer, QwenBPE):
+        raise ValueError(
+            f"the Qwen-v1 layout holds a qwen.tiktoken, and {tokenizer.name} is none; write with layout='qwen2'"
+        )
+    tokenizer.save(folder)
+    values = {
+        "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
+        "model_max_length": config.context,
+        "tokenizer_class": "QWenTokenizer",
+    }
+    _write_json(folder / "tokenizer_config.json", values)
+    return [
+        "the files name the released code (modeling_qwen.py, configuration_qwen.py, tokenization_qwen.py), which "
+        "is not part of them: copy it from a release to use them with transformers"
+    ]
+
+
+# ---- the qwen2 layout ----
+
+
+def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: bool) -> list[str]:
+    try:
+        import tokenizers
+    except ImportError:
+        raise ValueError("to write a tokenizer.json run `pip install 'qwenjax[tokenizers]'`") from None
+    if isinstance(tokenizer, HubTokenizer):
+        engine = hub.engine(tokenizer.save(folder).read_bytes(), tokenizer.name)
+    elif isinstance(tokenizer, QwenBPE):
+        engine = _byte_level(tokenizer)
+    elif isinstance(tokenizer, SentencePiece):
+        engine = _pieces(tokenizer)
+    else:
+        raise ValueError(f"{type(tokenizer).__name__} vocabularies are not written as tokenizer.json")
+    tokenizer.save(folder)
+    surfaces = sorted(tokenizer.special, key=tokenizer.special.__getitem__)
+    engine.add_special_tokens([tokenizers.AddedToken(s, special=True, normalized=False) for s in surfaces])
+    for text in (*_PROBES, *surfaces[:3]):
+        got, wanted = engine.encode(text, add_special_tokens=False).ids, tokenizer.encode(text)
+        if got != wanted:
+            raise ValueError(f"{tokenizer.name} cannot be written as tokenizer.json: {text!r} would become {got[:8]} …")
+    if not isinstance(tokenizer, HubTokenizer):  # whose file is written as it was
+        engine.save(str(folder / "tokenizer.json"))
+    surface = {index: surface for surface, index in tokenizer.special.items()}
+    end, first = surface[tokenizer.eot], tokenizer.prefix
+    values = {
+        "add_prefix_space": False,
+        "bos_token": surface[first[0]] if first else None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": surface[tokenizer.im_end] if chat else end,
+        "model_max_length": config.context,
+        "pad_token": end,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": None,
+    }
+    _write_json(folder / "tokenizer_config.json", values | ({"chat_template": CHAT_TEMPLATE} if chat else {}))
+    return []
+
+
+def _byte_level(tokenizer: QwenBPE) -> Any:
+    """Ranks as byte-level BPE: bytes are spelt as printable characters, as GPT-2 did."""
+    import tokenizers
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    ranks = {tokenizer.decode_bytes([i]): i for i in range(tokenizer.eot)} | getattr(tokenizer, "extra", {})
+    vocab = {spell(token): i for token, i in ranks.items()}
+    # control tokens between the ranks and extra tokens keep their ids by being in the table, too
+    vocab |= {surface: i for surface, i in tokenizer.special.items() if surface not in vocab}
+    pairs = [(spell(left), spell(right)) for left, right in merges(ranks)]
+    engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, pairs))
+    engine.normalizer = normalizers.NFC()
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    engine.decoder = decoders.ByteLevel()
+    return engine
+
+
+def _pieces(tokenizer: SentencePiece) -> Any:
+    """A sentencepiece BPE: merges of characters, the others as bytes. Blanks stay what they are instead of U+2581."""
+    import tokenizers
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import decoders
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.save(folder).read_bytes())
+    kinds = model.SentencePiece
+    if model.trainer_spec.model_type != model.trainer_spec.BPE:
+        raise ValueError(f"{tokenizer.name} is a unigram vocabulary; only BPE can be written as tokenizer.json exactly")
+    vocab = {}
+    for i, piece in enumerate(model.pieces):
+        vocab[piece.piece.replace("▁", " ") if piece.type == kinds.NORMAL else piece.piece] = i
+    learned = sorted((p for p in model.pieces if p.type == kinds.NORMAL), key=lambda p: -p.score)
+    ranks = {piece.piece.replace("▁", " "): rank for rank, piece in enumerate(learned)}
+    unknown = next(piece.piece for piece in model.pieces if piece.type == kinds.UNKNOWN)
+    engine = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab, merges(ranks), unk_token=unknown, fuse_unk=False, byte_fallback=True)
+    )
+    engine.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return engine
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

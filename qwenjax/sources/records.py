@@ -1,0 +1,208 @@
+"""Data sets of records that are read by row number: TensorFlow Datasets and Hugging Face `datasets`.
+
+    tfds:NAME[/CONFIG][:VERSION][@SPLIT]     as prepared in array_record format; no TensorFlow is needed
+    tfds:DIRECTORY[@SPLIT]                   one prepared version, wherever it lies
+    hf:OWNER/NAME[#CONFIG][@SPLIT]           what `datasets.load_dataset` or `load_from_disk` reads; also a folder
+
+SPLIT is 'train' unless given, and may be a part of one as the library writes it: train[:10%].
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from qwenjax.config import Source
+from qwenjax.sources.files import BATCH, Row
+from qwenjax.sources.slices import Report, Slice
+
+TFDS, HF = "tfds:", "hf:"
+SAMPLE = 64  # rows read to estimate how much text there is
+
+
+class Records(Protocol):
+    """Rows by number."""
+
+    name: str  # the same on every machine
+    place: str  # where the data lies, or ''
+    fields: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Mapping]:
+        """The given fields of some rows."""
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is one prepared version of a TFDS data set."""
+    return (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file()
+
+
+def slices(source: Source, report: Report) -> list[Slice]:
+    """The whole data set as one slice.
+
+    Raises:
+      ValueError: no such data set, split or column, or not one that can be read by row number.
+    """
+    opened.cache_clear()  # it may have been prepared anew since it was last looked at
+    records = opened(source.text)
+    wanted = (*source.column, *filter(None, [source.group]))
+    if missing := [name for name in wanted if name not in records.fields]:
+        raise ValueError(
+            f"{source.text} has no column {', '.join(map(repr, missing))}; it has: {', '.join(records.fields)}. "
+            "Choose with --column, or column=(…,) in an experiment"
+        )
+    count = len(records)
+    if not count:
+        report.note("empty data set", records.name)
+        return []
+    try:
+        sample = records.read(sorted({i * count // SAMPLE for i in range(SAMPLE)}), source.column)
+    except RuntimeError:  # damaged: what can be read of it will be
+        sample = []
+    size = sum(len(value) for row in sample for value in row.values() if isinstance(value, str | bytes))
+    size = max(1, size * count // max(len(sample), 1))
+    return [Slice("records", source.text, records.name, size, 0, count, source)]
+
+
+def read(piece: Slice, report: Report) -> Iterator[Row]:
+    """Rows [start, stop) of a data set; the origin is NAME@SPLIT#ROW."""
+    records, source = opened(piece.file), piece.source
+    fields = [name for name in dict.fromkeys((*source.column, source.group)) if name]
+    wanted = (i for i in range(piece.start, piece.stop) if piece.wants(f"{piece.origin}#{i}"))
+    size = max(1, min(1024, BATCH * (piece.stop - piece.start) // piece.size))
+    while numbers := list(islice(wanted, size)):
+        try:
+            held = list(zip(numbers, records.read(numbers, fields)))
+        except RuntimeError:
+            held = list(_one_by_one(records, numbers, fields, piece.origin, report))
+        for number, row in held:
+            yield f"{piece.origin}#{number}", row
+
+
+def _one_by_one(records: Records, numbers, fields, origin: str, report: Report) -> Iterator[tuple[int, Mapping]]:
+    for number in numbers:
+        try:
+            yield number, records.read([number], fields)[0]
+        except RuntimeError:
+            report.note("damaged record", f"{origin}#{number}")
+
+
+@lru_cache(8)
+def opened(text: str) -> Records:
+    """The data set that a source names; kept open, because opening takes longer than reading a slice."""
+    if text.startswith(HF):
+        return _hugging_face(text)
+    return _tensorflow(text if text.startswith(TFDS) else TFDS + text)
+
+
+# ---- TensorFlow Datasets ----
+
+
+@dataclass(frozen=True, eq=False)
+class _Tfds:
+    name: str
+    place: str
+    fields: tuple[str, ...]
+    source: Sequence  # of serialised examples
+    features: Mapping
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Mapping]:
+        from tensorflow_datasets.core.features import FeaturesDict
+
+        # decodes these fields only: an image beside a text would need more libraries
+        features = FeaturesDict({name: self.features[name] for name in fields})
+        return [features.deserialize_example_np(record) for record in self.source.__getitems__(list(numbers))]
+
+
+def _tensorflow(text: str) -> _Tfds:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    name, _, split = text.removeprefix(TFDS).partition("@")
+    folder = Path(name).expanduser()
+    if is_prepared(folder):
+        builder = tfds.builder_from_directory(folder)
+    elif folder.is_absolute() or name.startswith((".", "~")):
+        inside = [str(version) for version in sorted(folder.glob("*")) if is_prepared(version)]
+        hint = f"; wanted one version of it: {', '.join(inside)}" if inside else ""
+        raise ValueError(f"{folder} is no prepared TFDS data set: no dataset_info.json and features.json in it{hint}")
+    else:
+        try:  # from its files alone: the code of a data set may want TensorFlow, and may not be there
+            builder = read_only_builder.builder_from_files(name)
+        except tfds.core.DatasetNotFoundError:
+            place = tfds.core.constants.DATA_DIR
+            raise ValueError(
+                f"no prepared TFDS data set {name!r} in {place} (TFDS_DATA_DIR names another place). {_advice(name)}"
+            ) from None
+    split = split or "train"
+    try:
+        source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except NotImplementedError:
+        kind = builder.info.file_format.value
+        raise ValueError(
+            f"{builder.data_dir} is stored as {kind}, which cannot be read by row number. {_advice(builder.name)}"
+        ) from None
+    features, place = builder.info.features, os.fspath(builder.data_dir)
+    return _Tfds(f"{TFDS}{builder.info.full_name}@{split}", place, tuple(features), source, features)
+
+
+def _advice(name: str) -> str:
+    """How to prepare a TFDS data set so that it can be read here."""
+    return (
+        "Prepare it, once, where TensorFlow is installed too if the data set's own code needs it: "
+        f"""python -c "import tensorflow_datasets as tfds; """
+        f"""tfds.builder('{name}', file_format='array_record').download_and_prepare(file_format='array_record')" """
+    ).rstrip()
+
+
+# ---- Hugging Face ----
+
+
+@dataclass(frozen=True, eq=False)
+class _HuggingFace:
+    name: str
+    place: str
+    fields: tuple[str, ...]
+    source: object  # datasets.Dataset
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Mapping]:
+        columns = self.source.select_columns(list(fields))[list(numbers)]  # decodes these only, as above
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def _hugging_face(text: str) -> _HuggingFace:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{text} needs the `datasets` library: pip install 'qwenjax[hf]'") from None
+    path, _, split = text.removeprefix(HF).partition("@")
+    path, _, configuration = path.partition("#")
+    folder, split = Path(path).expanduser(), split or "train"
+    try:
+        if (folder / "state.json").is_file():  # save_to_disk of one split
+            found = datasets.load_from_disk(folder)
+            if split != "train":
+                raise ValueError(f"{folder} is one data set without splits; leave out @{split}")
+        elif (folder / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(folder)
+            if split not in found:
+                raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(found)}")
+            found = found[split]
+        else:
+            found = datasets.load_dataset(path, configuration or None, split=split)
+    except datasets.exceptions.DatasetsError as error:
+        raise ValueError(f"{text}: {error}") from error
+    name = folder.name if folder.is_dir() else path
+    name += f"#{configuration}" * bool(configuration)
+    files = found.cache_files
+    return _HuggingFace(f"{HF}{name}@{split}", files[0]["filename"] if files else "", tuple(found.features), found)

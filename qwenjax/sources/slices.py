@@ -1,0 +1,174 @@
+"""From rows to documents: which fields are the text, which rows belong together, what is left out and counted.
+
+A row is a mapping of field names to values, from a line of JSON, a Parquet file or a data set of records.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from qwenjax.config import Source
+
+LIMIT = 64 << 20  # bytes of one document; more is a data file, not a text
+FIELDS = 12  # of a row, named in a message
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it came from: `FILE`, `FILE@BYTE` (offset of its line), `FILE#ROW` or `FILE:ENTRY`.
+
+    The origin is unique in its source, and the same on every machine.
+    """
+
+    text: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a source that one process reads: what begins in [start, stop) of `file`."""
+
+    kind: str  # a key of `sources.ROWS` or `sources.TEXTS`
+    file: str
+    origin: str  # name without the folders above the source: the same on every machine
+    size: int  # bytes of text, about; for balance and progress
+    start: int = 0  # counts bytes (jsonl), row groups (parquet) or rows (records)
+    stop: int | None = None  # None: to the end, by one process
+    source: Source = field(default_factory=Source)  # how to read it
+    share: float = 1.0  # of its documents that are kept
+
+    def keeps(self, origin: str) -> bool:
+        """Whether a document is in the sample; by a hash of its name, so that it does not depend on who reads it."""
+        if self.share >= 1:
+            return True
+        drawn = hashlib.blake2b(origin.encode("utf-8"), digest_size=8, key=b"limit").digest()
+        return int.from_bytes(drawn, "little") < self.share * (1 << 64)
+
+    def wants(self, origin: str) -> bool:
+        """Whether a row has to be read at all: a group is kept or not by the name of its first row."""
+        return bool(self.source.group) or self.keeps(origin)
+
+
+class Report(dict):
+    """What was skipped: reason -> [count, origin of the first]."""
+
+    def note(self, reason: str, origin: str, count: int = 1) -> None:
+        self.setdefault(reason, [0, origin])[0] += count
+
+    def merge(self, other: dict) -> None:
+        for reason, (count, origin) in other.items():
+            self.note(reason, origin, count)
+
+    def lines(self) -> list[str]:
+        """For people, most frequent first."""
+        items = sorted(self.items(), key=lambda item: (-item[1][0], item[0]))
+        return [f"skipped {count:,} x {reason} (first: {origin})" for reason, (count, origin) in items]
+
+
+def checked(text: str | bytes, origin: str, report: Report) -> Iterator[Document]:
+    """The document, unless it is not text."""
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8").removeprefix("\ufeff")
+        else:
+            text.encode("utf-8")  # JSON may carry half a surrogate pair, which is no character
+    except UnicodeError:
+        report.note("NUL bytes (binary)" if isinstance(text, bytes) and b"\0" in text else "invalid UTF-8", origin)
+        return
+    if "\0" in text:
+        report.note("NUL bytes (binary)", origin)
+    elif not text.strip():
+        report.note("empty document", origin)
+    else:
+        yield Document(text, origin)
+
+
+def joined(rows: Iterable[tuple[str, Mapping]], piece: Slice, report: Report) -> Iterator[Document]:
+    """The documents of the rows of a slice, given with their origins: one each, or one per group of rows."""
+    source, fields = piece.source, _RowFields(piece.source, report)
+    texts, first, key, size = [], "", None, 0  # of the group at hand
+
+    def group() -> Iterator[Document]:
+        if size > LIMIT:
+            report.note(f"group over {LIMIT >> 20} MiB", first)
+        elif texts and piece.keeps(first):
+            yield from checked(source.join.join(texts), first, report)
+
+    for origin, row in rows:
+        text = fields.text(row, origin)
+        if not source.group:
+            if text is not None:
+                yield from checked(text, origin, report)
+            continue
+        mine = row.get(source.group)
+        if mine is None or mine != key:
+            yield from group()
+            texts, first, key, size = [], origin, mine, 0
+        if text is not None:
+            size += len(text)
+            if size <= LIMIT:  # beyond it the group is lost anyway: hold no more of it
+                texts.append(text)
+    yield from group()
+    fields.close()
+
+
+@dataclass
+class _RowFields:
+    """The text of rows, and a memory of which fields there were: a column that no row has is a mistake to report."""
+
+    source: Source
+    report: Report
+    found: set[str] = field(default_factory=set)
+    known: list[str] | None = None  # field names of the first row
+    first: str = ""  # its origin
+    without: list = field(default_factory=lambda: [0, ""])  # rows that have none of the columns: count, origin of first
+
+    def text(self, row: Mapping, origin: str) -> str | None:
+        """The columns of a row, joined; None when it has none of them or one of them is no text."""
+        if self.known is None:
+            self.known, self.first = [str(name) for name in row], origin
+        values = {name: row.get(name) for name in self.source.column}
+        self.found.update(name for name, value in values.items() if value is not None)
+        if self.source.group and row.get(self.source.group) is not None:
+            self.found.add(self.source.group)
+        texts = []
+        for name, value in values.items():
+            if isinstance(value, bytes):
+                try:
+                    value = value.decode("utf-8")
+                except UnicodeDecodeError:
+                    self.report.note("NUL bytes (binary)" if b"\0" in value else "invalid UTF-8", origin)
+                    return None
+            if value is not None and not isinstance(value, str):
+                self.report.note(f"field {name!r} is {_kind(value)}, not text", origin)
+                return None
+            if value is not None:
+                texts.append(value)
+        if not texts:
+            self.without[0] += 1
+            self.without[1] = self.without[1] or origin
+            return None
+        return texts[0] if len(texts) == 1 else self.source.join.join(text for text in texts if text.strip())
+
+    def close(self) -> None:
+        """Reports the rows without text and, by name, the fields that no row of this slice had."""
+        if self.known is None:
+            return
+        there = ", ".join(self.known[:FIELDS]) + (", …" if len(self.known) > FIELDS else "")
+        count, origin = self.without
+        if count:
+            reason = "no field " + " or ".join(repr(name) for name in self.source.column)
+            self.report.note(reason if self.found else f"{reason}; there are: {there}", origin, count)
+        wanted = (*self.source.column, *filter(None, [self.source.group]))
+        if self.found:
+            for name in wanted:
+                if name not in self.found:
+                    self.report.note(f"field {name!r}, which no row has; there are: {there}", self.first)
+
+
+def _kind(value: object) -> str:
+    """What a value that is no text is, in the words of JSON."""
+    if hasattr(value, "tolist"):  # an array or scalar of NumPy
+        value = value.tolist()
+    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return kinds.get(type(value), type(value).__name__)

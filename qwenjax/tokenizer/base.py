@@ -1,0 +1,210 @@
+"""What every tokenizer does: the interface, and the part of it that does not depend on the engine.
+
+A tokenizer is a table of byte strings (decoding is a join over it), an engine that encodes ordinary text, and control
+tokens, which no ordinary text can produce. Vocabularies of ours, `bpe` and `spm`, have the control tokens of ChatML;
+those of others, `hub` and `pieces`, may.
+"""
+
+import codecs
+import functools
+import hashlib
+import operator
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from qwenjax.chat_format import chatml
+from qwenjax.common import storage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # every vocabulary of ours has these
+# What others call the end of a text
+ENDS = (CONTROL[0], "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>")
+
+
+class Tokenizer(ABC):
+    """Text to ids and back; pickles as its vocabulary bytes, so data workers may be processes.
+
+    Attributes:
+      name: 'qwen' for the published vocabulary, else kind and size, as in 'spm-8192'.
+      size: number of ids, control tokens included. Embedding rows at or above it are padding.
+      special: surface -> id of the control tokens.
+      eot: id of the one that ends a text, the first of `ENDS` that there is.
+      im_start, im_end: ids of the ones around a turn; None if the vocabulary has no ChatML.
+      prefix: ids that stand before every text which the model reads: a beginning-of-text token, or nothing.
+      fingerprint: SHA-256 (hex) of the vocabulary; token shards carry it, so those of another tokenizer are refused.
+    """
+
+    file: ClassVar[str]  # name of the vocabulary file that `save` writes
+
+    def __init__(
+        self, vocabulary: bytes, name: str, pieces: list[bytes], special: dict[str, int], prefix: Sequence[int] = ()
+    ):
+        """Subclasses take the bytes of a vocabulary file alone and work out the rest; `pieces[id]` is the id's text.
+
+        Raises:
+          ValueError: none of the control tokens ends a text.
+        """
+        end = next((surface for surface in ENDS if surface in special), None)
+        if end is None:
+            raise ValueError(f"{name}: none of its {len(special)} control tokens ends a text, as {', '.join(ENDS)} do")
+        self.name = name
+        self.size = len(pieces)
+        self.special = special
+        self.eot = special[end]
+        self.im_start, self.im_end = (special.get(surface) for surface in CONTROL[1:])
+        self.prefix = tuple(prefix)
+        self.fingerprint = hashlib.sha256(vocabulary).hexdigest()
+        self._vocabulary = vocabulary
+        self._pieces = pieces
+
+    def __reduce__(self):
+        return type(self), (self._vocabulary,)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.name}, size={self.size}, fingerprint={self.fingerprint[:8]}…)"
+
+    # ---- text to ids ----
+
+    @abstractmethod
+    def _normalize(self, text: str) -> str:
+        """What happens to text before control tokens are looked for."""
+
+    @abstractmethod
+    def _ordinary(self, text: str) -> list[int]:
+        """Ids of normalised text, in which control surfaces mean nothing."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """`encode_ordinary` of each text, on that many threads (default: one per core)."""
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Ids of plain text: no control token can arise. What data and the contents of a chat are encoded with."""
+        return self._ordinary(self._normalize(text))
+
+    def encode_array(self, text: str) -> "np.ndarray":
+        """The same ids as `encode_ordinary`, as uint32 [n]: the quickest way for much text."""
+        import numpy as np  # not at the top: chat and prompts need none
+
+        return np.array(self.encode_ordinary(text), np.uint32)
+
+    def encode(
+        self,
+        text: str,
+        allowed_special: str | Collection[str] = "all",
+        disallowed_special: str | Collection[str] = (),
+    ) -> list[int]:
+        """Ids of text in which the surfaces of control tokens may mean the tokens themselves.
+
+        The defaults are those of the released tokenizer: '<|im_end|>' in the text becomes the control token, so text
+        from users must go through `encode_ordinary` (or `allowed_special=set()`) instead.
+
+        Args:
+          allowed_special: 'all', or the surfaces that become control tokens; others are plain text.
+          disallowed_special: surfaces that must not occur; 'all' means all control tokens that are not allowed.
+        Raises:
+          ValueError: the text contains a disallowed surface.
+        """
+        for name, choice in (("allowed_special", allowed_special), ("disallowed_special", disallowed_special)):
+            if isinstance(choice, str) and choice != "all":
+                raise ValueError(f"{name}={choice!r}: wanted 'all' or a collection of surfaces, e.g. {{{choice!r}}}")
+        known = frozenset(self.special)
+        allowed = known if allowed_special == "all" else known & frozenset(allowed_special)
+        banned = known - allowed if disallowed_special == "all" else frozenset(disallowed_special)
+        text = self._normalize(text)
+        if banned and (found := _any_of(banned).search(text)):
+            raise ValueError(
+                f"the text contains {found.group()!r} at character {found.start()}, which disallowed_special forbids; "
+                "to encode it as plain text pass disallowed_special=() and leave it out of allowed_special"
+            )
+        if not allowed:
+            return self._ordinary(text)
+        ids: list[int] = []
+        for i, part in enumerate(_any_of(allowed).split(text)):  # plain, surface, plain, surface, … plain
+            if i % 2:
+                ids.append(self.special[part])
+            elif part:
+                ids += self._ordinary(part)
+        return ids
+
+    def encode_chat(self, messages: Sequence[chatml.Message], add_generation_prompt: bool = True) -> list[int]:
+        """Ids of a conversation in ChatML; see `chatml.encode_chat`."""
+        return chatml.encode_chat(self, messages, add_generation_prompt)
+
+    # ---- ids to text ----
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that ids stand for; control tokens give their surface. They need not be whole characters.
+
+        Raises:
+          ValueError: an id outside 0 … size-1, such as a padding row of the embedding.
+        """
+        ids = list(map(operator.index, ids))
+        if ids and (min(ids) < 0 or max(ids) >= self.size):
+            bad = next(i for i in ids if not 0 <= i < self.size)
+            raise ValueError(f"id {bad} is not in the vocabulary of {self.name}, which has ids 0 … {self.size - 1}")
+        return b"".join(map(self._pieces.__getitem__, ids))
+
+    def decode(self, ids: Iterable[int], errors: str = "replace", skip_special: bool = False) -> str:
+        """The text of ids.
+
+        Args:
+          errors: what becomes of bytes that are no UTF-8, as in `bytes.decode`; 'replace' (as released), 'ignore', …
+          skip_special: leave control tokens out.
+        """
+        if skip_special:
+            control = set(self.special.values())
+            ids = [i for i in ids if i not in control]
+        return self.decode_bytes(ids).decode("utf-8", errors)
+
+    def stream(self, errors: str = "replace", skip_special: bool = False) -> "StreamDecoder":
+        """A decoder that is fed one id at a time."""
+        return StreamDecoder(self, errors, skip_special)
+
+    # ---- files ----
+
+    def save(self, directory: str | Path) -> Path:
+        """Writes the vocabulary file into the directory (made if absent); `load_tokenizer(directory)` reads it."""
+        path = storage.path(directory) / self.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self._vocabulary)
+        return path
+
+
+class StreamDecoder:
+    """Decodes ids as they come: what `push` and `finish` return concatenates to `decode` of all ids.
+
+    A character whose bytes are spread over several tokens (common in Chinese and emoji) appears with its last byte.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, errors: str = "replace", skip_special: bool = False):
+        self._tokenizer = tokenizer
+        self._skip = set(tokenizer.special.values()) if skip_special else ()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
+
+    def push(self, token: int) -> str:
+        """The text that this id completes, often empty within a character."""
+        return "" if token in self._skip else self._decoder.decode(self._tokenizer.decode_bytes([token]))
+
+    def finish(self) -> str:
+        """What is left of a character that never became whole, by `errors`; the decoder is then as new."""
+        return self._decoder.decode(b"", final=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _any_of(surfaces: frozenset[str]) -> re.Pattern:
+    """Matches any of the surfaces, as one group: the longest where one begins another."""
+    return re.compile("(" + "|".join(map(re.escape, sorted(surfaces, key=lambda s: (-len(s), s)))) + ")")
+
+
+def whole_text(text: str) -> str:
+    """The text with lone surrogates, which UTF-8 cannot write, replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

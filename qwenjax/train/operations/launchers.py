@@ -1,0 +1,207 @@
+"""Where a process stands among those of its run: by flags, JAX_… variables, or what its launcher left it.
+
+Flags go before variables, both before the launcher: Open MPI, SLURM, a TPU slice (GKE, or a TPU VM's metadata), or an
+indexed Kubernetes job, which says one number only. jax can find most of this, too, but waits in silence for peers that
+never come; and it does not know Open MPI 5, nor SLURM tasks that see one GPU each.
+"""
+
+import glob
+import os
+import re
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+TPU_PORT = "8482"  # of the coordinator on a TPU slice, as jax has it
+LAST_PORTS = 61440  # launchers' jobs get one of the 4096 ports from here on, by their number
+
+
+class Rank(NamedTuple):
+    """One process's place in a run of several."""
+
+    address: str  # HOST:PORT of process 0
+    processes: int
+    process: int
+    source: str  # what said so
+    local_devices: list[int] | None = None  # None: all of this machine's
+
+
+class _Launched(NamedTuple):
+    """What a launcher says; None: nothing about that."""
+
+    by: str
+    address: str | None
+    processes: int | None
+    process: int
+    local_devices: list[int] | None = None
+
+
+_ALONE = _Launched("", None, 1, 0)
+
+
+def find(
+    coordinator: str | None, processes: int | None, process: int | None, env: Mapping[str, str] = os.environ
+) -> Rank | None:
+    """This process's place; None: it is alone. `processes` of 1 makes it so, whatever a launcher says.
+
+    Raises:
+      ValueError: half of it is said, the launcher says otherwise, or it makes no sense.
+    """
+    coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
+    processes = _number(env, "JAX_NUM_PROCESSES") if processes is None else processes
+    process = _number(env, "JAX_PROCESS_ID") if process is None else process
+    said = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    if processes == 1 and not process:
+        return None
+    launched = _launcher(env) if None in said.values() else None
+    if launched:
+        said = {name: _agreed(name, said[name], theirs, launched.by) for name, theirs in zip(said, launched[1:4])}
+    if said == {"--coordinator": None, "--processes": None, "--process": launched and 0}:
+        return None  # also the first pod of a Kubernetes job, which may be the only one
+    lacking = " and ".join(name for name, value in said.items() if value is None)
+    if lacking:
+        raise ValueError(
+            "several processes need --coordinator=HOST:PORT, --processes=N and --process=I (JAX_COORDINATOR_ADDRESS, "
+            f"JAX_NUM_PROCESSES, JAX_PROCESS_ID); {lacking} missing"
+            + (f": {launched.by} started this as process {launched.process}, and says no more" if launched else "")
+        )
+    address, n, i = said.values()
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"--coordinator={address}: wanted HOST:PORT of process 0, e.g. 10.0.0.2:8476")
+    if not 0 <= i < n:
+        raise ValueError(f"--process={i} of --processes={n}: wanted 0 to {n - 1}")
+    source = launched.by if launched else "flags or JAX_ variables"
+    return Rank(address, n, i, source, launched.local_devices if launched else None)
+
+
+def _agreed(name: str, said, launched, by: str):
+    """What was said, else what the launcher says. Another coordinator is fine; another number means confusion."""
+    if name != "--coordinator" and None not in (said, launched) and said != launched:
+        raise ValueError(
+            f"{name}={said} is said (by flag or JAX_ variable), but {by} says {launched}; leave it to one of them, or "
+            "say all of --coordinator, --processes and --process"
+        )
+    return launched if said is None else said
+
+
+def _number(env: Mapping[str, str], name: str) -> int | None:
+    text = env.get(name)
+    if text is not None and not text.isdigit():
+        raise ValueError(f"{name}={text} is not a whole number")
+    return None if text is None else int(text)
+
+
+def _needed(env: Mapping[str, str], name: str, by: str) -> int:
+    number = _number(env, name)
+    if number is None:
+        raise ValueError(
+            f"{by} started several processes, but {name} is not set in this one; say --coordinator=HOST:PORT, "
+            "--processes=N and --process=I yourself (--processes=1: this one is alone)"
+        )
+    return number
+
+
+def _launcher(env: Mapping[str, str]) -> _Launched | None:
+    """What started this process as one of several. mpirun first: below SLURM, it starts its own helpers by srun."""
+    for ask in (_open_mpi, _slurm, _tpu):
+        found = ask(env)
+        if found:
+            return found if found.processes > 1 else None
+    index = _number(env, "JOB_COMPLETION_INDEX") if "KUBERNETES_SERVICE_HOST" in env else None
+    return None if index is None else _Launched("Kubernetes (JOB_COMPLETION_INDEX)", None, None, index)
+
+
+def _open_mpi(env: Mapping[str, str]) -> _Launched | None:
+    n = _number(env, "OMPI_COMM_WORLD_SIZE")
+    if n is None or n == 1:
+        return n and _ALONE
+    i = _needed(env, "OMPI_COMM_WORLD_RANK", "Open MPI")
+    here = _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE") or n
+    # version 4 names the machine of mpirun: '1531576320.0;tcp://10.96.0.1,10.148.0.1:34911', or tcp6://[fe80::1]:34911
+    uri = env.get("OMPI_MCA_orte_hnp_uri", "")
+    host = re.search(r"tcp://([^,:]+)|tcp6://(\[[^],]+)", uri)
+    address = host and (host[1] or host[2] + "]")
+    if not address and here == n:
+        address = "localhost"
+    job = int(uri.partition(".")[0]) // 4096 if host else zlib.crc32(env.get("PMIX_NAMESPACE", "").encode())
+    devices = _one_each(env, here, _number(env, "OMPI_COMM_WORLD_LOCAL_RANK"))
+    return _Launched("Open MPI", address and _at(address, job, env), n, i, devices)
+
+
+def _slurm(env: Mapping[str, str]) -> _Launched | None:
+    """A step of several tasks; a batch script or shell that has not called srun is no such step."""
+    if "SLURM_STEP_NODELIST" not in env:
+        return None
+    n = _number(env, "SLURM_STEP_NUM_TASKS") or _needed(env, "SLURM_NTASKS", "SLURM")
+    if n == 1:
+        return _ALONE
+    i, job = _needed(env, "SLURM_PROCID", "SLURM"), _needed(env, "SLURM_JOB_ID", "SLURM")
+    nodes = env["SLURM_STEP_NODELIST"]  # 'a', 'a,b', 'n[001-004,007],b', 'rack[1-2]n[0-7]'
+    first = re.match(r"(?:\[[^]]*\]|[^,[])*", nodes)[0]
+    host = re.sub(r"\[(\w+)[^]]*\]", r"\1", first)
+    tasks = n // max(1, _number(env, "SLURM_STEP_NUM_NODES") or n)
+    devices = _one_each(env, tasks, _number(env, "SLURM_LOCALID"))
+    return _Launched("SLURM", _at(host, job, env), n, i, devices)
+
+
+def _at(host: str, job: int, env: Mapping[str, str]) -> str:
+    return f"{host}:{env.get('JAX_COORDINATOR_PORT') or LAST_PORTS + job % 4096}"
+
+
+def _one_each(env: Mapping[str, str], tasks: int, local: int | None) -> list[int] | None:
+    """One device for each of several tasks on a machine, unless the launcher shows each only its own."""
+    own = "CUDA_VISIBLE_DEVICES" in env and "," not in env["CUDA_VISIBLE_DEVICES"]
+    return None if tasks < 2 or local is None or own else [local]
+
+
+def _tpu(env: Mapping[str, str]) -> _Launched | None:
+    """The hosts of a slice, times slices. GKE sets variables; a TPU VM's shell knows nothing, its metadata does."""
+    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+    if hosts:
+        tell = env.get
+    elif "TPU_SKIP_MDS_QUERY" in env or not _has_tpu():
+        return None
+    else:
+        endpoints = _metadata("worker-network-endpoints", env)
+        if not endpoints:
+            return None
+        hosts = ",".join(one.split(":")[-1] for one in endpoints.split(","))  # 'name:id:ip', or 'ip'
+        listed = re.findall(r"^\s*(\w+)\s*:\s*'?([^'\n]*)", _metadata("tpu-env", env) or "", re.MULTILINE)
+        own = {"TPU_WORKER_ID": _metadata("agent-worker-number", env)}
+        tell = {**{name: value.strip() for name, value in listed}, **own, **env}.get
+    names = ("TPU_WORKER_ID", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "MEGASCALE_COORDINATOR_ADDRESS")
+    told = {name: value for name in names if (value := tell(name))}
+    workers, slices = hosts.split(","), _number(told, "MEGASCALE_NUM_SLICES") or 1
+    n = len(workers) * slices
+    if n == 1:
+        return _ALONE
+    i = _needed(told, "TPU_WORKER_ID", "TPU") if len(workers) > 1 else 0
+    first = workers[0]
+    if slices > 1:
+        i += _needed(told, "MEGASCALE_SLICE_ID", "TPU") * len(workers)
+        first = told.get("MEGASCALE_COORDINATOR_ADDRESS")
+    address = first and f"{first.partition(':')[0]}:{env.get('JAX_COORDINATOR_PORT') or TPU_PORT}"
+    return _Launched(f"TPU, {slices} slices" if slices > 1 else "TPU", address, n, i)
+
+
+def _has_tpu() -> bool:
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def _metadata(name: str, env: Mapping[str, str]) -> str | None:
+    """An attribute of this machine, from Google Cloud's server of them; None: no such attribute, or no such server."""
+    url = f"http://{env.get('GCE_METADATA_IP', 'metadata.google.internal')}/computeMetadata/v1/instance/attributes/"
+    request = urllib.request.Request(url + name, headers={"Metadata-Flavor": "Google"})
+    for _ in range(3):
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+        except OSError:
+            pass
+    return None

@@ -1,0 +1,137 @@
+"""What an op is: its kind from the compiled program, and the model's name of it from its scope. Pure text."""
+
+import re
+from typing import NamedTuple
+
+MATMUL, ATTENTION, KERNEL = "matmul", "attention kernel", "custom kernel"
+MEMORY, CONTROL, TRANSFER = "element-wise and memory", "control flow", "infeed and host transfer"
+UNKNOWN = "unknown"  # the trace does not say what the op is, and its name does not either
+
+_COLLECTIVES = (
+    "all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute|collective-broadcast"
+)
+_COLLECTIVE = re.compile(f"^(?:async-)?({_COLLECTIVES})")
+_NCCL = re.compile(r"^nccl\w*?_(AllGather|AllReduce|ReduceScatter|SendRecv|Broadcast)")
+_NCCL_NAMES = {"SendRecv": "collective-permute", "Broadcast": "collective-broadcast"}
+# of XLA's opcodes and xprof's categories, and of the kernels in the libraries that XLA calls on GPUs
+_MATMUL = re.compile(r"\b(dot(_general)?|convolution|ragged-dot|output fusion)\b|gemm|matmul|cublas|nvjet|cutlass")
+_ATTENTION = re.compile(r"attn|attention|splash|flash|fmha|sdpa")
+_TRANSFER = re.compile(r"infeed|outfeed|\b(send|recv)(-done)?\b|host transfer|memcpy(h2d|d2h)|copy-to-host")
+_CONTROL = re.compile(r"^(while|conditional|call|tuple|async-start|async-done|async-update)$")
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([^\s(]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(")
+_CALLS, _TARGET = re.compile(r"calls=%?([^\s,]+)"), re.compile(r'custom_call_target="([^"]*)"')
+_OP_NAME = re.compile(r'metadata=\{[^}]*?op_name="([^"]*)"')
+
+# parts of a scope that JAX's transformations add
+_STRUCTURE = re.compile(
+    r"^(while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|pjit|custom_[jv]{2}p_call\w*|branch_\d+_fun)$"
+)
+_WRAPPED = re.compile(r"^\w+\((.*)\)$")
+
+
+class ScopedOp(NamedTuple):
+    """What is known of an op besides its name."""
+
+    category: str = ""  # XLA's opcode or xprof's category
+    scope: str = ""  # as JAX recorded it
+    flop_rate: float = 0.0  # FLOP/s while it ran, where the trace says so
+
+
+class Scope(NamedTuple):
+    """The model's name of an op, e.g. Transformer/blocks/mlp, btf,df->btd, backward."""
+
+    path: str
+    primitive: str
+    direction: str  # forward, backward, recompute, or "" outside of a gradient
+
+
+def collective(name: str, category: str = "") -> str:
+    """all-gather, all-reduce, … of an op, else the empty string."""
+    for text in (category, name):
+        if match := _COLLECTIVE.match(text):
+            return match[1]
+    if match := _NCCL.match(name):
+        return _NCCL_NAMES.get(match[1], re.sub(r"(?<!^)(?=[A-Z])", "-", match[1]).lower())
+    return ""
+
+
+def kind(name: str, op: ScopedOp) -> str:
+    """The row of the report that an op's time belongs to."""
+    if found := collective(name, op.category):
+        return found
+    text = (op.category or name).lower()
+    if _CONTROL.match(text):
+        return CONTROL
+    if _TRANSFER.search(text):
+        return TRANSFER
+    foreign = text.startswith("custom")  # a kernel from outside XLA: its scope says what for
+    if (foreign or not op.category) and _ATTENTION.search(f"{text} {name} {op.scope}".lower() if foreign else text):
+        return ATTENTION
+    if _MATMUL.search(text):
+        return MATMUL
+    if foreign:
+        return KERNEL
+    return MEMORY if op.category or re.match("memcpy|memset", text) else UNKNOWN
+
+
+def instructions(hlo: str) -> dict[str, ScopedOp]:
+    """Category and scope of every instruction of a program, from its text.
+
+    A fusion that multiplies matrices is a "convolution fusion", as in xprof, and named by the multiplication; any other
+    is a "loop fusion".
+    """
+    found: dict[str, tuple[str, str, str]] = {}  # name -> opcode, what it calls, scope
+    contents: dict[str, list[tuple[str, str, str]]] = {}  # the same by computation
+    inside: list[tuple[str, str, str]] = []
+    for line in hlo.splitlines():
+        if match := _COMPUTATION.match(line):
+            inside = contents.setdefault(match[1], [])
+        elif match := _INSTRUCTION.match(line):
+            name, opcode = match.groups()
+            called, target, scope = _CALLS.search(line), _TARGET.search(line), _OP_NAME.search(line)
+            if opcode == "custom-call" and target:
+                opcode = f"custom-call {target[1]}"
+            found[name] = opcode, called[1] if called else "", scope[1] if scope else ""
+            inside.append(found[name])
+
+    def op(opcode: str, called: str, scope: str) -> ScopedOp:
+        if not called or opcode not in ("fusion", "async-start"):
+            return ScopedOp(opcode, scope)
+        within = [op(*one) for one in contents.get(called, [])]
+        for one in within:
+            if collective("", one.category) or one.category.startswith("custom-call"):
+                return ScopedOp(one.category, scope)
+        for one in within:
+            if re.match("dot|convolution|ragged-dot", one.category):
+                return ScopedOp("convolution fusion", one.scope or scope)
+        return ScopedOp("loop fusion", scope)
+
+    return {name: op(*one) for name, one in found.items()}
+
+
+def scope(text: str) -> Scope:
+    """jit(f)/transpose(jvp(Transformer))/closed_call/blocks/mlp/btf,df->btd/dot_general, as a person would say it."""
+    text = text.split(";")[0].rstrip(":")
+    if text.endswith(")") and "/(" in text:  # collectives that XLA combined: common/path/(one:another:…)
+        common, _, combined = text.partition("/(")
+        text = f"{common}/{combined.count(':') + 1} combined"
+    parts = re.split(r"/(?![^()]*\))", text)
+    if "rematted_computation" in parts:
+        direction = "recompute"
+    elif any(part.startswith("transpose(") for part in parts):
+        direction = "backward"
+    else:
+        direction = "forward" if any(part.startswith("jvp(") for part in parts) else ""
+    path, primitive = [], parts[-1]
+    for part in parts[:-1]:
+        if "->" in part:  # an einsum says more than the dot_general that it becomes
+            primitive = part
+        if part.startswith(("jit(", "pjit(")) or _STRUCTURE.match(part) or "->" in part:
+            continue
+        while match := _WRAPPED.match(part):
+            part = match[1]
+        if part:
+            path.append(part)
+    return Scope("/".join(path), primitive, direction)
