@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from math import ceil, prod
 
-from qwenjax.xla.hlo import NO_WORK, HloOp, HloProgram, group_size
+from qwenjax.xla.hlo import NO_WORK, HloOp, HloProgram, group_size, starts_collective
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BETWEEN_SLICES = "all-reduce between slices"
@@ -50,7 +50,7 @@ def costs(program: HloProgram) -> Costs:
 def _walk(program: HloProgram, name: str, times: int, out: Costs) -> None:
     ops = program.computations[name]
     _matmuls(program, name, times, out)
-    _collectives(program, name, times, out)
+    _collectives(program, name, times, out.collectives, hidden=False, inside=False)
     for op in ops:
         if op.opcode == "while":
             _walk(program, op.called("body")[0], times * trips(program, op), out)
@@ -130,25 +130,19 @@ def _matmuls(program: HloProgram, name: str, times: int, out: Costs) -> None:
                 _matmuls(program, called, times, out)
 
 
-def _collectives(program: HloProgram, name: str, times: int, out: Costs) -> None:
-    found: dict[str, Collective] = {}
-    _find_collectives(program, name, times, found, hidden=False, inside=False)
-    out.collectives += found.values()
-
-
-def _find_collectives(program: HloProgram, name: str, times: int, found: dict, hidden: bool, inside: bool) -> None:
-    """Those of a computation and, with `inside`, of one that is fused into an instruction."""
-    for op in program.computations.get(name, ()):
+def _collectives(
+    program: HloProgram, name: str, times: int, found: list[Collective], hidden: bool, inside: bool
+) -> None:
+    """Adds those of a computation and, with `inside`, of one that is fused into an instruction."""
+    ops = program.computations.get(name, ())
+    in_part = inside and not starts_collective(ops)
+    for op in ops:
         kind = op.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            started = op.opcode.endswith("-start")
-            # Fused into compute, one collective runs in parts, which share its channel and its type. Others may share
-            # a channel, too: all that a shard_map asks for do.
-            channel = re.search(r"channel_id=(\d+)", op.text) if inside else None
-            key = f"{channel[1]} {op.type}" if channel else op.name
-            if key in found:
-                found[key].hidden = True
+            # Fused into compute, one runs in parts, some of them in loops or other memories; it counts where it starts.
+            if in_part and op.channel in program.channels_in_parts:
                 continue
+            started = op.opcode.endswith("-start")
             size, group = op.bytes, group_size(op.text)
             if started:
                 size /= 2  # a started one holds its operand and its result
@@ -156,15 +150,15 @@ def _find_collectives(program: HloProgram, name: str, times: int, found: dict, h
                 size *= group
             if kind == "all-reduce" and "reduce-scatter" in name:
                 kind = "reduce-scatter"
-            found[key] = Collective(kind, size, times, group, hidden or started, op.type)
+            found.append(Collective(kind, size, times, group, hidden or started, op.type))
         elif op.opcode == "send" and "megascale_transfer_type" in op.text:
             # to the host, whose network joins the slices and adds what they send; asynchronous
-            found[op.name] = Collective(BETWEEN_SLICES, op.bytes, times, 0, True, op.type)
+            found.append(Collective(BETWEEN_SLICES, op.bytes, times, 0, True, op.type))
         elif op.opcode in ("fusion", "call", "async-start"):
             for called in op.called("calls", "to_apply", "called_computations"):
                 parts = program.computations.get(called, ())
                 beside = any(o.opcode == "custom-call" and "AsyncCollective" in o.text for o in parts)
-                _find_collectives(program, called, times, found, hidden or beside, inside=True)
+                _collectives(program, called, times, found, hidden or beside, inside=True)
 
 
 def _contracted(op: HloOp, types: dict[str, HloOp]) -> float:

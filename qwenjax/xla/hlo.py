@@ -1,6 +1,7 @@
 """The text of a compiled program (scheduled HLO), read: computations, instructions, and the source line of each."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -43,6 +44,12 @@ class HloOp:
         found = re.search(r'op_name="([^"]*)"', self.text)
         return found[1] if found else ""
 
+    @property
+    def channel(self) -> str:
+        """Of a collective; copies of one instruction share it, and so do layers of an unrolled loop."""
+        found = re.search(r"channel_id=(\d+)", self.text)
+        return found[1] if found else ""
+
     def called(self, *roles: str) -> list[str]:
         """Names of the computations it calls in the given roles."""
         return [name for role in roles for name in re.findall(rf"{role}=\{{?%?([\w.\-]+)", self.text)]
@@ -82,6 +89,12 @@ class HloProgram:
         return found
 
     @cached_property
+    def channels_in_parts(self) -> set[str]:
+        """Of the collectives that are fused into compute in several parts: a start, steps and an end."""
+        starts = filter(starts_collective, self.computations.values())
+        return {op.channel for ops in starts for op in ops} - {""}
+
+    @cached_property
     def _tables(self) -> dict[str, dict[int, str]]:
         """The tables of files, locations and stack frames at the head of the text."""
         tables: dict[str, dict[int, str]] = {}
@@ -110,6 +123,11 @@ class HloProgram:
                 return f"qwenjax/{file.rpartition('/qwenjax/')[2]}:{line}"
             frame = parent
         return ""
+
+
+def starts_collective(ops: Sequence[HloOp]) -> bool:
+    """Whether this fused computation is the first part of a collective that runs beside compute."""
+    return any(op.opcode == "custom-call" and "AsyncCollectiveStart" in op.text for op in ops)
 
 
 def type_bytes(text: str) -> float:

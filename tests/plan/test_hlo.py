@@ -94,6 +94,34 @@ def test_collectives_by_kind_size_and_group(program):
     }
 
 
+def part(name: str, target: str = "", space: str = "") -> str:
+    """A fused computation that has one part of a gather on channel 5."""
+    custom = f'  %c = u32[] custom-call(), custom_call_target="{target}"\n' if target else ""
+    gather = f"bf16[64,4]{{1,0{space}}} all-gather(%v), channel_id=5, replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}"
+    return f"%{name} (v: bf16[16,4]) -> bf16[64,4] {{\n{custom}  ROOT %gather.{name} = {gather}\n}}\n\n"
+
+
+def test_a_collective_that_runs_in_parts_counts_where_it_starts():
+    """Others of its parts are in the body of a loop, or in another memory."""
+    step = "  %fusion.9 = bf16[64,4]{1,0:S(1)} fusion(%left), kind=kOutput, calls=%step\n  ROOT %out"
+    around = "  %{0}.9 = bf16[64,4]{{1,0}} fusion(%v), kind=kCustom, calls=%{0}\n"
+    parts = part("begin", "AsyncCollectiveStart") + part("step", space=":S(1)") + part("end", "AsyncCollectiveDone")
+    text = TEXT.replace("  ROOT %out", step).replace("%body (p", parts + "%body (p")
+    text = text.replace("  %while.1", around.format("begin") + "  %while.1")
+    text = text.replace("  %all-gather-start.1", around.format("end") + "  %all-gather-start.1")
+    found = [
+        (c.bytes, c.trips, c.hidden) for c in costs(HloProgram(text)).collectives if c.type.startswith("bf16[64,4]")
+    ]
+    assert found == [(64 * 4 * 2, 1, True)]
+
+
+def test_copies_of_a_collective_that_share_its_channel_all_count():
+    """As those of two layers do, where the compiler unrolled the loop over them."""
+    first = next(line for line in TEXT.split("\n") if "%all-reduce.1 =" in line)
+    text = TEXT.replace(first, f"{first}\n{first.replace('all-reduce.1', 'all-reduce.2', 1)}")
+    assert [c.trips for c in costs(HloProgram(text)).collectives if c.kind == "all-reduce"] == [3, 3]
+
+
 def test_a_known_trip_count_is_believed():
     known = TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
     assert costs(HloProgram(known)).kernels == {"flash_fwd": 7}
