@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwenjax.chat_format import chatml
 from qwenjax.chat_format.react import react_messages
-from qwenjax.data.batches.prompts import PromptMixture
+from qwenjax.data.batches.prompts import PromptMixture, batch_shapes
 from qwenjax.data.batches.text import Batches
 from qwenjax.data.conversations.convert import convert
 from qwenjax.data.conversations.encode import Encoding, encode
@@ -113,11 +113,8 @@ def test_batches_and_texts_are_of_the_same_rows(tmp_path):
     paths = [questions(tmp_path / f"{n}.jsonl", n)[0] for n in (60, 70)]
     mixture = PromptMixture([made(path, tmp_path, kind="prompt", length=100) for path in paths], [1, 2], 0)
     batch, texts = mixture.batch(range(300)), mixture.texts(range(300))
-    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
-        "tokens": ((300, 100), "int32"),
-        "lengths": ((300,), "int32"),
-    }
-    for tokens, n, text in zip(batch["tokens"], batch["lengths"], texts, strict=True):
+    assert {name: (array.shape, array.dtype) for name, array in batch.items()} == batch_shapes(300, 100)
+    for tokens, n, text in zip(batch["prompts"], batch["lengths"], texts, strict=True):
         assert tokens.tolist() == prompt_ids(text) + [mixture.eot] * (100 - n)
         assert n < 100
     sources = [mixture.locate(row).source for row in range(300)]
@@ -158,7 +155,7 @@ def test_a_file_of_few_prompts_is_trained_on_whole(tmp_path, number, copies):
     ]
     batch, texts = mixture.held_out(100)
     assert sorted(text["answer"] for text in texts) == [row["answer"] for row in rows]
-    assert batch["tokens"].shape == (number, 600)
+    assert batch["prompts"].shape == (number, 600)
 
 
 # ---- held-out prompts ----
@@ -180,7 +177,7 @@ def test_held_out_prompts_are_a_fixed_sample_of_those_not_trained_on(tmp_path):
         assert all(np.array_equal(batch[name], everything[name][:n]) for name in everything)
     assert {len(text["prompt"]) for text in texts} == {1}
     assert [prompt_ids(text) for text in texts] == [
-        tokens[:n].tolist() for tokens, n in zip(everything["tokens"], everything["lengths"])
+        tokens[:n].tolist() for tokens, n in zip(everything["prompts"], everything["lengths"])
     ]
     assert mixture.held_out(2)[1][1] in [files[1].text(i) for i in range(90)]  # files take turns
     assert mixture.shared == []
@@ -217,6 +214,6 @@ def test_real_questions_become_prompts(shared, qwen_vocab, tmp_path):
     assert len(file) > 600
     mixture = PromptMixture([file], [1], 0)
     batch, texts = mixture.batch(range(50)), mixture.texts(range(50))
-    for tokens, n, text in zip(batch["tokens"], batch["lengths"], texts):
+    for tokens, n, text in zip(batch["prompts"], batch["lengths"], texts):
         assert tokens[:n].tolist() == chatml.encode_chat(qwen_vocab, text["prompt"])
         assert text["answer"].replace(",", "").removeprefix("-").replace(".", "").isdigit()

@@ -103,14 +103,9 @@ def test_pack_by_hand():
     for packed in (plain, isolated):
         assert packed["inputs"].tolist() == inputs
         assert packed["targets"].tolist() == targets
-        assert {name: a.dtype.name for name, a in packed.items()} == {
-            "inputs": "int32",
-            "targets": "int32",
-            "weights": "float32",
-            "positions": "int32",
-            "segments": "int32",
-        }
-        assert all(a.shape == (2, 6) and a.flags.c_contiguous for a in packed.values())
+        assert {name: (a.shape, a.dtype) for name, a in packed.items()} == text.batch_shapes(2, 6)
+        assert all(a.flags.c_contiguous for a in packed.values())
+    assert text.batch_shapes(2, 6).keys() - text.batch_shapes(2, 6, document_mask=False) == {"segments"}
     assert plain["weights"].tolist() == [[1] * 6] * 2
     assert plain["positions"].tolist() == [[0, 1, 2, 3, 4, 5]] * 2
     assert plain["segments"].tolist() == [[0] * 6] * 2

@@ -10,7 +10,28 @@ import numpy as np
 from qwenjax.data.batches.mixture import VALIDATION, ChatMixture, agreed, one_each, sample_held_out
 from qwenjax.data.batches.order import key, permute
 from qwenjax.data.batches.packing import Bins
+from qwenjax.data.batches.text import BatchShapes
 from qwenjax.data.conversations.folder import Dialogues
+
+
+def batch_shapes(batch_size: int, responses: int, seq_len: int) -> BatchShapes:
+    """The arrays of a batch of b lists, each of k responses to one prompt.
+
+    `tokens` [b k L]: prompt and response; end of text on padding. `positions` [b k L]: from 0; -1 on padding.
+    `mask` [b k L]: 1 on the response's tokens and its <|im_end|>. `end` [b k]: the position of that <|im_end|>.
+    `ratings` [b k]: higher is better. `real` [b k]: False where a list has fewer than k responses. There its last
+    response is repeated (an attention kernel may answer an empty row with NaN), with mask, end and rating 0.
+    """
+    b, k, length = batch_size, responses, seq_len
+    shapes = {
+        "tokens": ((b, k, length), np.int32),
+        "positions": ((b, k, length), np.int32),
+        "mask": ((b, k, length), np.float32),
+        "end": ((b, k), np.int32),
+        "ratings": ((b, k), np.float32),
+        "real": ((b, k), np.bool_),
+    }
+    return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
 
 
 class ListMixture(ChatMixture):

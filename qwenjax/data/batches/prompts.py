@@ -6,7 +6,17 @@ import numpy as np
 
 from qwenjax.data.batches.mixture import VALIDATION, ChatMixture, one_each
 from qwenjax.data.batches.packing import Bins
+from qwenjax.data.batches.text import BatchShapes
 from qwenjax.data.conversations.folder import Dialogues
+
+
+def batch_shapes(batch_size: int, max_prompt_length: int) -> BatchShapes:
+    """The arrays of a batch of b prompts.
+
+    `prompts` [b P]: token ids, end of text on padding, which follows the prompt. `lengths` [b]: tokens of each prompt.
+    """
+    int32 = np.dtype(np.int32)
+    return {"prompts": ((batch_size, max_prompt_length), int32), "lengths": ((batch_size,), int32)}
 
 
 class PromptMixture(ChatMixture):
@@ -18,7 +28,7 @@ class PromptMixture(ChatMixture):
         super().__init__(files, weights, seed, validation, lambda s, rows: one_each(files[s], rows, self.length))
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """`tokens`: int32 [b P], `eot` behind a prompt; P is the length of the encoding. `lengths`: int32 [b]."""
+        """These rows as `batch_shapes` describes; P is the length of the encoding."""
         return self._batch(self._found(rows))
 
     def texts(self, rows: Sequence[int] | np.ndarray) -> list[dict]:
@@ -60,7 +70,7 @@ class PromptMixture(ChatMixture):
         for r, (s, i) in enumerate(found):
             ids, _ = self.files[s].read(i)
             tokens[r, : len(ids)], lengths[r] = ids, len(ids)
-        return {"tokens": tokens, "lengths": lengths}
+        return {"prompts": tokens, "lengths": lengths}
 
     def _texts(self, found: list[tuple[int, int]]) -> list[dict]:
         return [self.files[s].text(i) for s, i in found]

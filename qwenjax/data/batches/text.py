@@ -15,6 +15,20 @@ from qwenjax.data.shards.format import Shards, Span
 
 THREADS = 4  # batches read at a time, and held ready
 Read = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of rows, int [n], to these rows as a batch [n …]
+BatchShapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # (shape, dtype) of every array of a batch
+
+
+def batch_shapes(batch_size: int, seq_len: int, document_mask: bool = True) -> BatchShapes:
+    """The arrays of a batch for next-token prediction, of text or of conversations; all are [b L].
+
+    `inputs`, `targets`: token ids. `weights`: of each target's loss; 0 on padding and on what is not trained.
+    `positions`: from 0 in each row or document; -1 on padding, which attention leaves out. `segments`: the number of
+    the document in its row, for attention that sees one document only (`document_mask`).
+    """
+    names = {"inputs": np.int32, "targets": np.int32, "weights": np.float32, "positions": np.int32}
+    if document_mask:
+        names["segments"] = np.int32
+    return {name: ((batch_size, seq_len), np.dtype(dtype)) for name, dtype in names.items()}
 
 
 class TextMixture:
