@@ -55,8 +55,8 @@ def test_another_store_or_a_missing_library_is_refused_with_a_remedy(monkeypatch
 def test_files_are_written_whole_and_listed(folder):
     assert storage.files(folder / "absent") == []
     for text in ("first, and longer", "second"):
-        storage.write(folder / "a.txt", text)
-    storage.write(folder / "b.bin", b"\x00\xff")
+        storage.write_atomically(folder / "a.txt", text)
+    storage.write_atomically(folder / "b.bin", b"\x00\xff")
     assert [path.name for path in storage.files(folder)] == ["a.txt", "b.bin"]
     assert inside(folder) == {"a.txt": b"second", "b.bin": b"\x00\xff"}
 
@@ -64,7 +64,7 @@ def test_files_are_written_whole_and_listed(folder):
 def test_a_folder_moves_with_all_that_is_in_it(folder):
     (folder / "from" / "deep").mkdir(parents=True)
     for name in ("from/a", "from/deep/b"):
-        storage.write(folder / name, name)
+        storage.write_atomically(folder / name, name)
     storage.move(folder / "from", folder / "new" / "to")
     assert inside(folder) == {"new/to/a": b"from/a", "new/to/deep/b": b"from/deep/b"}
     assert not (folder / "from").exists()
@@ -169,7 +169,7 @@ def saved(bucket, tmp_path):
 def damage(step):
     """Flips a bit of the largest object of the parameters."""
     name, data = max(((n, d) for n, d in inside(step / "params").items() if "d/" in n), key=lambda pair: len(pair[1]))
-    storage.write(step / "params" / name, data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    storage.write_atomically(step / "params" / name, data[:50] + bytes([data[50] ^ 1]) + data[51:])
 
 
 def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_whole_and_its_place_is_free(saved, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from qwenjax.api.best_of import BestOf, Chosen, conversation
 from qwenjax.api.model import Model
 from qwenjax.chat_format import chatml
+from qwenjax.common import jsonl
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.generate.stops import Stop
 
@@ -121,7 +122,7 @@ def run(
             for row, made, scores in zip(batch, found, more):
                 answer = {"completion": made.text, "reason": made.reason, "tokens": len(made.ids)}
                 whole = row | answer | {"logprob": round(made.logprob, 4)} | scores | {"settings": digest}
-                file.write(json.dumps(whole, ensure_ascii=False).encode() + b"\n")
+                file.write(jsonl.encode(whole))
         progress(len(batch))
     return tokens
 

@@ -1,11 +1,10 @@
 """Options that commands with a model share: which model, and how it samples."""
 
 import argparse
-import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 from qwenjax.common.command_line import Usage, keep_programs, natural, positive
+from qwenjax.common.processes import quiet_logs
 from qwenjax.config.lookup import settings
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def model_arguments(add) -> None:
 
 def load_model(options: argparse.Namespace) -> "Model":
     """The model of --model, --set and --dtype; its programs are kept for the next start."""
-    quiet()
+    quiet_logs()
     keep_programs()
     from qwenjax import api
 
@@ -48,17 +47,11 @@ def load_model(options: argparse.Namespace) -> "Model":
 
 def load_reward(path: str, dtype: str | None) -> "RewardModel":
     """The reward model at a path; its programs are kept, too."""
-    quiet()
+    quiet_logs()
     keep_programs()
     from qwenjax.api import reward_model
 
     return reward_model.load_reward(path, dtype)
-
-
-def quiet() -> None:
-    """Keeps what libraries log to themselves out of a command's output; before jax is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs is raised anyway
 
 
 def overrides(options: argparse.Namespace) -> dict[str, str]:

@@ -6,7 +6,6 @@ compared with what a training step eats on one host, its appetite.
 
 import functools
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -17,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from qwenjax.bench.train import progress, spread
+from qwenjax.common import jsonl
+from qwenjax.common.processes import cores
 from qwenjax.data.batches.order import BLOCK, Order
 from qwenjax.data.batches.text import Batches, TextMixture
 from qwenjax.data.inspect.stats import language
@@ -38,7 +39,7 @@ def bench(text: str, tokenizer: Tokenizer, workers: int | None, rounds: int, app
     Raises:
       ValueError: there is no text, or less than two rows of it.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores()
     with tempfile.TemporaryDirectory(prefix="qwenjax-bench-") as folder:
         lines, samples = Path(folder, "text.jsonl"), defaultdict(list)
         text_bytes = _write(text, lines, samples)
@@ -124,9 +125,9 @@ def _write(text: str, lines: Path, samples: dict[str, list[str]]) -> int:
     known = importlib.util.find_spec("py3langid")
     size: dict[str, int] = defaultdict(int)
     total = 0
-    with open(lines, "w", encoding="utf-8") as file:
+    with open(lines, "wb") as file:
         for document in documents.documents(text):
-            file.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
+            file.write(jsonl.encode({"text": document.text}))
             total += len(document.text.encode("utf-8"))
             name = language(document.text[:1000]) if known else "all"
             if size[name] < SAMPLE:

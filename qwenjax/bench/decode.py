@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from qwenjax.bench.train import progress, spread
 from qwenjax.bench.workers import BenchTurn, BenchWorker
+from qwenjax.common.processes import cores, quiet_logs
 
 TURN_SECONDS = 3.0  # a turn is as many calls as fit
 SIDES = ("ours", "transformers")
@@ -61,7 +62,7 @@ def bench(
     Raises:
       ValueError: no such model, PyTorch is asked for and absent, or a worker failed.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores()
     if against and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         raise ValueError("--against=transformers needs torch and transformers: pip install 'qwenjax[parity]'")
     names = SIDES if against else SIDES[:1]
@@ -172,7 +173,7 @@ def prompts(case: Case, vocab: int) -> list[list[int]]:
 
 def export(specification: dict):
     """A `workers.Setup`: writes the model for transformers. A process of its own: its memory goes with it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet_logs()
     from qwenjax import api
 
     model = api.load(specification["model"], None, specification["dtype"])
@@ -182,7 +183,7 @@ def export(specification: dict):
 
 def ours(specification: dict):
     """A `workers.Setup`: the loop of `qwenjax.generate`."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet_logs()
     import jax
 
     from qwenjax import api

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 
 from qwenjax import config
 from qwenjax.bench.workers import BenchTurn, BenchWorker
+from qwenjax.common.processes import cores, quiet_logs
 from qwenjax.config import Experiment
 
 TURN_SECONDS = 3.0  # a turn is as many steps as fit: long against a timer, short against the machine's moods
@@ -27,7 +28,7 @@ def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, t
     Raises:
       ValueError: PyTorch is asked for and absent, or cannot run the same model; or a worker failed.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores()
     if against and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         raise ValueError("--against=torch needs torch and transformers: pip install 'qwenjax[parity]'")
     names = ["ours", *([against] if against else [])]
@@ -149,21 +150,22 @@ def timed(run: Callable[[int], None], steps: int) -> float:
 
 def ours(specification: dict):
     """A `workers.Setup`: the step of `qwenjax.train`."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet_logs()
     import jax
     import numpy as np
 
     from qwenjax import sharding
+    from qwenjax.data.batches import text
     from qwenjax.train import step
     from qwenjax.train.backbone import Backbone
-    from qwenjax.train.stages import pretrain
 
     experiment = config.from_dict(specification["experiment"])
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
     platform = mesh.devices.flat[0].platform
     compute = experiment.compute_on(platform, mesh.shape)
     loss_fn = Backbone(experiment, compute).loss()
-    program = step.build(experiment, loss_fn, mesh, pretrain.batch_shapes(experiment))
+    shapes = text.batch_shapes(experiment.data.batch_size, experiment.data.seq_len, experiment.data.document_mask)
+    program = step.build(experiment, loss_fn, mesh, shapes)
     tokens = random_tokens(experiment).astype(np.int32)
     rows = {
         "inputs": tokens[:, :-1],

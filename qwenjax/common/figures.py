@@ -74,4 +74,4 @@ def png(figure) -> bytes:
 
 def save(figure, path: Path) -> None:
     """Writes a PNG, on a disk or into a bucket."""
-    storage.write(storage.path(path), png(figure))
+    storage.write_atomically(storage.path(path), png(figure))

@@ -1,25 +1,36 @@
-"""Logs of one JSON object a line, which a kill may cut short. No jax: a process that only waits reads them, too.
+"""JSON lines: files of rows, and logs that grow row by row. No jax: a process that only waits reads them, too.
 
-    metrics.jsonl          on a disk all of it, growing line by line; in a bucket its beginning
-    metrics/00001.jsonl    and what follows
+    metrics.jsonl          a log: on a disk the whole of it, in a bucket its first part
+    metrics/00001.jsonl    in a bucket, the next part
 
 An object in a bucket cannot grow: the last part is written anew, once a minute at most, until the next one begins.
+A kill may cut the last line of a log short.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from qwenjax.common import storage
 
-PART = 1 << 18  # characters in a part of a remote log, about: what is written once a minute, and read at every start
-HOLD = 60.0  # seconds for which rows of a remote log may wait to be written
+PART = 1 << 18  # bytes in a part of a remote log, about: each is written once a minute and read at every start
+HOLD = 60.0  # seconds that rows of a remote log may wait before they are written
+
+
+def encode(row: dict) -> bytes:
+    """A row as a line of UTF-8."""
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Writes a file of rows, atomically."""
+    storage.write_atomically(path, b"".join(map(encode, rows)))
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a log, wherever they lie; [] before there is one. A last line cut off by a kill is left out."""
+    """The rows of a file or of all parts of a log; [] if there is none. A last line cut off by a kill is left out."""
     return [row for part in parts(path) for _, row in _lines(part.read_bytes())]
 
 
@@ -30,21 +41,21 @@ def parts(path: Path) -> list[Path]:
 
 
 def _lines(raw: bytes) -> list[tuple[bytes, dict]]:
-    """The whole lines of a part, and what they say."""
-    found = []
+    """The complete lines of a part, raw and parsed."""
+    rows = []
     for line in raw.splitlines(keepends=True):
         try:
-            found.append((line, json.loads(line)))
-        except ValueError:  # no JSON, or not even text
+            rows.append((line, json.loads(line)))
+        except ValueError:  # cut off in the middle
             break
-    return found
+    return rows
 
 
 class Log:
-    """A log that this process, and no other, adds to.
+    """A log that only this process adds to.
 
-    Rows for which `keep` is false are dropped when it is opened: a resumed run writes them again. The newest part is
-    cut first, so that a kill in between leaves no gap.
+    Opening it drops the rows for which `keep` is false: a resumed run writes them again. The newest part is cut
+    first, so that a kill in between leaves no gap.
     """
 
     def __init__(self, path: Path, keep: Callable[[dict], bool]):
@@ -58,11 +69,11 @@ class Log:
             if not kept and part != path:
                 part.unlink()
             elif kept != raw:
-                storage.write(part, kept)
+                storage.write_atomically(part, kept)
 
     def add(self, row: dict) -> None:
-        """Adds a row: to a file at once; to a bucket a minute later at most, with the row that comes then."""
-        line = (json.dumps(row) + "\n").encode()
+        """Adds a row: to a file at once; to a bucket with the first row that comes a minute after the last write."""
+        line = encode(row)
         if storage.remote(self.path):
             self.text, self.waiting = self.text + line, True
             if time.monotonic() - self.written > HOLD:
@@ -72,10 +83,10 @@ class Log:
                 file.write(line)
 
     def flush(self) -> None:
-        """Returns when all rows are written; those of a file are already."""
+        """Returns when all rows are written; a file has them already."""
         if not self.waiting:
             return
-        storage.write(self.part, self.text)
+        storage.write_atomically(self.part, self.text)
         self.written, self.waiting = time.monotonic(), False
         if len(self.text) > PART:
             number = 0 if self.part == self.path else int(self.part.stem)

@@ -1,20 +1,25 @@
-"""Where things lie: on a disk, or in a bucket (gs://…), and what both can do.
+"""Files on a disk or in a bucket (gs://…): paths, atomic writes, locks, moves.
 
-An object in a bucket is written whole or not at all, is never appended to, and a folder of them is no thing that could
-be renamed at once. Local paths are pathlib's, and need no library; those in buckets are etils.epath's, as Orbax's are.
+An object in a bucket is written whole or not at all and cannot be appended to; a folder of objects cannot be renamed
+at once. Local paths are pathlib's and need no library; paths in buckets are etils.epath's, as Orbax's are.
 """
 
+import fcntl
 import importlib.util
+import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 GS = "gs://"
 
 
 def path(where: str | os.PathLike) -> Path:
-    """A path as the user says it: pathlib's of a local one, etils.epath's (which does as much) of gs://BUCKET/….
+    """The path object of a local path (pathlib) or of gs://BUCKET/… (etils.epath, with the same methods).
 
     Raises:
       ValueError: another kind of store, or the library for buckets is missing.
@@ -30,7 +35,7 @@ def path(where: str | os.PathLike) -> Path:
     import fsspec
     from etils import epath
 
-    # A listing kept in memory would hide from one process what another has written since.
+    # A listing kept in memory hides from one process what another has written since.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text)
 
@@ -46,19 +51,43 @@ def absolute(where: str | os.PathLike) -> Path:
     return found if remote(found) else found.resolve()  # epath would resolve gs://… below the current directory
 
 
-def write(file: Path, data: str | bytes) -> None:
-    """Writes a file that nobody ever sees half-written, into a folder that exists (in a bucket, all do)."""
+def write_atomically(file: Path, data: str | bytes) -> None:
+    """Writes a file that nobody sees half-written, into a folder that exists (in a bucket, every folder does)."""
     raw = data.encode() if isinstance(data, str) else data
     if remote(file):
         file.write_bytes(raw)
     else:
         temporary = file.with_name(file.name + ".tmp")
         temporary.write_bytes(raw)
-        temporary.replace(file)
+        replace_durably(temporary, file)
+
+
+def write_json(file: Path, value: Any, indent: int = 2) -> None:
+    """Writes a JSON file in UTF-8, atomically."""
+    write_atomically(file, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def replace_durably(temporary: Path, final: Path) -> None:
+    """Renames a finished local file into place; after a power cut it is there whole or not at all."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, final)
+
+
+@contextmanager
+def exclusive(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Holds the lock of a local folder; waits while another process of this machine has it. Dying releases it."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that works in {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def files(folder: Path) -> list[Path]:
-    """What is in a folder, by name; nothing in one that does not exist."""
+    """What is in a folder, sorted by name; [] for a folder that does not exist."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -66,7 +95,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def move(folder: Path, target: Path) -> None:
-    """Moves a folder to a path that does not exist yet. In a bucket all of it is copied before any of it is deleted."""
+    """Moves a folder to a path that does not exist yet. In a bucket everything is copied before anything is deleted."""
     if remote(folder):
         import fsspec
 
@@ -79,7 +108,7 @@ def move(folder: Path, target: Path) -> None:
 
 
 def local_copy(where: Path) -> Path:
-    """Where to write what can only be written locally: `where` itself, or for a bucket a place in the user's cache."""
+    """Where to write what can only be written locally: `where` itself; for a bucket, a path in the user's cache."""
     if not remote(where):
         return Path(where)
     local = Path.home() / ".cache" / "qwenjax" / "gs" / str(where).removeprefix(GS)
@@ -88,10 +117,10 @@ def local_copy(where: Path) -> Path:
 
 
 def upload(where: Path) -> None:
-    """Takes what was written at `twin(where)`, a file or a folder, to its bucket."""
+    """Moves what was written at `local_copy(where)`, a file or a folder, to its bucket."""
     local = local_copy(where)
     if not remote(where) or not local.exists():
         return
     for file in [local] if local.is_file() else sorted(p for p in local.rglob("*") if p.is_file()):
-        write(path(str(where) + str(file)[len(str(local)) :]), file.read_bytes())
+        write_atomically(path(str(where) + str(file)[len(str(local)) :]), file.read_bytes())
     local.unlink() if local.is_file() else shutil.rmtree(local)

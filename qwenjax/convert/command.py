@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from qwenjax.api import options as shared
 from qwenjax.common import command_line
+from qwenjax.common.processes import quiet_logs
 
 if TYPE_CHECKING:
     from qwenjax.api.checkpoint_path import CheckpointPath
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         raise command_line.Usage(
             "--dtype is for --to=qwen and --to=qwen2; a gguf has --quant, and adapters are float32"
         )
-    shared.quiet()
+    quiet_logs()
     from qwenjax.api.checkpoint_path import detect
 
     source = detect(options.model, shared.overrides(options))

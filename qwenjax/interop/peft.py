@@ -6,7 +6,6 @@ one c_attn: their adapters become one of the summed rank, with B block by block.
 all three; it is copied.
 """
 
-import json
 import os
 import re
 from collections import defaultdict
@@ -19,6 +18,7 @@ from flax import linen as nn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from qwenjax.common.storage import write_json
 from qwenjax.config import PROJECTIONS, Lora, ModelConfig
 from qwenjax.interop.hub_checkpoint import Tensor
 from qwenjax.interop.huggingface.directory import read_json, read_pickle, read_safetensors
@@ -104,7 +104,7 @@ def save_adapter(
     }
     try:
         save_file({**tensors, **{PREFIX + name: x for name, x in whole.items()}}, made[folder / WEIGHTS], header)
-        made[folder / CONFIG].write_text(json.dumps(values, indent=2) + "\n")
+        write_json(made[folder / CONFIG], values)
         for path, new in made.items():
             new.replace(path)
     finally:

@@ -8,10 +8,10 @@ Reading a trace needs xprof: pip install 'qwenjax[profile]'
 
 import argparse
 import json
-import os
 from dataclasses import asdict
 
 from qwenjax.common.command_line import DONE, natural
+from qwenjax.common.processes import quiet_logs
 
 EXAMPLES = """
 examples:
@@ -33,7 +33,7 @@ def arguments(add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what the newest recording says."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # xprof logs every call
+    quiet_logs(3)  # xprof logs every call
     from qwenjax.profile.summary import summarize
     from qwenjax.profile.text import report
 

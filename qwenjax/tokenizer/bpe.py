@@ -7,7 +7,6 @@ of its own, and 208 control tokens follow the ranks, at fixed ids from 151,643 f
 import base64
 import binascii
 import hashlib
-import os
 import re
 import unicodedata
 import warnings
@@ -17,6 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from qwenjax.common.processes import cores
 from qwenjax.tokenizer.base import CONTROL, Tokenizer
 
 # How text is cut before merging (spec §2.2): contractions, words with at most one leading sign, single digits,
@@ -82,7 +82,7 @@ class QwenBPE(Tokenizer):
         texts = [self._normalize(text) for text in texts]
         if any(len(text) >= LONG for text in texts):
             return [self._ordinary(text) for text in texts]
-        return self._engine.encode_ordinary_batch(texts, num_threads=threads or os.cpu_count() or 1)
+        return self._engine.encode_ordinary_batch(texts, num_threads=threads or cores())
 
     def encode_array(self, text: str) -> np.ndarray:
         """The same ids as `encode_ordinary`, as uint32 [n]: the quickest way for much text.

@@ -1,8 +1,8 @@
 """Sentencepiece models of other people (Llama 1 and 2, Mistral), whatever they do to a text."""
 
-import os
 from collections.abc import Sequence
 
+from qwenjax.common.processes import cores
 from qwenjax.tokenizer.base import Tokenizer, whole_text
 from qwenjax.tokenizer.sentencepiece import BLANK
 
@@ -45,7 +45,7 @@ class Pieces(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
         """`encode_ordinary` of each text, on the threads of the engine."""
-        return self._engine.encode([self._normalize(t) for t in texts], num_threads=threads or os.cpu_count() or 1)
+        return self._engine.encode([self._normalize(t) for t in texts], num_threads=threads or cores())
 
 
 def engine(data: bytes, source: str):

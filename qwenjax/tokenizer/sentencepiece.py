@@ -8,12 +8,12 @@ in training. Dropping that last rule saves another tenth of the tokens on Python
 
 import io
 import itertools
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from qwenjax.common.processes import cores
 from qwenjax.tokenizer.base import CONTROL, Tokenizer, whole_text
 
 BLANK = "▁"  # U+2581, by which sentencepiece writes a space; in text it has to go in as bytes
@@ -69,7 +69,7 @@ class SentencePiece(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
         """`encode_ordinary` of each text, all of their segments on the threads of the engine."""
-        return self._join([self._normalize(text) for text in texts], threads or os.cpu_count() or 1)
+        return self._join([self._normalize(text) for text in texts], threads or cores())
 
     def _join(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """Ids of the texts, segment by segment."""

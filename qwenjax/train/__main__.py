@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import logging
 import os
 import sys
 import traceback
 from pathlib import Path
 
 from qwenjax.common import command_line
+from qwenjax.common.processes import quiet_logs
 from qwenjax.config import lookup
 
 EPILOG = """examples:
@@ -120,8 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[int, int] | None, place) -> int:
     """Runs the experiment and turns what can go wrong into a message and an exit code."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs stack traces of what is raised to us anyway
+    quiet_logs()
     from qwenjax.train.memory import keep_freed_memory
 
     keep_freed_memory()  # before jax makes its threads
@@ -138,7 +137,7 @@ def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[in
     from qwenjax.checkpoint import SaveFailed
     from qwenjax.train import loop
     from qwenjax.train.operations import profiler
-    from qwenjax.train.rl.function import RewardFailed
+    from qwenjax.train.rl.reward_function import RewardFailed
 
     try:
         if args.profiler_port:

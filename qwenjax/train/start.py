@@ -64,7 +64,7 @@ def claim(workdir: Path, experiment: Experiment) -> None:
             )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        storage.write(path, json.dumps(config.to_dict(experiment), indent=2) + "\n")
+        storage.write_json(path, config.to_dict(experiment))
 
 
 def _began(workdir: Path) -> bool:

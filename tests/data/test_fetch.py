@@ -19,7 +19,7 @@ def remote(shards, bucket):
     where = bucket / "corpus"
     for file in shards.directory.rglob("*"):
         if file.is_file():
-            storage.write(where / str(file.relative_to(shards.directory)), file.read_bytes())
+            storage.write_atomically(where / str(file.relative_to(shards.directory)), file.read_bytes())
     return where
 
 
@@ -53,7 +53,7 @@ def test_a_copy_cut_short_goes_on_and_shards_made_anew_are_copied_anew(remote, t
     assert again
     assert not set(again) & set(copied)
     index = json.loads((remote / "index.json").read_bytes())
-    storage.write(remote / "index.json", json.dumps(index | {"remade": True}))
+    storage.write_atomically(remote / "index.json", json.dumps(index | {"remade": True}))
     assert fetch(str(remote), tmp_path / "data", progress=False) != folder
 
 
@@ -63,14 +63,14 @@ def test_what_cannot_be_copied_is_refused_with_a_remedy(remote, shards, tmp_path
     with pytest.raises(ValueError, match=r"lies in a bucket.*mount the bucket"):
         Shards(str(remote))
     name = next(iter(shards.index["splits"]["train"]["files"]))["files"]["tokens"]["name"]
-    storage.write(remote / name, b"other bytes")
+    storage.write_atomically(remote / name, b"other bytes")
     with pytest.raises(ValueError, match=f"{name} is not the file that was written"):
         fetch(str(remote), tmp_path / "data", progress=False)
     assert not list((tmp_path / "data").glob("*/index.json"))
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
     with pytest.raises(ValueError, match=r"has room for 1,000: mount the bucket"):
         fetch(str(remote), tmp_path / "data", progress=False)
-    storage.write(remote / "index.json", "{}")
+    storage.write_atomically(remote / "index.json", "{}")
     with pytest.raises(ValueError, match="is not an index of shards"):
         fetch(str(remote), tmp_path / "data", progress=False)
 

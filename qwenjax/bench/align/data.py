@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from qwenjax.common import storage
+from qwenjax.common import jsonl, storage
 from qwenjax.data.shards.worker import keyed_hash
 
 KINDS = {
@@ -190,10 +190,10 @@ def write(path: Path, rows: Iterable[dict]) -> Path:
     Raises:
       ValueError: others are there, from which runs beside them have learnt.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    text = b"".join(map(jsonl.encode, rows))
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write(path, text)
+        storage.write_atomically(path, text)
     elif path.read_bytes() != text:
         raise ValueError(f"{path} was made from other ratings, or by another version: use another --workdir")
     return path

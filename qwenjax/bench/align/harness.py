@@ -1,14 +1,14 @@
 """Runs an experiment for several seeds and says which of its claims hold."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from qwenjax.bench.align import data, directed, judge, outcome, sentiment
 from qwenjax.bench.align.real import Real
-from qwenjax.bench.align.stages import Stages, quiet, say
+from qwenjax.bench.align.stages import Stages, say
 from qwenjax.common import progress, storage
+from qwenjax.common.processes import quiet_logs
 from qwenjax.sweeps import finished
 
 MODULES: dict[str, ModuleType] = {"A": sentiment, "B": directed}
@@ -46,7 +46,7 @@ def bench(
     """
     if unknown := sorted(set(arms) - set(experiment.ARMS)):
         raise ValueError(f"--arms={unknown[0]}: experiment {name} has {', '.join(experiment.ARMS)}")
-    quiet()
+    quiet_logs()
     judge.lexicon(["fine"])  # before hours of work, not after
     texts, files = data.read(path), workdir / "files"
     experiment.make(texts, files)
@@ -65,7 +65,7 @@ def bench(
             folder.mkdir(parents=True, exist_ok=True)
             results.append(experiment.run(seed, todo[seed], Stages(folder, workdir / "data", step), texts))
             say(f"\nseed {seed}: {line(results[-1])}")
-            storage.write(folder / "result.json", json.dumps(results[-1], indent=2))
+            storage.write_json(folder / "result.json", results[-1])
     found = outcome.check(experiment.CLAIMS, results)
     return {
         "benchmark": "align",

@@ -10,7 +10,7 @@ import numpy as np
 
 from qwenjax.bench.align.data import RatedPair, Turns, answer, request
 from qwenjax.bench.align.stages import say
-from qwenjax.common import storage
+from qwenjax.common import jsonl
 from qwenjax.config import RL
 
 ROWS = 128  # responses written together
@@ -106,7 +106,7 @@ def judged(run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Pat
         columns |= {"asked": [turns[-1]["content"] for turns in asked], "vader": lexicon(texts).tolist()}
         columns |= {name: scores(path, asked, texts).tolist() for name, path in judges.items()}
         rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        storage.write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        jsonl.write_rows(file, rows)
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 

@@ -1,6 +1,5 @@
 """Stages of an alignment run: each a `python -m qwenjax.train` of its own, done once; progress over all of them."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -102,11 +101,3 @@ class Stages:
 def say(text: str) -> None:
     """A line about progress."""
     print(text, file=sys.stderr, flush=True)
-
-
-def quiet() -> None:
-    """What libraries print about themselves is not about the experiment."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import logging
-
-    logging.getLogger("absl").setLevel(logging.CRITICAL)

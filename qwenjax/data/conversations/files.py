@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
+from qwenjax.common import jsonl
+from qwenjax.common.storage import replace_durably
 from qwenjax.data.conversations.schema import (
     KINDS,
     ChatRow,
@@ -18,7 +20,6 @@ from qwenjax.data.conversations.schema import (
     to_json,
     validate,
 )
-from qwenjax.data.shards.format import replace_durably
 from qwenjax.sources.files import BROKEN, PACKED, damage, expansion, opened
 from qwenjax.sources.slices import Report
 
@@ -168,7 +169,7 @@ def write_chat(path: str | Path, rows: Iterable[ChatRow]) -> int:
             # no name and time in the header: the same rows give the same bytes
             file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
             for row in rows:
-                file.write(json.dumps(to_json(row), ensure_ascii=False).encode() + b"\n")
+                file.write(jsonl.encode(to_json(row)))
                 number += 1
             file.close()
         replace_durably(temporary, path)

@@ -14,13 +14,13 @@ masks go with them.
 """
 
 import json
-import zlib
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from qwenjax.common.hashing import size_and_crc32
 from qwenjax.data.conversations.encode import TABLE, Encoding
 from qwenjax.data.shards.format import token_dtype
 from qwenjax.data.shards.worker import WHOLE
@@ -51,7 +51,7 @@ class Dialogues:
         if self.index.get("version") != VERSION:
             raise ValueError(f"{path} has version {self.index.get('version')}, this program reads {VERSION}; {again}")
         for name, written in self.index["files"].items():
-            if not (self.directory / name).is_file() or entry(self.directory / name) != written:
+            if not (self.directory / name).is_file() or size_and_crc32(self.directory / name) != written:
                 raise ValueError(f"{self.directory / name} is not what was written: truncated or altered; {again}")
         self.encoding = Encoding(**self.index["encoding"])
         self.tokenizer = self.index["tokenizer"]
@@ -168,15 +168,6 @@ class Dialogues:
 def _starts(sizes: np.ndarray) -> np.ndarray:
     """Where each of consecutive pieces begins, and the last ends, int64 [pieces + 1]."""
     return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-
-
-def entry(path: Path) -> dict:
-    """Size and CRC of a file."""
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return {"size": path.stat().st_size, "crc32": crc}
 
 
 def report_lines(what: str, report: dict) -> list[str]:

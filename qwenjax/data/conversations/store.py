@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import multiprocessing
 import os
 import re
@@ -18,12 +17,14 @@ from itertools import islice
 from pathlib import Path
 
 from qwenjax.chat_format import chatml
-from qwenjax.common.progress import meter
+from qwenjax.common.hashing import json_digest, size_and_crc32
+from qwenjax.common.processes import cores
+from qwenjax.common.progress import meter, printer
+from qwenjax.common.storage import exclusive, write_json
 from qwenjax.data.conversations import files
 from qwenjax.data.conversations.encode import EncodedPart, Encoding, encode_part
-from qwenjax.data.conversations.folder import FILES, VERSION, Dialogues, entry, report_lines
-from qwenjax.data.shards.format import write_json
-from qwenjax.data.shards.write import PER_WORKER, exclusive, teller
+from qwenjax.data.conversations.folder import FILES, VERSION, Dialogues, report_lines
+from qwenjax.data.shards.write import PER_WORKER
 from qwenjax.sources.slices import Report
 
 CHUNK = 256  # lines that a process encodes at a time
@@ -58,18 +59,17 @@ def prepare(
     how = dataclasses.asdict(encoding)
     with open(path, "rb") as file:
         content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    what = json.dumps([VERSION, content, tokenizer.fingerprint, how]).encode()
+    key = json_digest([VERSION, content, tokenizer.fingerprint, how], size=8)
     stem = re.sub(r"[^\w.-]+", "-", path.name.split(".")[0]) or "dialogues"
-    directory = root / f"{stem}-{hashlib.blake2b(what, digest_size=8).hexdigest()}"
+    directory = root / f"{stem}-{key}"
     root.mkdir(parents=True, exist_ok=True)
-    with exclusive(root, teller(progress)):
+    with exclusive(root, printer(progress)):
         if not (directory / "index.json").is_file():
             working = directory.with_name(directory.name + ".tmp")
             for old in (working, directory):
                 shutil.rmtree(old, ignore_errors=True)
             working.mkdir()
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            workers = workers or max(1, min(cores, int(size) // PER_WORKER))
+            workers = workers or max(1, min(cores(), int(size) // PER_WORKER))
             with meter(f"encoding {path.name}", size, "B", hidden=not progress) as step:
                 report = Report()
                 chunks = _chunks(files.objects(path, report, seen=step))
@@ -103,7 +103,7 @@ def _write(directory: Path, parts: Iterable[EncodedPart], left_out: Report, path
     if not number:
         reasons = "; ".join(report_lines("left out", left_out)) or "it is empty"
         raise ValueError(f"no {kind} to train on in {path}: {reasons}")
-    sizes = {name: entry(directory / name) for name in names}
+    sizes = {name: size_and_crc32(directory / name) for name in names}
     return {"dialogues": number, "files": sizes, "left_out": left_out, "shortened": shortened}
 
 

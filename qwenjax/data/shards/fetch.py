@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from qwenjax.common import storage
-from qwenjax.common.progress import meter
+from qwenjax.common.progress import meter, printer
 from qwenjax.data.shards import format
-from qwenjax.data.shards.write import exclusive, teller
 
 THREADS = 8
 CHUNK = 8 << 20
@@ -43,7 +42,7 @@ def fetch(where: str, root: Path, progress: bool = True) -> Path:
     if (folder / "index.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder, teller(progress)):
+    with storage.exclusive(folder, printer(progress)):
         missing = [file for file in files if not (folder / file["name"]).is_file()]
         size, room = sum(file["size"] for file in missing), shutil.disk_usage(folder).free
         if size > room:
@@ -55,8 +54,8 @@ def fetch(where: str, root: Path, progress: bool = True) -> Path:
             list(pool.map(lambda file: _copy(source, folder, file, step), missing))
         (folder / "tokenizer").mkdir(exist_ok=True)
         for file in storage.files(source / "tokenizer"):
-            storage.write(folder / "tokenizer" / file.name, file.read_bytes())
-        format.write_json(folder / "index.json", json.loads(index))
+            storage.write_atomically(folder / "tokenizer" / file.name, file.read_bytes())
+        storage.write_json(folder / "index.json", json.loads(index))
     return folder
 
 
@@ -69,4 +68,4 @@ def _copy(source: Path, folder: Path, file: dict, step: Callable[[int], object])
             step(len(part))
     if crc != file["crc32"]:
         raise ValueError(f"{source / file['name']} is not the file that was written: copy it to the bucket again")
-    format.replace_durably(temporary, folder / file["name"])
+    storage.replace_durably(temporary, folder / file["name"])

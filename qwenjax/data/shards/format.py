@@ -12,8 +12,6 @@ index therefore holds sizes, which are compared at opening, and CRCs, which `ver
 """
 
 import json
-import os
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -24,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenjax.common import storage
+from qwenjax.common.hashing import crc32
 
 VERSION = 1
 SPLITS = ("train", "validation")
@@ -40,20 +39,6 @@ class Span(NamedTuple):
     stop: int
     bytes: int  # of UTF-8 text
     origin: str
-
-
-def replace_durably(temporary: Path, final: Path) -> None:
-    """Renames a finished file into place; after a power cut it is there whole or not at all."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, final)
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes JSON so that the file is never seen half-written."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    replace_durably(temporary, path)
 
 
 def token_dtype(size: int) -> np.dtype:
@@ -87,8 +72,8 @@ def write_shard(
     files = {}
     for what, writer in writers.items():
         writer.close()
-        files[what] = {"name": names[what], "size": temporary[what].stat().st_size, "crc32": _crc(temporary[what])}
-        replace_durably(temporary[what], directory / names[what])
+        files[what] = {"name": names[what], "size": temporary[what].stat().st_size, "crc32": crc32(temporary[what])}
+        storage.replace_durably(temporary[what], directory / names[what])
     return count | {"files": files}
 
 
@@ -106,14 +91,6 @@ def _pages(arrays: Iterable[np.ndarray], page: int) -> Iterator[np.ndarray]:
             held, size = [joined[whole:]], size - whole
     if size:
         yield np.concatenate(held)
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            crc = zlib.crc32(part, crc)
-    return crc
 
 
 def files(index: dict) -> list[dict]:
@@ -265,7 +242,7 @@ class Shards:
     def verify(self) -> None:
         """Reads every byte and compares CRCs; ValueError names the first file that is not what was written."""
         for file in files(self.index):
-            if _crc(self.directory / file["name"]) != file["crc32"]:
+            if crc32(self.directory / file["name"]) != file["crc32"]:
                 raise ValueError(
                     f"{self.directory / file['name']} has changed since it was written: copy it again or tokenise again"
                 )

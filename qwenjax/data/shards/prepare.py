@@ -8,8 +8,6 @@ The hash is of what the name stands for (text, tokenizer, seed, format version),
 and a finished folder is never touched again.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -18,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwenjax.common import storage
+from qwenjax.common.hashing import json_digest
+from qwenjax.common.progress import printer
+from qwenjax.common.storage import exclusive
 from qwenjax.config import Data, Source
 from qwenjax.data.shards.fetch import fetch
 from qwenjax.data.shards.format import SPLITS, VERSION, Shards
 from qwenjax.data.shards.worker import keyed_hash
-from qwenjax.data.shards.write import exclusive, teller, tokenize
+from qwenjax.data.shards.write import tokenize
 from qwenjax.sources.documents import Report, as_source, cut, no_documents, read, slices
 
 SAMPLE = 16 << 20  # bytes of text from which a vocabulary is trained: more takes longer and changes few merges
@@ -84,7 +85,7 @@ class DataCache:
         if (directory / "index.json").is_file():
             self.said.append(f"{source.text}: already tokenised")
             return Shards(directory)
-        teller(self.progress)(f"tokenising {source.text} into {directory}, once")
+        printer(self.progress)(f"tokenising {source.text} into {directory}, once")
         shards = tokenize([source], directory, tokenizer, seed=self.seed, validation=VALIDATION, progress=self.progress)
         self.said += [f"{source.text}: tokenised", *Report(shards.index["skipped"]).lines()]
         return shards
@@ -104,10 +105,10 @@ class DataCache:
         model = directory / "tokenizer.model"
         self.root.mkdir(parents=True, exist_ok=True)
         if not model.is_file():
-            with exclusive(self.root, teller(self.progress)):
+            with exclusive(self.root, printer(self.progress)):
                 if not model.is_file():  # else another process made it while this one waited
                     names = ", ".join(source.text for source in texts)
-                    teller(self.progress)(f"training a vocabulary of {size} on {names}")
+                    printer(self.progress)(f"training a vocabulary of {size} on {names}")
                     working = directory.with_name(directory.name + ".tmp")  # renamed whole: never half a vocabulary
                     shutil.rmtree(working, ignore_errors=True)
                     working.mkdir()
@@ -147,4 +148,4 @@ def _what(source: Source) -> list:
 
 
 def _hash(*parts: object) -> str:
-    return hashlib.blake2b(json.dumps([VERSION, *parts]).encode(), digest_size=4).hexdigest()
+    return json_digest([VERSION, *parts], size=4)

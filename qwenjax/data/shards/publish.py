@@ -5,7 +5,6 @@ The ids are left out: they are a function of the text and the tokenizer, and wou
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import math
@@ -16,9 +15,10 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 
-from qwenjax.common.progress import meter
+from qwenjax.common.hashing import json_digest
+from qwenjax.common.progress import meter, printer
+from qwenjax.common.storage import exclusive
 from qwenjax.data.shards.format import SPLITS, Shards
-from qwenjax.data.shards.write import exclusive, teller
 
 VERSION = "1.0.0"
 FILE_BYTES = 256 << 20  # text per output file
@@ -43,7 +43,7 @@ def publish(shards: Shards, tokenizer, out: str | Path, name: str, progress: boo
     out = Path(out)
     folder = out / name / VERSION
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(out, teller(progress)):
+    with exclusive(out, printer(progress)):
         if folder.is_dir():
             about = folder / "metadata.json"
             if not about.is_file() or json.loads(about.read_text("utf-8")).get("shards") != _content(shards):
@@ -121,4 +121,4 @@ def _build(shards: Shards, tokenizer, out: Path, name: str, progress: bool) -> N
 
 def _content(shards: Shards) -> str:
     """A hash of what the shards hold, through the CRCs in their index."""
-    return hashlib.blake2b(json.dumps(shards.index["splits"]).encode(), digest_size=16).hexdigest()
+    return json_digest(shards.index["splits"])

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenjax.data.shards.format import SPLITS, replace_durably, token_dtype, write_json, write_shard
+from qwenjax.common.storage import replace_durably, write_json
+from qwenjax.data.shards.format import SPLITS, token_dtype, write_shard
 from qwenjax.sources.documents import Report, Slice, read
 
 SEGMENT = 16 << 20  # tokens a worker holds before it writes them out: bounds memory for one endless .jsonl.gz

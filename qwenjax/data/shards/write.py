@@ -5,8 +5,6 @@ program was killed. Documents are shuffled once, globally, by sorting on a keyed
 a keyed hash of their text decides which are held out.
 """
 
-import fcntl
-import hashlib
 import json
 import math
 import multiprocessing
@@ -22,8 +20,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+from qwenjax.common.hashing import json_digest
+from qwenjax.common.processes import cores
+from qwenjax.common.progress import printer
+from qwenjax.common.storage import exclusive, write_json
 from qwenjax.config import Source
-from qwenjax.data.shards.format import PAGE, SPLITS, VERSION, Shards, token_dtype, write_json
+from qwenjax.data.shards.format import PAGE, SPLITS, VERSION, Shards, token_dtype
 from qwenjax.data.shards.worker import ShardJob, ShardWorker, open_unit
 from qwenjax.sources.documents import NOT_READ, Report, Slice, as_source, cut, modified, no_documents, slices
 
@@ -70,13 +72,19 @@ def tokenize(
     what += [[number, p.origin, p.size, p.start] for unit in units for number, p in unit]
     what += [[number, source.reading] for number, source in enumerate(sources) if source.reading]
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out, teller(progress)):
+    with exclusive(out, printer(progress)):
         if not (out / "index.json").is_file():
-            _claim(job, _digest([what, _times(units)]), teller(progress))
-            with _pool(job, tokenizer, workers or max(1, min(_cores(), total // PER_WORKER))) as run:
+            _claim(job, json_digest([what, _times(units)]), printer(progress))
+            with _pool(job, tokenizer, workers or max(1, min(cores(), total // PER_WORKER))) as run:
                 skipped = _both_passes(job, units, run, strict, progress)
             skipped.merge(report)
-            index = {"version": VERSION, "plan": _digest(what), "seed": seed, "validation": validation, "page": page}
+            index = {
+                "version": VERSION,
+                "plan": json_digest(what),
+                "seed": seed,
+                "validation": validation,
+                "page": page,
+            }
             index |= {"dtype": token_dtype(tokenizer.size).str, "skipped": skipped}
             index["sources"] = [source.text for source in sources]
             index["reading"] = [source.reading for source in sources]
@@ -86,16 +94,12 @@ def tokenize(
             write_json(out / "index.json", index)
         shutil.rmtree(job.work, ignore_errors=True)
     shards = Shards(out)
-    if shards.index["plan"] != _digest(what):
+    if shards.index["plan"] != json_digest(what):
         raise ValueError(
             f"{out} already holds shards of other text, or made with another tokenizer, seed or setting; "
             "choose another directory, or delete it"
         )
     return shards
-
-
-def _digest(what: list) -> str:
-    return hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
 
 
 def _times(units: list[list[tuple[int, Slice]]]) -> list[int]:
@@ -182,22 +186,6 @@ def _splits(job: ShardJob, sources: Sequence[Source], skipped: Report) -> dict:
 # ---- processes ----
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def exclusive(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock of a directory; waits while another process of this machine has it. Dying releases it."""
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that works in {directory}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 @contextmanager
 def _pool(job: ShardJob, tokenizer, count: int) -> Iterator[Callable]:
     """Yields run(method, argument tuples, meter), which calls a `Worker` method for each, in `count` processes."""
@@ -268,10 +256,6 @@ def _call(method: str, arguments: tuple) -> int:
 
 
 # ---- what people see meanwhile ----
-
-
-def teller(progress: bool) -> Callable[[str], None]:
-    return (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda line: None)
 
 
 def _meter(name: str, sizes: dict[int, int], todo: list[int], progress: bool) -> Callable[[int | None, int], None]:

@@ -1,19 +1,17 @@
 """Passkey retrieval: a number hidden at some depth of a long text, asked for at its end (arXiv 2305.16300, §4.1).
 
-The text is the same few sentences over and over; where the number stands and what it is follow from the seed. It is a
-plain text, without chat format, so that base models can answer, too. The number is found if each of its tokens is the
-most likely one after the text and the tokens before it: exactly then greedy decoding writes it, and reading the whole
-once is cheaper than writing.
+The text repeats a few sentences; the seed gives the number and its position. It is plain text without chat format, so
+that base models can answer too. The number counts as found if each of its tokens is the most likely one after the
+tokens before it. That is exactly when greedy decoding writes it, and one forward pass is cheaper than decoding.
 """
 
-import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwenjax.common import figures
+from qwenjax.common import figures, jsonl
 from qwenjax.common.progress import meter
-from qwenjax.eval.partial_results import Parts
+from qwenjax.eval.partial_results import ResultCache
 from qwenjax.eval.task import Settings
 
 if TYPE_CHECKING:
@@ -31,45 +29,45 @@ QUESTION = "\nWhat is the pass key? The pass key is"
 
 
 def sample(tokenizer: "Tokenizer", length: int, depth: float, key: str) -> tuple[list[int], int]:
-    """Ids of a text with the key at `depth` (0: its beginning, 1: right before the question), and the answer behind it.
+    """Ids of a text with the key at `depth` (0: the start, 1: right before the question), followed by the answer.
 
-    Returns: the ids, at most `length`, and fewer by less than the filler's; and how many of them are the answer.
+    Returns: the ids, at most `length` and short of it by less than one filler; and the number of ids of the answer.
     Raises:
-      ValueError: so short a text has no room for the key and the question.
+      ValueError: `length` has no room for the key and the question.
     """
     opening = [*tokenizer.prefix, *tokenizer.encode_ordinary(OPENING)]
-    filler, needle, question, whole = map(
+    filler, needle, question, question_and_answer = map(
         tokenizer.encode_ordinary, (FILLER, NEEDLE.format(key=key), QUESTION, f"{QUESTION} {key}")
     )
-    answer = whole[len(question) :]
-    room = length - len(opening) - len(needle) - len(whole)
-    if room < 0 or whole[: len(question)] != question:
-        raise ValueError(f"a passkey text takes {length - room} tokens of {tokenizer.name}, more than {length}")
-    copies = room // len(filler)
+    answer = question_and_answer[len(question) :]
+    left = length - len(opening) - len(needle) - len(question_and_answer)
+    if left < 0 or question_and_answer[: len(question)] != question:
+        raise ValueError(f"a passkey text takes {length - left} tokens of {tokenizer.name}, more than {length}")
+    copies = left // len(filler)
     before = round(depth * copies)
-    return [*opening, *filler * before, *needle, *filler * (copies - before), *whole], len(answer)
+    return [*opening, *filler * before, *needle, *filler * (copies - before), *question_and_answer], len(answer)
 
 
-def write(path: str | Path, count: int, fillers: int, seed: int) -> None:
-    """Writes texts of this kind with their answers, {"text"} a line, for a small model to learn what is asked for.
+def write_training_texts(path: str | Path, count: int, fillers: int, seed: int) -> None:
+    """Writes such texts with their answers as JSON lines {"text"}, to teach a small model the task.
 
     Args:
-      fillers: copies of the filler in a text, at most; keys, copies and depths follow from the seed.
+      fillers: the most copies of the filler in a text; keys, copies and depths follow from the seed.
     """
-    draw = random.Random(seed)
-    with Path(path).open("w", encoding="utf-8") as file:
+    rng = random.Random(seed)
+    with Path(path).open("wb") as file:
         for _ in range(count):
-            key = _key(draw)
-            before, behind = draw.randint(0, fillers), draw.randint(0, fillers)
-            parts = (OPENING, FILLER * before, NEEDLE.format(key=key), FILLER * min(behind, fillers - before), QUESTION)
-            file.write(json.dumps({"text": f"{''.join(parts)} {key}"}) + "\n")
+            key = _key(rng)
+            before, after = rng.randint(0, fillers), rng.randint(0, fillers)
+            parts = (OPENING, FILLER * before, NEEDLE.format(key=key), FILLER * min(after, fillers - before), QUESTION)
+            file.write(jsonl.encode({"text": f"{''.join(parts)} {key}"}))
 
 
-def _key(draw: random.Random) -> str:
-    return "".join(draw.choice("123456789") for _ in range(DIGITS))
+def _key(rng: random.Random) -> str:
+    return "".join(rng.choice("123456789") for _ in range(DIGITS))
 
 
-def measure(model: "Model", settings: Settings, parts: Parts) -> dict:
+def measure(model: "Model", settings: Settings, cache: ResultCache) -> dict:
     """How often the key is found, by length and depth; see `table`."""
     lengths = sorted(set(settings.lengths))
     depths = [i / max(settings.depths - 1, 1) for i in range(settings.depths)]
@@ -78,34 +76,34 @@ def measure(model: "Model", settings: Settings, parts: Parts) -> dict:
         for n in lengths
         for d in depths
     ]
-    left = sum(of["length"] for of in cells if parts.get(of) is None) * settings.trials
-    with meter("passkey", left, "token") as step:
-        for of in cells:
-            if parts.get(of) is None:
-                parts.add(of, _found(model, of, step))
+    missing = sum(key["length"] for key in cells if cache.get(key) is None) * settings.trials
+    with meter("passkey", missing, "token") as step:
+        for key in cells:
+            if cache.get(key) is None:
+                cache.add(key, _num_found(model, key, step))
     return {
         "task": "passkey",
         "context": model.config.context,
         "lengths": lengths,
         "depths": depths,
         "trials": settings.trials,
-        "found": [[parts.get(of) for of in cells if of["length"] == n] for n in lengths],
+        "found": [[cache.get(key) for key in cells if key["length"] == n] for n in lengths],
     }
 
 
-def _found(model, of: dict, step) -> int:
-    """Of the trials at one length and depth, how many give the key."""
+def _num_found(model, cell: dict, step) -> int:
+    """The number of trials at one length and depth in which the key is found."""
     samples = []
-    for trial in range(of["trials"]):
-        draw = random.Random(f"{of['seed']} {of['length']} {of['depth']} {trial}")
-        key = _key(draw)
-        samples.append(sample(model.vocabulary, of["length"], of["depth"], key))
+    for trial in range(cell["trials"]):
+        rng = random.Random(f"{cell['seed']} {cell['length']} {cell['depth']} {trial}")
+        key = _key(rng)
+        samples.append(sample(model.vocabulary, cell["length"], cell["depth"], key))
     read = model.likelihoods([ids for ids, _ in samples], step)
     return sum(bool(one.greedy[-answer:].all()) for one, (_, answer) in zip(read, samples))
 
 
 def table(result: dict) -> str:
-    """The result for people: a row for each depth, a column for each length."""
+    """The result as text: a row for each depth, a column for each length."""
     trials = result["trials"]
     lines = [
         f"passkey retrieval, {result['model']} (T={result['context']}): found, of {trials} "
@@ -119,12 +117,12 @@ def table(result: dict) -> str:
     return "\n".join([*lines, "", f"{'all':<10}" + "".join(f"{mean:>10.0%}" for mean in means)])
 
 
-def draw(result: dict, path: Path) -> None:
-    """Writes a PNG: depth over length, a cell for each, dark where the key is found."""
+def plot(result: dict, path: Path) -> None:
+    """Writes a PNG: a heat map of depth over length, dark where the key is found."""
     lengths, depths, trials = result["lengths"], result["depths"], result["trials"]
     figure, (axes,) = figures.canvas(max(4.5, 1.0 + 0.9 * len(lengths)), 1.6 + 0.45 * len(depths))
     rates = [[row[i] / trials for row in result["found"]] for i in range(len(depths))]
-    axes.imshow(rates, cmap="BuGn", vmin=0, vmax=2, aspect="auto")  # its darker half would hide the numbers
+    axes.imshow(rates, cmap="BuGn", vmin=0, vmax=2, aspect="auto")  # not darker: the numbers stay legible
     for i, row in enumerate(rates):
         for j, rate in enumerate(row):
             axes.text(j, i, f"{rate:.0%}", ha="center", va="center", color="black", fontsize=9)

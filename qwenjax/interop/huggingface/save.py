@@ -4,7 +4,6 @@ Everything is written into a directory beside the wanted one, which takes its na
 file's tensors at a time.
 """
 
-import json
 import math
 import os
 import shutil
@@ -16,6 +15,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from qwenjax.common.storage import write_json
 from qwenjax.config import ModelConfig
 from qwenjax.interop.hub_checkpoint import Tensor, Tensors
 from qwenjax.interop.huggingface.config import write_config
@@ -77,8 +77,8 @@ def save_params(
             warnings += write_tokenizer(tokenizer, made, layout, config, chat)
         _write_tensors(made, tensors, file_bytes, progress)
         if generation is not None:
-            _write_json(made / GENERATION, generation)
-        _write_json(made / CONFIG, values)
+            write_json(made / GENERATION, generation)
+        write_json(made / CONFIG, values)
         _take_place(made, target)
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -159,7 +159,7 @@ def _write_tensors(folder: Path, tensors: Tensors, limit: int, progress: Callabl
     if len(files) > 1:
         where = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-        _write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def _plan(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
@@ -199,7 +199,3 @@ def _take_place(made: Path, target: Path) -> None:
         target.rename(old)
     made.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")

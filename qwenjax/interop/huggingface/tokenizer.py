@@ -5,12 +5,12 @@ is the merge of two others, and beside it our own file, from which `load_tokeniz
 sentencepiece model) reads. Ids are equal either way, and some are compared before a file is left behind.
 """
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from qwenjax.chat_format.chatml import SYSTEM
+from qwenjax.common.storage import write_json
 from qwenjax.config import ModelConfig
 from qwenjax.interop.gguf.vocabulary import merges, spell
 from qwenjax.tokenizer import hub
@@ -84,7 +84,7 @@ def _write_qwen(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: b
         "model_max_length": config.context,
         "tokenizer_class": "QWenTokenizer",
     }
-    _write_json(folder / "tokenizer_config.json", values)
+    write_json(folder / "tokenizer_config.json", values)
     return [
         "the files name the released code (modeling_qwen.py, configuration_qwen.py, tokenization_qwen.py), which "
         "is not part of them: copy it from a release to use them with transformers"
@@ -128,7 +128,7 @@ def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: 
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": None,
     }
-    _write_json(folder / "tokenizer_config.json", values | ({"chat_template": CHAT_TEMPLATE} if chat else {}))
+    write_json(folder / "tokenizer_config.json", values | ({"chat_template": CHAT_TEMPLATE} if chat else {}))
     return []
 
 
@@ -176,7 +176,3 @@ def _pieces(tokenizer: SentencePiece) -> Any:
     )
     engine.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return engine
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,12 +5,12 @@ ours), a `tokenizer.json` of the library tokenizers, or the vocabulary inside a 
 are, without the tokens that a model puts around them.
 """
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwenjax.common.processes import cores
 from qwenjax.tokenizer import foreign_sentencepiece, gguf, hub
 from qwenjax.tokenizer.bpe import QwenBPE, read_ranks
 from qwenjax.tokenizer.gguf_head import read_head
@@ -71,7 +71,7 @@ def _tiktoken(name: str, path: Path) -> Vocabulary:
     engine = tiktoken.Encoding(name, pat_str=gguf.CL100K, mergeable_ranks=ranks, special_tokens={})
 
     def count(texts: Sequence[str]) -> int:
-        return sum(map(len, engine.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)))
+        return sum(map(len, engine.encode_ordinary_batch(list(texts), num_threads=cores())))
 
     return Vocabulary(name, "ranks, cut as cl100k does (it has tokens of several digits)", len(ranks), count)
 
@@ -85,7 +85,7 @@ def _sentencepiece(name: str, model: bytes, source: str, kind: str = "sentencepi
         ) from None
 
     def count(texts: Sequence[str]) -> int:
-        return sum(map(len, engine.encode(list(texts), num_threads=os.cpu_count() or 1)))
+        return sum(map(len, engine.encode(list(texts), num_threads=cores())))
 
     return Vocabulary(name, kind, len(engine), count)
 

@@ -186,7 +186,7 @@ def write(workdir: Path, experiment: Experiment, task, metrics: dict, spent: dic
         "",
         *(f"## {r['prompt']!r}\n\n```\n{r['prompt']}{r['text']}\n```\n" for r in texts),
     ]
-    storage.write(workdir / "report.md", "\n".join(lines))
+    storage.write_atomically(workdir / "report.md", "\n".join(lines))
     pictures = "".join(f", {workdir}/{name}" for name in task.pictures)
     closing = [
         f"done in {clock(seconds)}" + (f": {task.closing(metrics)}" if metrics else ""),
