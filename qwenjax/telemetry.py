@@ -13,22 +13,7 @@ import jax.numpy as jnp
 
 from qwenjax.common import figures, storage
 from qwenjax.common.jsonl import Log
-
-# Dense bf16 FLOP/s of one jax device (v4, v5p: a chip of two cores; 7x: half a chip), from the makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU7x": 1153.5e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989.4e12,
-    "NVIDIA H200": 989.4e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L4": 121e12,
-    "Tesla T4": 65e12,
-}
+from qwenjax.xla import hardware
 
 
 def peak_flops(device: jax.Device) -> float | None:
@@ -38,8 +23,7 @@ def peak_flops(device: jax.Device) -> float | None:
     """
     if device.platform == "cpu":
         return _matmul_rate() / jax.local_device_count()
-    names = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
-    return PEAK_FLOPS[max(names, key=len)] if names else None
+    return hardware.peak_flops(device.device_kind)
 
 
 def _matmul_rate(size: int = 1024, seconds: float = 0.3) -> float:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenjax.cluster.tpu import Tpu, tpu
+from qwenjax.xla.hardware import SliceType, slice_type
 
 THROUGH = ("queued", "vm", "gke")
 CAPACITY = ("on-demand", "spot", "reserved")
@@ -59,9 +59,9 @@ class Pod:
             object.__setattr__(self, "type", self.tpu.name)
 
     @property
-    def tpu(self) -> Tpu:
+    def tpu(self) -> SliceType:
         """The slice type; raises ValueError where there is none of that name."""
-        return tpu(self.type)
+        return slice_type(self.type)
 
     @property
     def chips(self) -> int:

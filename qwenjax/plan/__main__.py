@@ -1,9 +1,125 @@
-"""`python -m qwenjax.plan`: see command.py."""
+"""What an experiment takes on a TPU slice: memory, time, days. Compiled here, before anyone rents one.
 
+The step that `qwenjax.train` would run is compiled by the TPU compiler, which needs no TPU, for the topology: v4-128,
+v5e-256, v5p-256, v6e-256, tpu7x-256 and the like (names of v4, v5p and tpu7x count two cores per chip), or a shape as
+in v5p:4x4x8. If it compiles, it fits.
+"""
+
+import argparse
+import json
 import sys
+from pathlib import Path
 
 from qwenjax.common import command_line
-from qwenjax.plan import command
+from qwenjax.common.command_line import DONE, FAILED, Usage, positive
+from qwenjax.config import RL_TASKS
+from qwenjax.config.lookup import experiment_arguments, experiment_from
+
+EXAMPLES = """
+examples:
+  python -m qwenjax.plan --exp=qwen14b --topology=v5e-256
+  python -m qwenjax.plan --exp=qwen7b --topology=v5e-256 --slices=2
+  python -m qwenjax.plan --exp=qwen14b --topology=v5p-256 --search
+      micro-steps, recomputation and mesh: the most promising four that fit, compiled, and the quickest of them
+  python -m qwenjax.plan --exp=qwen1b8 --topology=v6e-256 --price=2.70 --json > plan.json
+
+A compilation takes one to three minutes and 2 GB of memory. Needs pip install 'qwenjax[tpu-aot]'.
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    experiment_arguments(add, required=True)
+    add("--topology", required=True, metavar="NAME", help="slice to compile for, such as v5e-256")
+    add("--slices", type=positive, default=1, metavar="N", help="slices, joined by the slower network (default: 1)")
+    add(
+        "--search",
+        type=positive,
+        nargs="?",
+        const=4,
+        metavar="N",
+        help="try settings that learn the same; stop when N of them fit (default: 4)",
+    )
+    add("--price", type=float, metavar="X", help="of a chip-hour, in any currency: adds what the run costs")
+    add("--hlo", metavar="DIR", help="keep the compiled program's text here")
+    add("--json", action="store_true", help="print numbers for machines")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compiles the experiment's programs and prints the plan."""
+    from qwenjax.xla import hardware
+
+    try:
+        topology = hardware.parse_topology(options.topology, options.slices)
+    except ValueError as error:
+        raise Usage(str(error)) from None
+    experiment = experiment_from(options)
+    hardware.prepare_environment()
+    from qwenjax.plan import report, search
+    from qwenjax.plan.estimate import DoesNotFit, plan
+
+    if experiment.task in RL_TASKS:
+        return _plan_rl(experiment, topology, options)
+    if options.search:
+        _say(f"compiling settings of {experiment.name} for {topology.name}, one to three minutes each")
+        best = search.search(experiment, topology, options.search, _say)
+        if best is None:
+            print(f"{experiment.name} fits on {topology.name} with no setting that was tried; use more chips")
+            return FAILED
+        compiled = best[1]
+        _say(f"quickest of them: {best[0].settings}\n")
+    else:
+        _say(f"compiling {experiment.name} for {topology.name}, one to three minutes")
+        try:
+            compiled = plan(experiment, topology)
+        except DoesNotFit as error:
+            print(f"{experiment.name} does not fit on {topology.name}: {error}")
+            print(advice(search.likely(search.candidates(experiment, topology), topology)))
+            return FAILED
+    if options.hlo:
+        path = Path(options.hlo) / f"{experiment.name}-{topology.name.replace(':', '-')}.hlo.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(compiled.text)
+        print(f"program in {path}", file=sys.stderr)
+    as_json = json.dumps(report.as_dict(compiled, options.price), indent=1) if options.json else None
+    print(as_json or report.text(compiled, options.price))
+    return DONE
+
+
+def _plan_rl(experiment, topology, options: argparse.Namespace) -> int:
+    """The same for reinforcement learning, whose step is several programs."""
+    from qwenjax.plan import rl
+    from qwenjax.plan.estimate import DoesNotFit
+
+    if options.search or options.hlo or options.price is not None:
+        raise Usage(f"--search, --hlo and --price are for a single program; {experiment.task} has several")
+    _say(f"compiling the programs of {experiment.name} for {topology.name}, one to three minutes each")
+    try:
+        costs = rl.plan_rl(experiment, topology)
+    except DoesNotFit as error:
+        print(f"{experiment.name} does not fit on {topology.name}: {error}")
+        return FAILED
+    as_json = json.dumps(rl.as_dict(experiment, topology, *costs), indent=1) if options.json else None
+    print(as_json or rl.text(experiment, topology, *costs))
+    return DONE
+
+
+def advice(candidates: list) -> str:
+    """The quickest settings that should fit; `candidates` are in order of predicted speed."""
+    if not candidates:
+        return "no setting is likely to fit; use more chips"
+    lines = [f"  {one.settings}  (about {one.memory / (1 << 30):.1f} GiB)" for one in candidates[:3]]
+    return "\n".join(["should fit, quickest first by prediction; --search compiles and compares them:", *lines])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `python -m qwenjax.plan …`; returns its exit code."""
+    return command_line.main_of("qwenjax.plan", sys.modules[__name__], argv)
+
 
 if __name__ == "__main__":
-    sys.exit(command_line.main_of("qwenjax.plan", command))
+    sys.exit(main())

@@ -1,9 +1,9 @@
 """The price of a step: the experiment's own program, compiled for a TPU slice on this machine.
 
 It is the program that `qwenjax.train` runs, from `train/step.py`. Memory is what the compiler allocates, so a program
-that compiles fits. Time is the compiler's model of every instruction, plus two rules for what it has no model of, the
-same for every program: attention kernels run at half of peak, and collectives that nothing hides take what a ring over
-all torus axes takes. Use it to compare programs on one topology, not as a promise of seconds.
+that compiles fits. Time is the compiler's estimate for every instruction, plus two rules where it has none: attention
+kernels run at half of peak, and exposed collectives run as a ring over all torus axes. Use it to compare programs on
+one topology; it does not predict seconds.
 """
 
 import math
@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwenjax.config import Experiment
-from qwenjax.xla.costs import BETWEEN_SLICES, Collective, Costs, costs
+from qwenjax.xla.costs import BETWEEN_SLICES, Collective, Costs, program_costs
 from qwenjax.xla.hardware import Topology
-from qwenjax.xla.hlo import HloOp, HloProgram
+from qwenjax.xla.hlo import HloProgram
 
-ATTENTION = 0.5  # of peak
-BLOCK = 1024  # causal attention computes whole blocks: half of them and the diagonal
-KERNELS = {"dkv": 2.5, "dq": 1.5, "fwd": 1.0}  # products, relative to the forward pass; dkv makes dq, too, when fused
+ATTENTION_EFFICIENCY = 0.5  # of peak
+BLOCK = 1024  # causal attention computes whole blocks: half of them, and the diagonal
+# Matmuls of each attention kernel, relative to the forward pass. A fused dkv also computes dq.
+KERNELS = {"dkv": 2.5, "dq": 1.5, "fwd": 1.0}
 
 
 class DoesNotFit(ValueError):
@@ -28,18 +29,18 @@ class DoesNotFit(ValueError):
 
 @dataclass
 class Plan:
-    """What is known of a compiled step; bytes and FLOPs per chip, seconds per step."""
+    """A compiled step: bytes and FLOPs per device, seconds per step."""
 
     experiment: Experiment
     topology: Topology
     mesh: dict[str, int]
     attention: str
-    memory: dict[str, int]  # parameters, optimizer, gradients, frozen, vocabulary, code, rest; sums to peak
+    memory: dict[str, int]  # parameters, optimizer, gradients, frozen, vocabulary, code, activations; sums to peak
     peak: int
     matmul_flops: float
     model_flops: float
     seconds: dict[str, float]  # compute, attention, exposed; sums to the step
-    hidden: float  # seconds of collectives behind compute
+    hidden: float  # seconds of collectives that run at the same time as compute
     collectives: dict[str, tuple[int, float, float]]  # "all-gather over 128, hidden" -> count, GB, seconds
     buffers: list[tuple[float, str, str]]  # bytes, type, source line: the largest values
     compile_seconds: float
@@ -51,7 +52,7 @@ class Plan:
 
     @property
     def mfu(self) -> float:
-        """Useful FLOPs, recomputation not counted, of what the chips could do."""
+        """Model FLOPs utilization: FLOPs without recomputation, relative to peak."""
         return self.model_flops / self.topology.chip.flops / self.step_seconds
 
     @property
@@ -80,39 +81,38 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed, topology.devices())
     task = TASKS[experiment.task](experiment, mesh)
     state = task.program.abstract_state()
-    compiled, seconds = compile_for(task.lowered()["step"])
+    compiled, seconds = compile_lowered(task.lowered()["step"])
     analysis, text = compiled.memory_analysis(), compiled.as_text()
-    parsed = HloProgram(text)
-    spent = costs(parsed)
+    program = HloProgram(text)
+    costs = program_costs(program)
     sizes = {axis: mesh.shape[axis] for axis in mesh.axis_names}
-    memory = _memory(experiment, state, sizes, analysis)
-    compute = spent.cycles / topology.chip.clock
-    exposed, hidden, table = collective_seconds(spent.collectives, topology, compute)
+    compute = costs.cycles / topology.chip.clock
+    exposed, hidden, table = collective_seconds(costs.collectives, topology, compute)
     model = experiment.model.flops_per_token(experiment.data.seq_len) * experiment.tokens_per_step
     return Plan(
         experiment=experiment,
         topology=topology,
         mesh=sizes,
         attention=task.compute.attention,
-        memory=memory,
+        memory=_memory(experiment, state, sizes, analysis),
         peak=analysis.peak_memory_in_bytes,
-        matmul_flops=spent.matmul_flops,
+        matmul_flops=costs.matmul_flops,
         model_flops=model / topology.device_count,
         seconds={
             "compute": compute,
-            "attention": _attention(experiment, sizes, spent, topology),
+            "attention": _attention_seconds(experiment, sizes, costs, topology),
             "exposed": exposed,
         },
         hidden=hidden,
         collectives=table,
-        buffers=_largest(parsed),
+        buffers=_largest_values(program),
         compile_seconds=seconds,
         text=text,
     )
 
 
-def compile_for(lowered: Any) -> tuple[Any, float]:
-    """The compiled program, and seconds that took.
+def compile_lowered(lowered: Any) -> tuple[Any, float]:
+    """The compiled program, and the seconds that the compilation took.
 
     Raises:
       DoesNotFit: with how much memory it would take. ValueError: the compiler refuses it.
@@ -125,89 +125,87 @@ def compile_for(lowered: Any) -> tuple[Any, float]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise ValueError(f"the TPU compiler refuses the step: {str(error)[:2000]}") from None
-        raise DoesNotFit(_used(str(error))) from None
+        raise DoesNotFit(_memory_needed(str(error))) from None
     return compiled, time.monotonic() - started
 
 
-def _used(message: str) -> str:
+def _memory_needed(message: str) -> str:
     """The amounts in the compiler's message: of everything at its peak, or of the temporary values alone."""
-    found = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", message)
-    found = found or re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
-    return f"it would take {found[1]} of {found[2]} of memory per chip" if found else message.split("\n")[0][:300]
+    match = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", message)
+    match = match or re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
+    return f"it would take {match[1]} of {match[2]} of memory per chip" if match else message.split("\n")[0][:300]
 
 
 def _memory(experiment: Experiment, state: Any, mesh: dict[str, int], analysis: Any) -> dict[str, int]:
-    """Bytes of a chip by what they are for. What the shapes do not tell is in `activations`."""
+    """Bytes per device by purpose. `activations` is what the shapes do not explain."""
     model, compute = experiment.model, experiment.compute
-    parts = {
-        "parameters": held(state.params),
-        "optimizer": held(state.opt_state),
-        "gradients": held(state.params),
-        "frozen": held(state.frozen),
+    memory = {
+        "parameters": bytes_per_device(state.params),
+        "optimizer": bytes_per_device(state.opt_state),
+        "gradients": bytes_per_device(state.params),
+        "frozen": bytes_per_device(state.frozen),
         "code": analysis.generated_code_size_in_bytes,
     }
-    rest = analysis.peak_memory_in_bytes - sum(parts.values())
-    # the head gathered in bf16, its gradient in float32, the scores of one chunk; all at once only while loss is made
-    columns = model.embed * model.vocab // mesh["tensor"]
-    vocabulary = columns * (2 + 4) + 4 * compute.loss_chunk * model.vocab // mesh["tensor"]
-    vocabulary = min(vocabulary, rest)
-    return parts | {"vocabulary": vocabulary, "activations": rest - vocabulary}
+    unexplained = analysis.peak_memory_in_bytes - sum(memory.values())
+    # The head gathered in bf16, its gradient in float32, the scores of one chunk. All three exist only in the loss.
+    head = model.embed * model.vocab // mesh["tensor"]
+    vocabulary = head * (2 + 4) + 4 * compute.loss_chunk * model.vocab // mesh["tensor"]
+    vocabulary = min(vocabulary, unexplained)
+    return memory | {"vocabulary": vocabulary, "activations": unexplained - vocabulary}
 
 
-def held(tree: Any) -> int:
-    """Bytes of ShapeDtypeStructs on each device."""
+def bytes_per_device(tree: Any) -> int:
+    """Bytes of a tree of ShapeDtypeStructs on each device."""
     import jax
 
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _attention(experiment: Experiment, mesh: dict[str, int], spent: Costs, topology: Topology) -> float:
-    """Seconds in attention kernels, which the compiler does not estimate."""
+def _attention_seconds(experiment: Experiment, mesh: dict[str, int], costs: Costs, topology: Topology) -> float:
+    """Seconds in attention kernels, for which the compiler has no estimate."""
     model, length = experiment.model, experiment.data.seq_len
-    rows = experiment.data.batch_size / experiment.accumulate / (mesh["data"] * mesh["fsdp"] * mesh["context"])
+    sequences = experiment.data.batch_size / experiment.accumulate / (mesh["data"] * mesh["fsdp"] * mesh["context"])
     block = min(BLOCK, length if mesh["context"] == 1 else length // (2 * mesh["context"]))
-    products = 4 * length**2 * model.head_size * model.heads / mesh["tensor"] * rows / 2 * (1 + block / length)
-    once, total = products / topology.chip.flops / ATTENTION, 0.0
-    separate = any("dq" in name for name in spent.kernels)
-    for name, calls in spent.kernels.items():
-        kind = next((kind for kind in KERNELS if kind in name), "fwd")
-        total += calls * once * (2.0 if kind == "dkv" and separate else KERNELS[kind])
+    flops = 4 * length**2 * model.head_size * model.heads / mesh["tensor"] * sequences / 2 * (1 + block / length)
+    forward, total = flops / topology.chip.flops / ATTENTION_EFFICIENCY, 0.0
+    separate_dq = any("dq" in name for name in costs.kernels)
+    for name, calls in costs.kernels.items():
+        kernel = next((kernel for kernel in KERNELS if kernel in name), "fwd")
+        total += calls * forward * (2.0 if kernel == "dkv" and separate_dq else KERNELS[kernel])
     return total
 
 
-def collective_seconds(found: list[Collective], topology: Topology, compute: float) -> tuple[float, float, dict]:
-    """Seconds of the exposed and of the hidden ones, and a table by kind and group size.
+def collective_seconds(
+    collectives: list[Collective], topology: Topology, compute: float
+) -> tuple[float, float, dict[str, tuple[int, float, float]]]:
+    """Seconds of exposed and of hidden collectives, and (count, GB, seconds) by kind and group size.
 
-    What slices send each other goes on beside all compute, and is exposed as far as it takes longer than that.
+    Transfers between slices overlap with all compute; only what takes longer than `compute` seconds is exposed.
     """
-    exposed = hidden = network = 0.0
+    exposed = hidden = between_slices = 0.0
     table: dict[str, tuple[int, float, float]] = {}
-    for one in found:
+    for one in collectives:
         if one.kind == BETWEEN_SLICES:
-            share = 2 * (topology.slices - 1) / topology.slices  # of its value that each sends
-            seconds = share * one.bytes * one.trips / topology.chip.network
-            network += seconds
+            share = 2 * (topology.slices - 1) / topology.slices  # of its value that each slice sends
+            seconds = share * one.bytes * one.trips / topology.chip.dcn_bandwidth
+            between_slices += seconds
             key = f"{one.kind}, beside compute"
         else:
-            # a ring passes everything on once, and twice to add and give back
+            # A ring passes every byte on once; an all-reduce twice, to add and to distribute.
             moved = one.bytes * one.trips * (2 if one.kind == "all-reduce" else 1)
-            seconds = moved / (topology.chip.link * topology.axes)
+            seconds = moved / (topology.chip.ici_bandwidth * topology.axes)
             exposed, hidden = exposed + seconds * (not one.hidden), hidden + seconds * one.hidden
             key = f"{one.kind} over {one.group}, {'hidden' if one.hidden else 'exposed'}"
         count, size, before = table.get(key, (0, 0.0, 0.0))
         table[key] = (count + one.trips, size + one.bytes * one.trips / 1e9, before + seconds)
-    return exposed + max(0.0, network - compute), hidden + min(network, compute), table
+    return exposed + max(0.0, between_slices - compute), hidden + min(between_slices, compute), table
 
 
-def _largest(program: HloProgram, count: int = 3) -> list[tuple[float, str, str]]:
-    """The largest values that single instructions make, with the line of the package that asked for them."""
-    made: dict[str, tuple[float, str, str]] = {}
+def _largest_values(program: HloProgram, count: int = 3) -> list[tuple[float, str, str]]:
+    """The largest results of single instructions: bytes, type, and the line of this package that asked for them."""
+    largest: dict[str, tuple[float, str, str]] = {}
     for op in program.executed():
         if not op.type.startswith("("):
-            kind, place = op.type.split("{")[0], program.source(op)
-            made.setdefault(f"{kind} {place}", (op.bytes, kind, place or _scope(op)))
-    return sorted(made.values(), key=lambda item: -item[0])[:count]
-
-
-def _scope(op: HloOp) -> str:
-    return op.scope or op.name
+            shape, source = op.type.split("{")[0], program.source(op)
+            largest.setdefault(f"{shape} {source}", (op.bytes, shape, source or op.scope or op.name))
+    return sorted(largest.values(), key=lambda item: -item[0])[:count]

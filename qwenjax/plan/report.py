@@ -1,4 +1,4 @@
-"""A plan as people read it."""
+"""A plan as text for people and as numbers for programs."""
 
 from dataclasses import asdict
 
@@ -17,7 +17,7 @@ MEMORY = {
 
 
 def text(plan: Plan, price: float | None = None) -> str:
-    """About thirty lines."""
+    """About thirty lines; with the price of a chip-hour, also what the run costs."""
     exp, topology, chip = plan.experiment, plan.topology, plan.topology.chip
     grid = "x".join(map(str, topology.grid))
     slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
@@ -29,14 +29,14 @@ def text(plan: Plan, price: float | None = None) -> str:
         f"micro-step{'s' * (exp.accumulate > 1)}; attention {plan.attention}, remat {exp.compute.remat}",
         "",
         f"fits: {plan.peak / GIB:.2f} of {chip.memory / GIB:.0f} GiB per {unit}",
-        *(f"  {plan.memory[key] / GIB:>7.2f}  {says}" for key, says in MEMORY.items() if plan.memory[key]),
+        *(f"  {plan.memory[key] / GIB:>7.2f}  {label}" for key, label in MEMORY.items() if plan.memory[key]),
         "largest values",
-        *(f"  {size / GIB:>7.2f}  {kind} made at {place}" for size, kind, place in plan.buffers),
+        *(f"  {size / GIB:>7.2f}  {shape} from {source}" for size, shape, source in plan.buffers),
         "",
-        f"{plan.step_seconds:.3f} s per step by the compiler's model, {plan.mfu:.1%} MFU",
-        f"  {plan.seconds['compute']:>7.3f}  compute; its matmuls alone at peak {plan.matmul_flops / chip.flops:.3f}",
-        f"  {plan.seconds['attention']:>7.3f}  attention kernels, at half of peak by assumption",
-        f"  {plan.seconds['exposed']:>7.3f}  collectives in the open; {plan.hidden:.3f} more behind compute",
+        f"{plan.step_seconds:.3f} s per step by the compiler's estimates, {plan.mfu:.1%} MFU",
+        f"  {plan.seconds['compute']:>7.3f}  compute; its matmuls take {plan.matmul_flops / chip.flops:.3f} at peak",
+        f"  {plan.seconds['attention']:>7.3f}  attention kernels, assumed to run at half of peak",
+        f"  {plan.seconds['exposed']:>7.3f}  exposed collectives; {plan.hidden:.3f} s more are hidden behind compute",
         *(
             f"             {name}: {count:,} of {size:,.1f} GB, {seconds:.3f} s"
             for name, (count, size, seconds) in sorted(plan.collectives.items())
@@ -50,12 +50,12 @@ def text(plan: Plan, price: float | None = None) -> str:
     ]
     if price is not None:
         lines.append(f"at {price:g} per chip-hour: {plan.chip_hours * price:,.0f}")
-    lines.append(f"compiled in {plan.compile_seconds:.0f} s; a model of the machine, not a measurement")
+    lines.append(f"compiled in {plan.compile_seconds:.0f} s; estimates, not measurements")
     return "\n".join(lines)
 
 
 def as_dict(plan: Plan, price: float | None = None) -> dict:
-    """For machines: seconds, bytes and FLOPs as numbers."""
+    """The numbers of --json: seconds, bytes and FLOPs."""
     return {
         "experiment": plan.experiment.name,
         "topology": plan.topology.name,

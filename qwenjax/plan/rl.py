@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from qwenjax.config import Experiment
-from qwenjax.plan.estimate import DoesNotFit, collective_seconds, compile_for, held
-from qwenjax.xla.costs import costs
+from qwenjax.plan.estimate import DoesNotFit, bytes_per_device, collective_seconds, compile_lowered
+from qwenjax.xla.costs import program_costs
 from qwenjax.xla.hardware import Topology
 from qwenjax.xla.hlo import HloProgram
 
@@ -13,21 +13,21 @@ GIB = 1 << 30
 
 @dataclass
 class ProgramCost:
-    """A program of the iteration; bytes per chip and seconds of one call, attention kernels left out."""
+    """A program of the iteration: bytes per device, and seconds of one call without its attention kernels."""
 
     name: str
     calls: int  # in an iteration
-    peak: int  # with all that stays on the chip meanwhile
+    peak: int  # with the models that stay in memory but that it does not use
     seconds: float
-    exposed: float  # of them in collectives
+    exposed: float  # the part of `seconds` in exposed collectives
     compile_seconds: float
 
 
 def plan_rl(experiment: Experiment, topology: Topology) -> tuple[list[ProgramCost], dict[str, int]]:
-    """Every program, and what is held of each model.
+    """The cost of every program, and the bytes of each model per device.
 
     Raises:
-      DoesNotFit: a program, with the models that it does not use itself, is more than a chip has.
+      DoesNotFit: a program and the models that it does not use need more memory than a device has.
       ValueError: a size does not divide over the devices; or no TPU compiler.
     """
     from qwenjax import sharding
@@ -36,34 +36,34 @@ def plan_rl(experiment: Experiment, topology: Topology) -> tuple[list[ProgramCos
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed, topology.devices())
     task = TASKS[experiment.task](experiment, mesh)
     state = task.program.abstract_state()
-    models = {"policy": held(state.params), "optimizer of the policy": held(state.opt_state["policy"])}
-    if state.opt_state["value"]:
-        models["value model"] = held(state.opt_state["value"].params)
-        models["optimizer of the value model"] = held(state.opt_state["value"].opt_state)
-    models |= {name: held(tree) for name, tree in state.frozen.items() if held(tree)}
-    total, parts = held((state.params, state.opt_state, state.frozen)), []
+    trees = {"policy": state.params, "optimizer of the policy": state.opt_state["policy"]}
+    if value := state.opt_state["value"]:
+        trees |= {"value model": value.params, "optimizer of the value model": value.opt_state}
+    models = {name: bytes_per_device(tree) for name, tree in trees.items()}
+    models |= {name: size for name, tree in state.frozen.items() if (size := bytes_per_device(tree))}
+    total, programs = bytes_per_device((state.params, state.opt_state, state.frozen)), []
     updates = experiment.rl.epochs * experiment.rl.minibatches
-    for name, one in task.lowered().items():
+    for name, lowered in task.lowered().items():
         try:
-            compiled, seconds = compile_for(one)
+            compiled, seconds = compile_lowered(lowered)
         except DoesNotFit as error:
             raise DoesNotFit(f"{name}: {error}") from None
         memory = compiled.memory_analysis()
         peak = memory.peak_memory_in_bytes + max(0, total - memory.argument_size_in_bytes)
         if peak > topology.chip.memory:
             raise DoesNotFit(f"{name} takes {peak / GIB:.1f} of {topology.chip.memory / GIB:.0f} GiB with all models")
-        spent = costs(HloProgram(compiled.as_text()))
-        compute = spent.cycles / topology.chip.clock
-        exposed = collective_seconds(spent.collectives, topology, compute)[0]
+        costs = program_costs(HloProgram(compiled.as_text()))
+        compute = costs.cycles / topology.chip.clock
+        exposed = collective_seconds(costs.collectives, topology, compute)[0]
         calls = updates if name.endswith("_step") else 1
-        parts.append(ProgramCost(name, calls, peak, compute + exposed, exposed, seconds))
-    return parts, models
+        programs.append(ProgramCost(name, calls, peak, compute + exposed, exposed, seconds))
+    return programs, models
 
 
-def text(experiment: Experiment, topology: Topology, parts: list[ProgramCost], models: dict[str, int]) -> str:
-    """A plan as people read it."""
+def text(experiment: Experiment, topology: Topology, programs: list[ProgramCost], models: dict[str, int]) -> str:
+    """The plan for people."""
     memory, rl = topology.chip.memory / GIB, experiment.rl
-    worst = max(part.peak for part in parts) / GIB
+    worst = max(one.peak for one in programs) / GIB
     lines = [
         f"{experiment.name} on {topology.name}: {topology.chips} {topology.chip.name} chips; "
         f"an iteration of {experiment.data.batch_size} responses of up to {rl.max_new_tokens} tokens, "
@@ -73,21 +73,21 @@ def text(experiment: Experiment, topology: Topology, parts: list[ProgramCost], m
         *(f"  {size / GIB:>7.2f}  {name}" for name, size in models.items()),
         "",
         "  peak GiB  seconds  calls  program",
-        *(f"  {part.peak / GIB:>8.2f} {part.seconds:>8.2f} {part.calls:>6}  {part.name}" for part in parts),
+        *(f"  {one.peak / GIB:>8.2f} {one.seconds:>8.2f} {one.calls:>6}  {one.name}" for one in programs),
         "",
-        f"{sum(part.seconds * part.calls for part in parts):.1f} s per iteration by the compiler's model, where every "
-        "response takes all its tokens; attention kernels left out",
-        f"compiled in {sum(part.compile_seconds for part in parts):.0f} s; a model of the machine, not a measurement",
+        f"{sum(one.seconds * one.calls for one in programs):.1f} s per iteration by the compiler's estimates, if "
+        "every response has the maximum length; without attention kernels",
+        f"compiled in {sum(one.compile_seconds for one in programs):.0f} s; estimates, not measurements",
     ]
     return "\n".join(lines)
 
 
-def as_dict(experiment: Experiment, topology: Topology, parts: list[ProgramCost], models: dict[str, int]) -> dict:
-    """For machines."""
+def as_dict(experiment: Experiment, topology: Topology, programs: list[ProgramCost], models: dict[str, int]) -> dict:
+    """The numbers of --json."""
     return {
         "experiment": experiment.name,
         "topology": topology.name,
         "chips": topology.chips,
         "model_bytes": models,
-        "programs": [vars(part) for part in parts],
+        "programs": [vars(one) for one in programs],
     }

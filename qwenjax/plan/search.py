@@ -1,7 +1,7 @@
-"""Which settings fit, and which are fastest: predicted for all of them in a moment, compiled for the best few.
+"""Which settings fit, and which are fastest: predicted for all of them, compiled for the best few.
 
-Three settings change memory and speed and not what is learned: micro-steps, what the backward pass recomputes, and how
-many chips share the parameters. The predictions are sums over shapes. For 14B and 7B on v5e-256 and v5p-256 they come
+Three settings change memory and speed but not what is learned: micro-steps, what the backward pass recomputes, and how
+many chips share the parameters. The predictions are sums over shapes. For 14B and 7B on v5e-256 and v5p-256 they are
 within 7 % of the compiler's peak; they only decide what is compiled first.
 """
 
@@ -14,13 +14,13 @@ from qwenjax.model.transformer import SAVED
 from qwenjax.plan.estimate import DoesNotFit, Plan, plan
 from qwenjax.xla.hardware import Topology
 
-MATMUL = 0.85  # of peak that matmuls and what goes with them reach
-EXPOSED = 0.3  # of the time of collectives that no compute hides
-MARGIN = 1.06  # predictions beyond this much of the memory are not tried
+MATMUL_EFFICIENCY = 0.85  # of peak, with the element-wise work around matmuls
+EXPOSED_SHARE = 0.3  # of the time of collectives that no compute hides
+MEMORY_MARGIN = 1.06  # predictions above this much of the memory are not compiled
 
 
 class Candidate(NamedTuple):
-    """An experiment with other settings, and what is predicted for it, per device."""
+    """An experiment with other settings, and the prediction for it per device."""
 
     experiment: Experiment
     memory: float  # bytes
@@ -42,35 +42,37 @@ def predict(experiment: Experiment, topology: Topology) -> Candidate:
     mesh = experiment.mesh.sizes(topology.device_count, model.embed, topology.slices)
     d, f, q, kv = model.embed, model.ffn, model.heads * model.head_size, model.kv * model.head_size
     width = {"q": q, "k": kv, "v": kv, "attn_out": q, "x_mid": d, "gate": f, "up": f}
-    weights = {"q": d * q, "k": d * kv, "v": d * kv, "x_mid": d * q, "gate": d * f, "up": d * f}  # that make them
+    # the weights of the matmul that makes each of these activations
+    weights = {"q": d * q, "k": d * kv, "v": d * kv, "x_mid": d * q, "gate": d * f, "up": d * f}
     saved = [name for name in SAVED.get(compute.remat, tuple(width)) if name in width]  # not those of adapters
-    split = mesh["tensor"] * mesh["fsdp"]
+    shards = mesh["tensor"] * mesh["fsdp"]
     tokens = experiment.tokens_per_step * mesh["tensor"] / topology.device_count  # of a step, on a device
-    now = tokens / experiment.accumulate
+    micro = tokens / experiment.accumulate
 
     layer = (model.params - model.embedding_params) / model.layers
     gradients = 4 if experiment.accumulate == 1 else 8  # those of a micro-step, and their sum
-    state = model.params / split * (12 + gradients)
-    kept = now * model.layers * (d + sum(width[name] for name in saved)) * 2 / mesh["tensor"]
-    inside = now * (8 * d + 4 * f) * 2 / mesh["tensor"] + 4 * layer / mesh["tensor"]
-    vocabulary = (6 * d * model.vocab + 4 * compute.loss_chunk * model.vocab) / mesh["tensor"] + 4 * now * d
+    state = model.params / shards * (12 + gradients)
+    kept = micro * model.layers * (d + sum(width[name] for name in saved)) * 2 / mesh["tensor"]
+    inside = micro * (8 * d + 4 * f) * 2 / mesh["tensor"] + 4 * layer / mesh["tensor"]
+    vocabulary = (6 * d * model.vocab + 4 * compute.loss_chunk * model.vocab) / mesh["tensor"] + 4 * micro * d
 
-    useful = model.flops_per_token(experiment.data.seq_len) * tokens / mesh["tensor"]
-    again = 2 * tokens * model.layers * sum(n for name, n in weights.items() if name not in saved) / mesh["tensor"]
+    model_flops = model.flops_per_token(experiment.data.seq_len) * tokens / mesh["tensor"]
+    recomputed = 2 * tokens * model.layers * sum(n for name, n in weights.items() if name not in saved) / mesh["tensor"]
     moved = 3 * 2 * model.params / mesh["tensor"] * experiment.accumulate  # two gathers, gradients: bf16
-    seconds = (useful + again) / chip.flops / MATMUL + EXPOSED * moved / (chip.link * topology.axes)
+    seconds = (model_flops + recomputed) / chip.flops / MATMUL_EFFICIENCY
+    seconds += EXPOSED_SHARE * moved / (chip.ici_bandwidth * topology.axes)
     return Candidate(experiment, state + kept + max(inside, vocabulary), seconds)
 
 
 def candidates(experiment: Experiment, topology: Topology) -> list[Candidate]:
-    """Every setting that divides evenly, quickest first by prediction. A mesh that was asked for is kept."""
-    made = [predict(one, topology) for one in _variations(experiment, topology)]
-    return sorted(made, key=lambda one: one.seconds)
+    """Every setting that divides evenly, quickest first by prediction. A mesh that the user set is kept."""
+    predicted = [predict(one, topology) for one in _variations(experiment, topology)]
+    return sorted(predicted, key=lambda candidate: candidate.seconds)
 
 
-def likely(found: list[Candidate], topology: Topology) -> list[Candidate]:
+def likely(predicted: list[Candidate], topology: Topology) -> list[Candidate]:
     """Those that are predicted to fit, or nearly."""
-    return [one for one in found if one.memory < topology.chip.memory * MARGIN]
+    return [one for one in predicted if one.memory < topology.chip.memory * MEMORY_MARGIN]
 
 
 def _variations(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
@@ -93,17 +95,17 @@ def search(
 ) -> tuple[Candidate, Plan] | None:
     """Compiles the most promising candidates until `tries` of them fit; the quickest, or None if none fits."""
     best, fitted, gib = None, 0, 1 << 30
-    found = candidates(experiment, topology)
-    for one in likely(found, topology):
-        predicted = f"predicted {one.memory / gib:.1f} GiB, {one.seconds:.2f} s"
+    for candidate in likely(candidates(experiment, topology), topology):
+        predicted = f"predicted {candidate.memory / gib:.1f} GiB, {candidate.seconds:.2f} s"
         try:
-            made = plan(one.experiment, topology)
+            compiled = plan(candidate.experiment, topology)
         except DoesNotFit as error:
-            say(f"  no     {one.settings}: {error} ({predicted})")
+            say(f"  no     {candidate.settings}: {error} ({predicted})")
             continue
-        say(f"  fits   {one.settings}: {made.peak / gib:.2f} GiB, {made.step_seconds:.3f} s per step ({predicted})")
-        if best is None or made.step_seconds < best[1].step_seconds:
-            best = one, made
+        result = f"{compiled.peak / gib:.2f} GiB, {compiled.step_seconds:.3f} s per step"
+        say(f"  fits   {candidate.settings}: {result} ({predicted})")
+        if best is None or compiled.step_seconds < best[1].step_seconds:
+            best = candidate, compiled
         fitted += 1
         if fitted == tries:
             break

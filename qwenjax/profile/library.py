@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qwenjax.xla.scopes import ScopedOp, instructions
+from qwenjax.xla.scopes import ScopedOp, scoped_ops
 
 Tool = Callable[..., str]  # tool(name, **parameters) -> text, empty where the trace has no such data
 MIB = 2**20
@@ -82,7 +82,7 @@ def _silence() -> Iterator[None]:
 def program(tool: Tool, module: str) -> dict[str, ScopedOp]:
     """The instructions of a program such as jit_train_step(2); empty if the trace does not hold it."""
     view = {"type": "long_txt", "module_name": module, "node_name": "", "graph_width": 3, "show_metadata": 1}
-    return instructions(tool("graph_viewer", graph_viewer_options=view))
+    return scoped_ops(tool("graph_viewer", graph_viewer_options=view))
 
 
 def device_ops(tool: Tool) -> dict[tuple[str, str], ScopedOp]:

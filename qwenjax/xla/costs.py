@@ -1,9 +1,9 @@
-"""What a compiled TPU program costs, read from its scheduled HLO text.
+"""What a compiled TPU program costs, from its scheduled HLO text.
 
-`cost_analysis()` counts the body of every loop once, gives some operations -1 s and collectives almost nothing; a model
-that scans over its layers cannot be priced with it. Here every instruction is taken times the trips of the loops around
-it: the compiler's own `estimated_cycles`, the FLOPs of matmuls, and the bytes that collectives move. Kernels written in
-Pallas carry no estimate and are returned by name, for the caller to price.
+JAX's `cost_analysis()` counts the body of every loop once, and gives collectives almost no time, so it cannot price a
+model that scans over its layers. Here every instruction counts as often as the loops around it run: the compiler's
+`estimated_cycles`, the FLOPs of matmuls, and the bytes of collectives. The compiler has no estimate for Pallas kernels;
+their calls are counted by name, and the caller prices them.
 """
 
 import re
@@ -22,148 +22,149 @@ class Collective:
     """One collective operation of the program."""
 
     kind: str
-    bytes: float  # that its result has, or, for a reduce-scatter, its operand
-    trips: int
+    bytes: float  # of its result; of the operand for a reduce-scatter
+    trips: int  # how often it runs
     group: int  # devices that take part together
-    hidden: bool  # asynchronous: compute goes on meanwhile
+    hidden: bool  # asynchronous: it runs at the same time as compute
     type: str
 
 
 @dataclass
 class Costs:
-    """Of one step on one chip."""
+    """Of one step on one device."""
 
     cycles: float = 0.0
     matmul_flops: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
     kernels: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # Pallas kernel -> calls
-    ops: list[tuple[float, HloOp, int]] = field(default_factory=list)  # cycles in all, instruction, trips
+    ops: list[tuple[float, HloOp, int]] = field(default_factory=list)  # cycles of all trips, instruction, trips
 
 
-def costs(program: HloProgram) -> Costs:
-    """Sums over the whole program."""
-    out = Costs()
-    _walk(program, program.entry, 1, out)
-    return out
+def program_costs(program: HloProgram) -> Costs:
+    """The costs of a whole program."""
+    costs = Costs()
+    _add_computation(program, program.entry, 1, costs)
+    return costs
 
 
-def _walk(program: HloProgram, name: str, times: int, out: Costs) -> None:
-    ops = program.computations[name]
-    _matmuls(program, name, times, out)
-    _collectives(program, name, times, out.collectives, hidden=False, inside=False)
-    for op in ops:
+def _add_computation(program: HloProgram, name: str, times: int, costs: Costs) -> None:
+    """Adds a computation that runs `times` times, with the loops, calls and branches in it."""
+    _add_matmuls(program, name, times, costs)
+    _add_collectives(program, name, times, costs.collectives, hidden=False, fused=False)
+    for op in program.computations[name]:
         if op.opcode == "while":
-            _walk(program, op.called("body")[0], times * trips(program, op), out)
+            _add_computation(program, op.called("body")[0], times * trip_count(program, op), costs)
         elif op.opcode == "call":
             for called in op.called("to_apply", "calls"):
-                _walk(program, called, times, out)
+                _add_computation(program, called, times, costs)
         elif op.opcode == "conditional":
             for called in op.called("true_computation", "false_computation", "branch_computations"):
-                _walk(program, called, times, out)
+                _add_computation(program, called, times, costs)
         elif op.opcode == "custom-call" and "tpu_custom_call" in op.text:
-            out.kernels[re.sub(r"[.\d]+$", "", op.name)] += times
+            costs.kernels[re.sub(r"[.\d]+$", "", op.name)] += times
         elif op.opcode not in NO_WORK:
             cycles = op.cycles
             if cycles is None and op.opcode == "fusion":
-                cycles = sum(_inside(program, name) for name in op.called("calls"))
+                cycles = sum(_fused_cycles(program, name) for name in op.called("calls"))
             if cycles:
-                out.cycles += cycles * times
-                out.ops.append((cycles * times, op, times))
+                costs.cycles += cycles * times
+                costs.ops.append((cycles * times, op, times))
 
 
-def _inside(program: HloProgram, name: str) -> int:
-    """Cycles of a fused computation that has no estimate as a whole."""
+def _fused_cycles(program: HloProgram, name: str) -> int:
+    """Sum over a fused computation whose fusion has no estimate of its own."""
     total = 0
     for op in program.computations.get(name, ()):
         if op.cycles:
             total += op.cycles
         elif op.opcode in ("fusion", "call"):
-            total += sum(_inside(program, name) for name in op.called("calls", "to_apply"))
+            total += sum(_fused_cycles(program, name) for name in op.called("calls", "to_apply"))
     return total
 
 
-def trips(program: HloProgram, op: HloOp) -> int:
-    """How often a loop runs: as the compiler says, or from the bound and the step of its counter."""
+def trip_count(program: HloProgram, op: HloOp) -> int:
+    """How often a loop runs: as the compiler notes it, or from the bound and the step of its counter."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.text)
     if known:
         return int(known[1])
     condition = program.computations[op.called("condition")[0]]
-    inner = [o for c in condition for name in c.called("calls") for o in program.computations.get(name, ())]
-    bounds = [int(n) for o in (*condition, *inner) for n in re.findall(r"^constant\((\d+)\)", o.text)]
+    fused = [o for c in condition for name in c.called("calls") for o in program.computations.get(name, ())]
+    bounds = [int(n) for o in (*condition, *fused) for n in re.findall(r"^constant\((\d+)\)", o.text)]
     if not bounds:
         return 1
-    return ceil(max(bounds) / _stride(condition, program.computations[op.called("body")[0]]))
+    return ceil(max(bounds) / _counter_step(condition, program.computations[op.called("body")[0]]))
 
 
-def _stride(condition: list[HloOp], body: list[HloOp]) -> int:
-    """Loops that the compiler makes (for collective matmuls) may count by more than one."""
-    named = {op.name: op for op in condition}
+def _counter_step(condition: list[HloOp], body: list[HloOp]) -> int:
+    """What a loop adds to its counter. It is more than 1 in loops that the compiler makes for collective matmuls."""
+    by_name = {op.name: op for op in condition}
     counters = [
-        int(re.search(r"index=(\d+)", named[x].text)[1])
+        int(re.search(r"index=(\d+)", by_name[x].text)[1])
         for op in condition
         if op.opcode == "compare"
         for x in op.operands
-        if x in named and named[x].opcode == "get-tuple-element"
+        if x in by_name and by_name[x].opcode == "get-tuple-element"
     ]
-    named = {op.name: op for op in body}
+    by_name = {op.name: op for op in body}
     root = next((op for op in reversed(body) if op.opcode == "tuple"), None)
     if not counters or root is None or counters[0] >= len(root.operands):
         return 1
-    op = named.get(root.operands[counters[0]])
+    op = by_name.get(root.operands[counters[0]])
     while op is not None and op.opcode in ("copy", "bitcast"):
-        op = named.get(op.operands[0])
+        op = by_name.get(op.operands[0])
     if op is not None and op.opcode == "add":
         for x in op.operands:
-            if x in named and (found := re.match(r"constant\((\d+)\)", named[x].text)):
-                return max(1, int(found[1]))
+            if x in by_name and (constant := re.match(r"constant\((\d+)\)", by_name[x].text)):
+                return max(1, int(constant[1]))
     return 1
 
 
-def _matmuls(program: HloProgram, name: str, times: int, out: Costs) -> None:
-    """Adds the FLOPs of a computation's matmuls, and of those fused into its instructions."""
-    types = {op.name: op for op in program.computations.get(name, ())}
-    for op in program.computations.get(name, ()):
+def _add_matmuls(program: HloProgram, name: str, times: int, costs: Costs) -> None:
+    """Adds the FLOPs of a computation's matmuls, with those fused into its instructions."""
+    ops = program.computations.get(name, ())
+    by_name = {op.name: op for op in ops}
+    for op in ops:
         if op.opcode in ("convolution", "dot"):
-            out.matmul_flops += 2.0 * prod(op.dims) * _contracted(op, types) * times
+            costs.matmul_flops += 2.0 * prod(op.dims) * _contracted(op, by_name) * times
         elif op.opcode in ("fusion", "call"):
             for called in op.called("calls", "to_apply"):
-                _matmuls(program, called, times, out)
+                _add_matmuls(program, called, times, costs)
 
 
-def _collectives(
-    program: HloProgram, name: str, times: int, found: list[Collective], hidden: bool, inside: bool
+def _add_collectives(
+    program: HloProgram, name: str, times: int, collectives: list[Collective], hidden: bool, fused: bool
 ) -> None:
-    """Adds those of a computation and, with `inside`, of one that is fused into an instruction."""
+    """Adds the collectives of a computation; `fused`: the computation is the inside of an instruction."""
     ops = program.computations.get(name, ())
-    in_part = inside and not starts_collective(ops)
+    # A collective that is fused into compute runs in parts, in loops or other memories, too; it counts where it starts.
+    later_part = fused and not starts_collective(ops)
     for op in ops:
         kind = op.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            # Fused into compute, one runs in parts, some of them in loops or other memories; it counts where it starts.
-            if in_part and op.channel in program.channels_in_parts:
+            if later_part and op.channel in program.split_channels:
                 continue
             started = op.opcode.endswith("-start")
             size, group = op.bytes, group_size(op.text)
             if started:
-                size /= 2  # a started one holds its operand and its result
+                size /= 2  # its result is a tuple of the operand and the actual result
             if kind == "reduce-scatter":
                 size *= group
             if kind == "all-reduce" and "reduce-scatter" in name:
                 kind = "reduce-scatter"
-            found.append(Collective(kind, size, times, group, hidden or started, op.type))
+            collectives.append(Collective(kind, size, times, group, hidden or started, op.type))
         elif op.opcode == "send" and "megascale_transfer_type" in op.text:
-            # to the host, whose network joins the slices and adds what they send; asynchronous
-            found.append(Collective(BETWEEN_SLICES, op.bytes, times, 0, True, op.type))
+            # to the host, whose network adds what the slices send; always asynchronous
+            collectives.append(Collective(BETWEEN_SLICES, op.bytes, times, 0, True, op.type))
         elif op.opcode in ("fusion", "call", "async-start"):
             for called in op.called("calls", "to_apply", "called_computations"):
-                parts = program.computations.get(called, ())
-                beside = any(o.opcode == "custom-call" and "AsyncCollective" in o.text for o in parts)
-                _collectives(program, called, times, found, hidden or beside, inside=True)
+                inner = program.computations.get(called, ())
+                asynchronous = any(o.opcode == "custom-call" and "AsyncCollective" in o.text for o in inner)
+                _add_collectives(program, called, times, collectives, hidden or asynchronous, fused=True)
 
 
-def _contracted(op: HloOp, types: dict[str, HloOp]) -> float:
+def _contracted(op: HloOp, by_name: dict[str, HloOp]) -> float:
     """Multiplications for each element of a matmul's result."""
-    right = types[op.operands[1]].dims if op.operands[1] in types else []
+    right = by_name[op.operands[1]].dims if op.operands[1] in by_name else []
     if op.opcode == "dot":
         dims = re.search(r"rhs_contracting_dims=\{([\d,]*)\}", op.text)[1]
         return prod(right[int(n)] for n in dims.split(",") if n)
@@ -172,11 +173,9 @@ def _contracted(op: HloOp, types: dict[str, HloOp]) -> float:
     window = re.search(r"window=\{size=([\dx]+)([^}]*)\}", op.text)
     if not window or not re.search("stride|pad", window[2]):
         return size
-    # A batch dimension that the compiler made spatial: padding or stride sees to it that each place of the result
-    # meets only its own element of the window, not all of them.
-    left, out = (
-        dict(zip(labels, dims)) for labels, dims in ((left_labels, types[op.operands[0]].dims), (out_labels, op.dims))
-    )
+    # The compiler writes some batch dimensions as spatial ones. Padding or stride then makes each position of the
+    # result meet one element of the window, not all of them.
+    left, out = dict(zip(left_labels, by_name[op.operands[0]].dims)), dict(zip(out_labels, op.dims))
     for i, width in enumerate(map(int, window[1].split("x"))):
         a, b = left.get(str(i), 1), out.get(str(i), 1)
         if width > 1 and max(a, b) > 1 and b * width > a:

@@ -1,4 +1,4 @@
-"""The text of a compiled program (scheduled HLO), read: computations, instructions, and the source line of each."""
+"""The one reader of compiled programs as text (HLO): computations, their instructions, and where each comes from."""
 
 import re
 from collections.abc import Sequence
@@ -16,87 +16,95 @@ class HloOp:
     """One instruction."""
 
     name: str
-    type: str  # of its result, as HLO writes it
+    type: str  # of its result, as HLO writes it: bf16[8,128]{1,0} or a tuple (…)
     opcode: str
     operands: list[str]
     text: str  # everything from the opcode on
 
     @property
     def bytes(self) -> float:
-        """Of its result, all parts of a tuple together."""
+        """Bytes of its result; of a tuple, the sum over its elements."""
         return type_bytes(self.type)
 
     @property
     def dims(self) -> list[int]:
-        """Of its result (of a tuple's first part)."""
-        found = re.search(r"\[([\d,]*)\]", self.type)
-        return [int(n) for n in found[1].split(",") if n] if found else []
+        """Dimensions of its result; of a tuple, those of its first element."""
+        return [int(n) for n in self._search(r"\[([\d,]*)\]", self.type).split(",") if n]
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate, if it made one."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
-        return int(found[1]) if found else None
+        """The compiler's estimate; None where it made none."""
+        cycles = self._search(r'"estimated_cycles":"(\d+)"')
+        return int(cycles) if cycles else None
 
     @property
     def scope(self) -> str:
-        """Where it comes from in the model: jax's name stack."""
-        found = re.search(r'op_name="([^"]*)"', self.text)
-        return found[1] if found else ""
+        """JAX's name stack, such as jit(step)/jvp(Transformer)/blocks/mlp/dot_general; '' if unknown."""
+        return self._search(r'op_name="([^"]*)"')
 
     @property
     def channel(self) -> str:
-        """Of a collective; copies of one instruction share it, and so do layers of an unrolled loop."""
-        found = re.search(r"channel_id=(\d+)", self.text)
-        return found[1] if found else ""
+        """Channel of a collective. Copies of one instruction share it, and so do layers of an unrolled loop."""
+        return self._search(r"channel_id=(\d+)")
+
+    @property
+    def target(self) -> str:
+        """The kernel that a custom-call runs."""
+        return self._search(r'custom_call_target="([^"]*)"')
 
     def called(self, *roles: str) -> list[str]:
-        """Names of the computations it calls in the given roles."""
+        """Names of the computations that it calls in the given roles, such as calls, body or to_apply."""
         return [name for role in roles for name in re.findall(rf"{role}=\{{?%?([\w.\-]+)", self.text)]
+
+    def _search(self, pattern: str, text: str | None = None) -> str:
+        match = re.search(pattern, self.text if text is None else text)
+        return match[1] if match else ""
+
+
+def read_computations(text: str) -> tuple[dict[str, list[HloOp]], str]:
+    """The instructions of every computation by its name, and the name of the entry computation ('' if none)."""
+    computations: dict[str, list[HloOp]] = {}
+    entry, current = "", None
+    for line in _instruction_lines(text):
+        if match := re.match(r"(?:(ENTRY )%?|%)([\w.\-]+).*\{\s*$", line):
+            current = computations.setdefault(match[2], [])
+            entry = match[2] if match[1] else entry
+        elif line == "}":
+            current = None
+        elif current is not None and (op := _read_op(line)):
+            current.append(op)
+    return computations, entry
 
 
 class HloProgram:
-    """A scheduled HLO module."""
+    """A scheduled HLO module. Raises ValueError if the text has no ENTRY computation."""
 
     def __init__(self, text: str):
         self.text = text
-        self.computations: dict[str, list[HloOp]] = {}
-        self.entry = ""
-        current = None
-        for line in _whole_lines(text):
-            if line.startswith(("%", "ENTRY")) and line.rstrip().endswith("{"):
-                entry, name = re.match(r"(ENTRY )?%?([\w.\-]+)", line).groups()
-                current = self.computations.setdefault(name, [])
-                self.entry = name if entry else self.entry
-            elif line == "}":
-                current = None
-            elif current is not None and (op := _op(line)):
-                current.append(op)
+        self.computations, self.entry = read_computations(text)
         if not self.entry:
             raise ValueError("this is no HLO text: it has no ENTRY computation")
 
     def executed(self) -> list[HloOp]:
-        """Every instruction that runs as such, in the entry and in the bodies of loops; not the inside of fusions."""
-        names, found = [self.entry], []
-        for name in names:  # grows meanwhile
+        """Instructions of the entry and of the bodies of loops, without those inside fusions."""
+        names, ops = [self.entry], []
+        for name in names:  # grows during the loop
             for op in self.computations[name]:
-                inner = (
-                    op.called("body") if op.opcode == "while" else op.called("to_apply") if op.opcode == "call" else []
-                )
-                names += [n for n in inner if n not in names]
+                role = {"while": "body", "call": "to_apply"}.get(op.opcode)
+                names += [called for called in (op.called(role) if role else ()) if called not in names]
                 if op.opcode not in NO_WORK:
-                    found.append(op)
-        return found
+                    ops.append(op)
+        return ops
 
     @cached_property
-    def channels_in_parts(self) -> set[str]:
-        """Of the collectives that are fused into compute in several parts: a start, steps and an end."""
+    def split_channels(self) -> set[str]:
+        """Channels of collectives that are fused into compute in several parts: a start, steps and an end."""
         starts = filter(starts_collective, self.computations.values())
         return {op.channel for ops in starts for op in ops} - {""}
 
     @cached_property
     def _tables(self) -> dict[str, dict[int, str]]:
-        """The tables of files, locations and stack frames at the head of the text."""
+        """The tables of files, functions, locations and stack frames at the head of the text."""
         tables: dict[str, dict[int, str]] = {}
         current = None
         for line in self.text.split("\n"):
@@ -109,14 +117,14 @@ class HloProgram:
         return tables
 
     def source(self, op: HloOp) -> str:
-        """FILE:LINE of the innermost line of this package that made an instruction; '' if unknown."""
-        found = re.search(r"stack_frame_id=(\d+)", op.text)
-        frame = int(found[1]) if found else 0
-        seen = set()
+        """FILE:LINE of the innermost stack frame inside this package; '' if unknown."""
+        match = re.search(r"stack_frame_id=(\d+)", op.text)
+        frame = int(match[1]) if match else 0
+        seen = set()  # the outermost frame is its own parent
         while frame and frame not in seen and (row := self._tables.get("StackFrames", {}).get(frame)):
             seen.add(frame)
-            place, parent = map(int, re.findall(r"_id=(\d+)", row))
-            location = self._tables["FileLocations"][place]
+            location_id, parent = map(int, re.findall(r"_id=(\d+)", row))
+            location = self._tables["FileLocations"][location_id]
             file = self._tables["FileNames"][int(re.search(r"file_name_id=(\d+)", location)[1])].strip('"')
             if "/qwenjax/" in file:
                 line = re.search(r"line=(\d+)", location)[1]
@@ -126,8 +134,8 @@ class HloProgram:
 
 
 def starts_collective(ops: Sequence[HloOp]) -> bool:
-    """Whether this fused computation is the first part of a collective that runs beside compute."""
-    return any(op.opcode == "custom-call" and "AsyncCollectiveStart" in op.text for op in ops)
+    """Whether a fused computation is the first part of a collective that runs at the same time as compute."""
+    return any(op.opcode == "custom-call" and op.target == "AsyncCollectiveStart" for op in ops)
 
 
 def type_bytes(text: str) -> float:
@@ -148,8 +156,8 @@ def group_size(text: str) -> int:
     return 1
 
 
-def _whole_lines(text: str) -> list[str]:
-    """Lines of the text; the metadata of kernels breaks instructions over several."""
+def _instruction_lines(text: str) -> list[str]:
+    """Lines of the text, one per instruction: the metadata of kernels spreads some over several lines."""
     lines: list[str] = []
     for line in text.split("\n"):
         if re.match(r"  +(ROOT )?%|%|ENTRY|\}$|HloModule|$", line):
@@ -159,23 +167,23 @@ def _whole_lines(text: str) -> list[str]:
     return lines
 
 
-def _op(line: str) -> HloOp | None:
-    found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)", line)
-    if not found:
+def _read_op(line: str) -> HloOp | None:
+    match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)", line)
+    if not match:
         return None
-    name, rest = found.groups()
-    end = _closing(rest) + 1 if rest.startswith("(") else rest.find(" ")
-    kind, text = rest[:end], rest[end:].lstrip()
+    name, definition = match.groups()
+    end = _closing(definition) + 1 if definition.startswith("(") else definition.find(" ")
+    result_type, text = definition[:end], definition[end:].lstrip()
     opcode = re.match(r"([a-z][a-z0-9\-]*)\(", text)
     if not opcode:
         return None
     start = len(opcode[1])
     operands = re.findall(r"%([\w.\-]+)", text[start : start + _closing(text[start:])])
-    return HloOp(name, kind, opcode[1], operands, text)
+    return HloOp(name, result_type, opcode[1], operands, text)
 
 
 def _closing(text: str) -> int:
-    """Index of the parenthesis that closes the first one."""
+    """Index of the parenthesis that closes the first one; the length of the text if none does."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "(") - (character == ")")

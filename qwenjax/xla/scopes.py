@@ -1,7 +1,9 @@
-"""What an op is: its kind from the compiled program, and the model's name of it from its scope. Pure text."""
+"""What an op is: its kind (matmul, all-gather, …) from its opcode, and its part of the model from JAX's name stack."""
 
 import re
 from typing import NamedTuple
+
+from qwenjax.xla.hlo import HloOp, read_computations
 
 MATMUL, ATTENTION, KERNEL = "matmul", "attention kernel", "custom kernel"
 MEMORY, CONTROL, TRANSFER = "element-wise and memory", "control flow", "infeed and host transfer"
@@ -18,11 +20,6 @@ _MATMUL = re.compile(r"\b(dot(_general)?|convolution|ragged-dot|output fusion)\b
 _ATTENTION = re.compile(r"attn|attention|splash|flash|fmha|sdpa")
 _TRANSFER = re.compile(r"infeed|outfeed|\b(send|recv)(-done)?\b|host transfer|memcpy(h2d|d2h)|copy-to-host")
 _CONTROL = re.compile(r"^(while|conditional|call|tuple|async-start|async-done|async-update)$")
-
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([^\s(]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(")
-_CALLS, _TARGET = re.compile(r"calls=%?([^\s,]+)"), re.compile(r'custom_call_target="([^"]*)"')
-_OP_NAME = re.compile(r'metadata=\{[^}]*?op_name="([^"]*)"')
 
 # parts of a scope that JAX's transformations add
 _STRUCTURE = re.compile(
@@ -76,39 +73,28 @@ def kind(name: str, op: ScopedOp) -> str:
     return MEMORY if op.category or re.match("memcpy|memset", text) else UNKNOWN
 
 
-def instructions(hlo: str) -> dict[str, ScopedOp]:
+def scoped_ops(hlo: str) -> dict[str, ScopedOp]:
     """Category and scope of every instruction of a program, from its text.
 
-    A fusion that multiplies matrices is a "convolution fusion", as in xprof, and named by the multiplication; any other
-    is a "loop fusion".
+    A fusion that multiplies matrices is a "convolution fusion", as in xprof, and has the scope of the multiplication;
+    any other is a "loop fusion".
     """
-    found: dict[str, tuple[str, str, str]] = {}  # name -> opcode, what it calls, scope
-    contents: dict[str, list[tuple[str, str, str]]] = {}  # the same by computation
-    inside: list[tuple[str, str, str]] = []
-    for line in hlo.splitlines():
-        if match := _COMPUTATION.match(line):
-            inside = contents.setdefault(match[1], [])
-        elif match := _INSTRUCTION.match(line):
-            name, opcode = match.groups()
-            called, target, scope = _CALLS.search(line), _TARGET.search(line), _OP_NAME.search(line)
-            if opcode == "custom-call" and target:
-                opcode = f"custom-call {target[1]}"
-            found[name] = opcode, called[1] if called else "", scope[1] if scope else ""
-            inside.append(found[name])
+    computations, _ = read_computations(hlo)
 
-    def op(opcode: str, called: str, scope: str) -> ScopedOp:
-        if not called or opcode not in ("fusion", "async-start"):
-            return ScopedOp(opcode, scope)
-        within = [op(*one) for one in contents.get(called, [])]
-        for one in within:
+    def classify(op: HloOp) -> ScopedOp:
+        called = op.called("calls")
+        if not called or op.opcode not in ("fusion", "async-start"):
+            return ScopedOp(f"custom-call {op.target}".strip() if op.opcode == "custom-call" else op.opcode, op.scope)
+        inner = [classify(one) for one in computations.get(called[0], ())]
+        for one in inner:
             if collective("", one.category) or one.category.startswith("custom-call"):
-                return ScopedOp(one.category, scope)
-        for one in within:
+                return ScopedOp(one.category, op.scope)
+        for one in inner:
             if re.match("dot|convolution|ragged-dot", one.category):
-                return ScopedOp("convolution fusion", one.scope or scope)
-        return ScopedOp("loop fusion", scope)
+                return ScopedOp("convolution fusion", one.scope or op.scope)
+        return ScopedOp("loop fusion", op.scope)
 
-    return {name: op(*one) for name, one in found.items()}
+    return {op.name: classify(op) for ops in computations.values() for op in ops}
 
 
 def scope(text: str) -> Scope:

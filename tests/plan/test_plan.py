@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from qwenjax.common import command_line
-from qwenjax.plan import command
+from qwenjax.plan.__main__ import main
 
 compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu-aot'")
 SMALL = [
@@ -71,7 +70,7 @@ def test_what_does_not_fit_is_said_with_what_would():
     ],
 )
 def test_bad_usage(words, said, capsys):
-    assert command_line.main_of("qwenjax.plan", command, words) == 2
+    assert main(words) == 2
     assert said in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ import pytest
 from qwenjax.config import MeshShape, lookup
 from qwenjax.plan import search
 from qwenjax.plan.estimate import DoesNotFit
-from qwenjax.xla.hardware import parse
+from qwenjax.xla.hardware import parse_topology
 
 GIB = 1 << 30
 
@@ -29,13 +29,13 @@ def with_settings(name, accumulate, remat, fsdp, data):
     ],
 )
 def test_memory_is_predicted_within_seven_percent(name, topology, settings, gib):
-    found = search.predict(with_settings(name, *settings), parse(topology))
+    found = search.predict(with_settings(name, *settings), parse_topology(topology))
     assert found.memory / GIB == pytest.approx(gib, rel=0.07)
 
 
 def test_more_recomputation_takes_less_memory_and_more_time():
     made = [
-        search.predict(with_settings("qwen7b", 1, remat, 256, 1), parse("v5e-256"))
+        search.predict(with_settings("qwen7b", 1, remat, 256, 1), parse_topology("v5e-256"))
         for remat in ("matmuls", "attention", "attn_out", "full")
     ]
     assert [one.memory for one in made] == sorted((one.memory for one in made), reverse=True)
@@ -43,7 +43,7 @@ def test_more_recomputation_takes_less_memory_and_more_time():
 
 
 def test_candidates_divide_evenly_and_keep_a_mesh_that_was_asked_for():
-    experiment, topology = lookup.experiment("qwen14b"), parse("v5e-256", slices=2)
+    experiment, topology = lookup.experiment("qwen14b"), parse_topology("v5e-256", slices=2)
     found = search.candidates(experiment, topology)
     assert {one.experiment.mesh.fsdp for one in found} == {128, 64, 32}
     for one in found:
@@ -55,7 +55,7 @@ def test_candidates_divide_evenly_and_keep_a_mesh_that_was_asked_for():
 
 
 def test_an_axis_that_takes_what_is_left_is_one_of_the_sizes():
-    experiment, topology = lookup.experiment("qwen1b8"), parse("v5e-16")
+    experiment, topology = lookup.experiment("qwen1b8"), parse_topology("v5e-16")
     asked, filled = (
         replace(experiment, mesh=mesh) for mesh in (MeshShape(fsdp=4, tensor=4), MeshShape(data=1, fsdp=4, tensor=-1))
     )
@@ -83,7 +83,7 @@ def test_a_search_stops_when_enough_fit_and_gives_the_quickest(monkeypatch):
 
     monkeypatch.setattr(search, "plan", plan)
     lines = []
-    best, made = search.search(lookup.experiment("qwen7b"), parse("v5e-256"), 2, lines.append)
+    best, made = search.search(lookup.experiment("qwen7b"), parse_topology("v5e-256"), 2, lines.append)
     assert made.step_seconds == 5.0
     assert len(lines) == 4
     assert best.settings in lines[3]
@@ -92,4 +92,4 @@ def test_a_search_stops_when_enough_fit_and_gives_the_quickest(monkeypatch):
 
 def test_where_nothing_can_fit_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(search, "plan", lambda *_: pytest.fail("compiled"))
-    assert search.search(lookup.experiment("qwen14b"), parse("v5e-4"), 1, print) is None
+    assert search.search(lookup.experiment("qwen14b"), parse_topology("v5e-4"), 1, print) is None

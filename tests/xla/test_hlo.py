@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwenjax.xla.costs import BETWEEN_SLICES, costs
+from qwenjax.xla.costs import BETWEEN_SLICES, program_costs
 from qwenjax.xla.hlo import HloProgram, group_size, type_bytes
 
 CONFIG = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
@@ -77,7 +77,7 @@ def program():
 
 
 def test_loops_count_by_their_trips(program):
-    found = costs(program)
+    found = program_costs(program)
     assert found.matmul_flops == 2 * 8 * 16 * 4 * (3 + 1)
     assert found.cycles == 3 * (100 + 2) + 1000
     assert found.kernels == {"flash_fwd": 3}
@@ -86,7 +86,7 @@ def test_loops_count_by_their_trips(program):
 
 
 def test_collectives_by_kind_size_and_group(program):
-    found = {c.kind: (c.bytes, c.trips, c.group, c.hidden) for c in costs(program).collectives}
+    found = {c.kind: (c.bytes, c.trips, c.group, c.hidden) for c in program_costs(program).collectives}
     assert found == {
         "all-reduce": (8 * 4 * 4, 3, 4, False),
         "all-gather": ((16 * 4 + 64 * 4) * 2 / 2, 1, 4, True),
@@ -110,7 +110,9 @@ def test_a_collective_that_runs_in_parts_counts_where_it_starts():
     text = text.replace("  %while.1", around.format("begin") + "  %while.1")
     text = text.replace("  %all-gather-start.1", around.format("end") + "  %all-gather-start.1")
     found = [
-        (c.bytes, c.trips, c.hidden) for c in costs(HloProgram(text)).collectives if c.type.startswith("bf16[64,4]")
+        (c.bytes, c.trips, c.hidden)
+        for c in program_costs(HloProgram(text)).collectives
+        if c.type.startswith("bf16[64,4]")
     ]
     assert found == [(64 * 4 * 2, 1, True)]
 
@@ -119,16 +121,16 @@ def test_copies_of_a_collective_that_share_its_channel_all_count():
     """As those of two layers do, where the compiler unrolled the loop over them."""
     first = next(line for line in TEXT.split("\n") if "%all-reduce.1 =" in line)
     text = TEXT.replace(first, f"{first}\n{first.replace('all-reduce.1', 'all-reduce.2', 1)}")
-    assert [c.trips for c in costs(HloProgram(text)).collectives if c.kind == "all-reduce"] == [3, 3]
+    assert [c.trips for c in program_costs(HloProgram(text)).collectives if c.kind == "all-reduce"] == [3, 3]
 
 
 def test_a_known_trip_count_is_believed():
     known = TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    assert costs(HloProgram(known)).kernels == {"flash_fwd": 7}
+    assert program_costs(HloProgram(known)).kernels == {"flash_fwd": 7}
 
 
 def test_a_counter_that_steps_by_more():
-    assert costs(HloProgram(TEXT.replace("constant(1)", "constant(2)"))).kernels == {"flash_fwd": 2}
+    assert program_costs(HloProgram(TEXT.replace("constant(1)", "constant(2)"))).kernels == {"flash_fwd": 2}
 
 
 def test_what_slices_send_each_other_is_one_collective():
@@ -136,7 +138,7 @@ def test_what_slices_send_each_other_is_one_collective():
 frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
 """
     text = TEXT.replace("  %all-gather-start.1", sent + "  %all-gather-start.1")
-    found = [c for c in costs(HloProgram(text)).collectives if c.kind == BETWEEN_SLICES]
+    found = [c for c in program_costs(HloProgram(text)).collectives if c.kind == BETWEEN_SLICES]
     assert [(c.bytes, c.trips, c.hidden) for c in found] == [(64 * 4 * 2 + 4, 1, True)]
 
 

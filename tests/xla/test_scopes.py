@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenjax.xla import scopes
-from qwenjax.xla.scopes import ScopedOp, collective, instructions, kind, scope
+from qwenjax.xla.scopes import ScopedOp, collective, kind, scope, scoped_ops
 
 HLO = """HloModule jit_f, is_scheduled=true
 
@@ -31,11 +31,17 @@ ENTRY %main.1 (x: f32[8,8]) -> (f32[8]) {
 
 
 def test_a_fusion_is_what_it_holds_and_is_named_by_its_matmul():
-    found = instructions(HLO)
+    found = scoped_ops(HLO)
     assert found["fusion.1"] == ScopedOp("convolution fusion", "jit(f)/mlp/ab,bc->ac/dot_general")
     assert found["while.2"].category == "while"
     assert found["call.3"] == ScopedOp("custom-call __cudnn$fmhaSoftmax", "jit(f)/attn/x")
     assert kind("call.3", found["call.3"]) == scopes.ATTENTION
+
+
+def test_a_kernel_whose_metadata_has_line_breaks_keeps_its_scope():
+    kernel = '%k.1 = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={a="1\n2"}, '
+    text = HLO.replace("  ROOT %tuple.1", f'  {kernel}metadata={{op_name="jit(f)/attn/splash"}}\n  ROOT %tuple.1')
+    assert scoped_ops(text)["k.1"] == ScopedOp("custom-call tpu_custom_call", "jit(f)/attn/splash")
 
 
 def test_a_compiled_function_is_read():
@@ -43,7 +49,7 @@ def test_a_compiled_function_is_read():
         with jax.named_scope("mlp"):
             return jnp.sum(jax.nn.relu(x @ x))
 
-    found = instructions(jax.jit(jax.grad(f)).lower(jnp.ones((64, 64))).compile().as_text())
+    found = scoped_ops(jax.jit(jax.grad(f)).lower(jnp.ones((64, 64))).compile().as_text())
     dots = [op for name, op in found.items() if kind(name, op) == scopes.MATMUL]
     assert dots
     assert {scope(op.scope).path for op in dots} == {"mlp"}
@@ -52,7 +58,7 @@ def test_a_compiled_function_is_read():
 
 @given(st.text())
 def test_any_text_is_read_without_an_error(text):
-    instructions(f"%c (p: f32[]) -> f32[] {{\n  %a = {text}\n{text}")
+    scoped_ops(f"%c (p: f32[]) -> f32[] {{\n  %a = {text}\n{text}")
     scope(text)
     kind(text, ScopedOp(text, text))
 
