@@ -1,6 +1,6 @@
 """PPO with the report's preset (§3.2.2) at a laptop's size, asked for a positive or a negative text.
 
-    python -m qwenjax.bench align --experiment=B --data=ratings.jsonl.gz
+    python -m experiments.studies.alignment --experiment=B --data=ratings.jsonl.gz
 
 makes the prompts and the models that are named here. 50 iterations of the value model alone, two responses to each
 prompt, top-p 0.9, KL 0.04 against the reference, values clipped at 0.15, the value model's rate five times the

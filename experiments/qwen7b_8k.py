@@ -3,7 +3,7 @@
     python -m qwenjax.train --exp=qwen7b_8k --set init_from=PATH --workdir=runs/qwen7b_8k
 
 PATH is a folder from a model hub (Qwen-7B of August 2023), a .gguf file or a run. 0.2T tokens in steps of 4M; the
-learning rate of the update was never published: here it stays where the cosine of the first 2.2T tokens ended.
+learning rate of the update was never published; here it stays at the end of the cosine of the first 2.2T tokens.
 """
 
 from dataclasses import replace

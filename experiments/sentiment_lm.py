@@ -1,6 +1,6 @@
 """A language model of 20k short rated texts, 0.4M parameters: the first stage of the sentiment experiments.
 
-    python -m qwenjax.bench align --data=ratings.jsonl.gz
+    python -m experiments.studies.alignment --data=ratings.jsonl.gz
 
 makes texts.jsonl and runs all stages, two minutes of which are this one on 2 CPU cores (docs/alignment.md).
 """

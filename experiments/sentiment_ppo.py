@@ -1,6 +1,6 @@
 """PPO of the sentiment model against a reward model of people's ratings: report §3.2.2 at a laptop's size.
 
-    python -m qwenjax.bench align --data=ratings.jsonl.gz
+    python -m experiments.studies.alignment --data=ratings.jsonl.gz
 
 runs it with and without the pretraining loss, and with shuffled scores as a control (docs/alignment.md). The first 5
 iterations teach the value model alone; an evaluation after them shows where the policy began.

@@ -1,6 +1,6 @@
 """A reward model from pairs of texts that people rated: report §3.2.1 at a laptop's size.
 
-    python -m qwenjax.bench align --data=ratings.jsonl.gz
+    python -m experiments.studies.alignment --data=ratings.jsonl.gz
 
 makes the pairs, names the files and runs all stages; expect 72 to 75 % of the pairs whose ratings are 1 apart
 (docs/alignment.md).

@@ -1,6 +1,6 @@
 """Fine-tuning of the sentiment language model on requests for a kind of text: report §3.1 at a laptop's size.
 
-    python -m qwenjax.bench align --data=ratings.jsonl.gz
+    python -m experiments.studies.alignment --data=ratings.jsonl.gz
 
 makes conversations.jsonl and runs all stages (docs/alignment.md).
 """

@@ -186,8 +186,8 @@ def _length(shards: Shards) -> int:
 def _stream(shards: Shards, isolate: bool, rounds: int) -> dict[str, float]:
     """Tokens per CPU second of a mixture of the shards with themselves, 7 to 3."""
     mixture = TextMixture([shards, shards], [0.7, 0.3], _length(shards), seed=0)
-    steps = max(1, SAMPLE // (BATCH * mixture.length))
-    read_rows = functools.partial(mixture.batch, eot=shards.tokenizer["eot"], isolate=isolate)
+    steps = max(1, SAMPLE // (BATCH * mixture.seq_len))
+    read_rows = functools.partial(mixture.batch, eot=shards.tokenizer["eot"], document_mask=isolate)
     with Batches(read_rows, BATCH, range(BATCH)) as batches:
         next(batches)  # opens the files and fills the queue
 
@@ -195,7 +195,7 @@ def _stream(shards: Shards, isolate: bool, rounds: int) -> dict[str, float]:
             for _ in range(steps):
                 next(batches)
 
-        return spread([steps * BATCH * mixture.length / _clocked(read)[0] for _ in range(rounds)])
+        return spread([steps * BATCH * mixture.seq_len / _clocked(read)[0] for _ in range(rounds)])
 
 
 def _order(shards: Shards) -> dict:

@@ -1,14 +1,14 @@
-"""What a model can do, measured: of an `api.Model` or a `RewardModel`, beside what was published.
+"""Evaluation: what a model can do, measured and put beside what was published.
 
-A task or table is a module, named in `tasks.py`. MODEL says whether it measures a "language" or a "reward" model, and
-there are three functions: `measure(model, settings, parts)` gives a result of plain JSON values, `table(result)` its
-text, `draw(result, path)` its picture.
+A task or a table of the report is a module of `tasks/`, named in `task.py`. Its MODEL says whether it measures a
+"language" model (`api.Model`) or a "reward" model (`api.reward_model.RewardModel`). It has three functions:
+`measure(model, settings, cache)` gives a result of plain JSON values, `table(result)` the text, `plot(result, path)`
+the picture.
 
-run.py         one measurement, from a path to a table and a picture
-parts.py       results that survive an interruption
-perplexity.py  Table 3: perplexity by context length, with and without context extension
-preferences.py Table 4: pairs of responses that a reward model puts in the right order, set by set
-passkey.py     a number hidden in a long text: depth x length
-entropy.py     how widely attention looks, by length
-accuracy.py    shares of such pairs, by gap, with intervals
+task             the tasks and tables by name, and their settings
+runner           from a path to a table and a picture: what the command and notebooks call
+published        the numbers of the report
+partial_results  a cache on disk: an interrupted evaluation goes on
+accuracy         shares of preference pairs in the right order, with confidence intervals
+tasks/           perplexity (Table 3), preferences (Table 4), passkey, entropy
 """

@@ -10,29 +10,29 @@ Z = 1.96  # deviations of a 95 % interval
 
 
 class ScoredPair(NamedTuple):
-    """Two responses to one prompt: by how much the better one was rated, and scored, higher."""
+    """Two responses to one prompt: the differences of their ratings (gap) and of their scores (margin)."""
 
     gap: float
     margin: float
     source: int
 
 
-def pairs(scores: np.ndarray, ratings: np.ndarray, real: np.ndarray, source: np.ndarray) -> list[ScoredPair]:
-    """All pairs of unequal ratings within lists [b k]; source [b]."""
-    found = []
-    for s, r, there, where in zip(scores, ratings, real, source):
-        better, worse = np.nonzero((r[:, None] > r[None]) & there[:, None] & there[None])
-        found += [ScoredPair(float(r[i] - r[j]), float(s[i] - s[j]), int(where)) for i, j in zip(better, worse)]
-    return found
+def ranked_pairs(scores: np.ndarray, ratings: np.ndarray, real: np.ndarray, source: np.ndarray) -> list[ScoredPair]:
+    """All pairs of unequal ratings within lists of k responses; scores, ratings, real [b k], source [b]."""
+    pairs = []
+    for s, r, present, origin in zip(scores, ratings, real, source):
+        better, worse = np.nonzero((r[:, None] > r[None]) & present[:, None] & present[None])
+        pairs += [ScoredPair(float(r[i] - r[j]), float(s[i] - s[j]), int(origin)) for i, j in zip(better, worse)]
+    return pairs
 
 
-def right(some: Sequence[ScoredPair]) -> float:
-    """Pairs in the right order; a tie is half right, or a constant model would look bad or perfect."""
-    return sum(0.5 * (1 + np.sign(pair.margin)) for pair in some)
+def num_correct(pairs: Sequence[ScoredPair]) -> float:
+    """Pairs in the right order. A tie counts half: a constant model is then at chance, not at 0 or 1."""
+    return sum(0.5 * (1 + np.sign(pair.margin)) for pair in pairs)
 
 
-def interval(good: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson 1927): right for small n and near 0 and 1, too."""
+def wilson_interval(good: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson 1927): it holds for small n and near 0 and 1."""
     if not n:
         return 0.0, 1.0
     share, z2 = good / n, Z * Z
@@ -40,37 +40,37 @@ def interval(good: float, n: int) -> tuple[float, float]:
     return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
 
 
-def numbers(some: Sequence[ScoredPair], margin: float = 0.0, smoothing: float = 0.0) -> dict[str, float]:
-    """Loss (of the task with this margin or smoothing) and accuracy over all pairs, each counting once; {} of none."""
-    if not some:
+def loss_and_accuracy(pairs: Sequence[ScoredPair], margin: float = 0.0, smoothing: float = 0.0) -> dict[str, float]:
+    """Mean loss (with the margin or smoothing of training) and accuracy over all pairs; {} for none."""
+    if not pairs:
         return {}
-    wrong = np.array([margin * pair.gap - pair.margin for pair in some])
+    wrong = np.array([margin * pair.gap - pair.margin for pair in pairs])
     loss = np.mean((1 - smoothing) * np.logaddexp(0, wrong) + smoothing * np.logaddexp(0, -wrong))
-    return {"eval_loss": float(loss), "eval_accuracy": right(some) / len(some)}
+    return {"eval_loss": float(loss), "eval_accuracy": num_correct(pairs) / len(pairs)}
 
 
-def by_gap(some: Sequence[ScoredPair]) -> list[tuple[str, list[ScoredPair]]]:
-    """(title, pairs) of up to four parts about equally large, by how far the ratings are apart; [] if all are alike."""
-    gaps = [p.gap for p in some]
+def by_gap(pairs: Sequence[ScoredPair]) -> list[tuple[str, list[ScoredPair]]]:
+    """(title, pairs) of up to four groups of about equal size by rating gap; [] if all gaps are equal."""
+    gaps = [p.gap for p in pairs]
     if len(set(gaps)) < 2:
         return []
-    # gaps that there are, so that no part is empty
+    # method='lower' gives gaps that occur, so no group is empty
     edges, rows = sorted({float(q) for q in np.quantile(gaps, (0, 0.25, 0.5, 0.75), method="lower")}), []
     for low, high in zip(edges, [*edges[1:], math.inf]):
         title = f"gap {low:.3g} to {high:.3g}" if high < math.inf else f"gap {low:.3g} and more"
-        rows.append((title, [p for p in some if low <= p.gap < high]))
+        rows.append((title, [p for p in pairs if low <= p.gap < high]))
     return rows
 
 
-def table(some: Sequence[ScoredPair], names: Sequence[str]) -> list[str]:
-    """Markdown: accuracy in all, by source and by how far the ratings are apart."""
-    rows = [("all", some)]
+def markdown_table(pairs: Sequence[ScoredPair], names: Sequence[str]) -> list[str]:
+    """Markdown lines: accuracy over all pairs, by source, and by rating gap."""
+    rows = [("all", pairs)]
     if len(names) > 1:
-        rows += [(name, [p for p in some if p.source == s]) for s, name in enumerate(names)]
-    rows += by_gap(some)
+        rows += [(name, [p for p in pairs if p.source == s]) for s, name in enumerate(names)]
+    rows += by_gap(pairs)
     lines = ["| held-out pairs | number | in the right order | 95 % interval |", "| --- | --- | --- | --- |"]
     for title, part in rows:
-        low, high = interval(right(part), len(part))
-        share = f"{right(part) / len(part):.1%}" if part else "-"
+        low, high = wilson_interval(num_correct(part), len(part))
+        share = f"{num_correct(part) / len(part):.1%}" if part else "-"
         lines.append(f"| {title} | {len(part):,} | {share} | {low:.1%} to {high:.1%} |")
     return lines

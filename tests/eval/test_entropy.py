@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from qwenjax.eval.partial_results import Parts
+from qwenjax.eval.partial_results import ResultCache
 from qwenjax.eval.task import Settings
-from qwenjax.eval.tasks.entropy import ROWS, draw, entropies, measure, table
+from qwenjax.eval.tasks.entropy import ROWS, entropies, measure, plot, table
 from qwenjax.model import transformer
 
 TEXT = "To be, or not to be: that is the question, said no byte. "
@@ -26,7 +26,7 @@ def text(tmp_path):
 
 
 def test_who_looks_everywhere_alike_has_the_logarithm_of_where(text, tmp_path):
-    result = measure(doubles.model(blank=True), Settings(text, lengths=(8, 32)), Parts(tmp_path, {}))
+    result = measure(doubles.model(blank=True), Settings(text, lengths=(8, 32)), ResultCache(tmp_path, {}))
     for length in (8, 32):
         found = result["rows"]["plain"][str(length)]
         np.testing.assert_allclose(found, [np.mean(np.log(np.arange(1, length + 1)))] * 2, rtol=1e-5)
@@ -57,21 +57,21 @@ def test_a_key_head_serves_its_group():
 
 
 def test_logn_makes_attention_sharper_beyond_the_training_length_alone(text, tmp_path):
-    rows = measure(doubles.model(), Settings(text, lengths=(8, 64)), Parts(tmp_path, {}))["rows"]
+    rows = measure(doubles.model(), Settings(text, lengths=(8, 64)), ResultCache(tmp_path, {}))["rows"]
     assert rows[ROWS[2]]["8"] == rows[ROWS[1]]["8"] == rows[ROWS[0]]["8"]
     assert np.mean(rows[ROWS[2]]["64"]) < np.mean(rows[ROWS[1]]["64"])
 
 
 def test_what_is_printed_and_drawn(text, tmp_path):
-    parts = Parts(tmp_path / "out", {})
+    parts = ResultCache(tmp_path / "out", {})
     result = {"model": "double", **measure(doubles.model(), Settings(text, lengths=(8, 16)), parts)}
     said = table(result).splitlines()
     assert said[2].split() == ["8", "16"]
     assert [line.split("  ")[0] for line in said[3:]] == [*ROWS, "ln(length)"]
-    draw(result, tmp_path / "entropy.png")
+    plot(result, tmp_path / "entropy.png")
     assert (tmp_path / "entropy.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_text_that_is_too_short_is_refused(text, tmp_path):
     with pytest.raises(ValueError, match="fewer than a window of 4,096"):
-        measure(doubles.model(), Settings(text, lengths=(4096,)), Parts(tmp_path, {}))
+        measure(doubles.model(), Settings(text, lengths=(4096,)), ResultCache(tmp_path, {}))

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from qwenjax.common import command_line
 from qwenjax.config import ModelConfig
-from qwenjax.eval import command
+from qwenjax.eval import __main__ as command
 from qwenjax.eval.tasks import perplexity
 from qwenjax.interop.huggingface.save import save_params
 from qwenjax.model import transformer
@@ -54,7 +54,7 @@ def test_table_3_is_printed_kept_and_not_measured_twice(checkpoint, tmp_path, ca
     [
         ([], "nothing to measure: give --table=3, --table=4 or --tasks=passkey"),
         (["--table=12"], "known: passkey, entropy, table 3, table 4"),
-        (["--tasks=paskey"], "nothing to measure is called 'paskey'"),
+        (["--tasks=paskey"], "no table or task 'paskey'"),
         (["--table=3", "--lengths=1,8"], "at least 2 each"),
         (["--table=3", "--lengths=8,64", "--tokens=32"], "tokens=32 are fewer"),
     ],

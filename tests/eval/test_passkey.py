@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from qwenjax.api.likelihood import Likelihood
 from qwenjax.api.model import Model
-from qwenjax.eval.partial_results import Parts
+from qwenjax.eval.partial_results import ResultCache
 from qwenjax.eval.task import Settings
-from qwenjax.eval.tasks.passkey import FILLER, QUESTION, draw, measure, sample, table, write
+from qwenjax.eval.tasks.passkey import FILLER, QUESTION, measure, plot, sample, table, write_training_texts
 
 LEAST = 280  # bytes that opening, key and question take
 
@@ -48,7 +48,7 @@ def test_found_is_what_greedy_decoding_would_write(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(Model, "likelihoods", near)
-    parts = Parts(tmp_path, {})
+    parts = ResultCache(tmp_path, {})
     settings = Settings(lengths=(400, 1200), depths=3, trials=2)
     result = {"model": "double", "set": [], **measure(doubles.model(), settings, parts)}
     assert result["depths"] == [0, 0.5, 1]
@@ -58,26 +58,26 @@ def test_found_is_what_greedy_decoding_would_write(tmp_path, monkeypatch):
     assert lines[2].split() == ["depth", "400", "1200"]
     assert lines[3].split() == ["0%", "2", "0"]
     assert lines[-1].split() == ["all", "100%", "33%"]
-    draw(result, tmp_path / "map.png")
+    plot(result, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
     def none(*_):
         raise AssertionError("read again")
 
     monkeypatch.setattr(Model, "likelihoods", none)
-    again = measure(doubles.model(), settings, Parts(tmp_path, {}))
+    again = measure(doubles.model(), settings, ResultCache(tmp_path, {}))
     assert again["found"] == result["found"]
 
 
 def test_the_seed_decides_the_keys(tmp_path):
     model = doubles.model(blank=True)  # finds nothing; only the texts matter here
-    result = measure(model, Settings(lengths=(LEAST,), depths=1, trials=1), Parts(tmp_path, {}))
+    result = measure(model, Settings(lengths=(LEAST,), depths=1, trials=1), ResultCache(tmp_path, {}))
     assert result["found"] == [[0]]
     assert result["depths"] == [0]
 
 
 def test_texts_to_learn_from_have_the_answer_that_was_hidden(tmp_path):
-    write(tmp_path / "a.jsonl", 50, fillers=3, seed=0)
+    write_training_texts(tmp_path / "a.jsonl", 50, fillers=3, seed=0)
     texts = [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(set(texts)) == 50
     for text in texts:
@@ -86,5 +86,5 @@ def test_texts_to_learn_from_have_the_answer_that_was_hidden(tmp_path):
         assert text.count(key) == 3
         assert text.count(FILLER) <= 3
     assert {text.count(FILLER) for text in texts} > {0, 1}
-    write(tmp_path / "b.jsonl", 50, fillers=3, seed=0)
+    write_training_texts(tmp_path / "b.jsonl", 50, fillers=3, seed=0)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()

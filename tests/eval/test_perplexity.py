@@ -5,10 +5,10 @@ import math
 import eval_doubles as doubles
 import pytest
 
-from qwenjax.eval.partial_results import Parts
+from qwenjax.eval.partial_results import ResultCache
 from qwenjax.eval.task import Settings
 from qwenjax.eval.tasks import perplexity
-from qwenjax.eval.tasks.perplexity import PUBLISHED, ROWS, draw, measure, read, table, variant
+from qwenjax.eval.tasks.perplexity import ROWS, TABLE_3, measure, plot, read_text, table, variant
 
 TEXT = "To be, or not to be: that is the question, said no byte. "
 
@@ -22,7 +22,7 @@ def text(tmp_path):
 
 @pytest.fixture
 def parts(tmp_path):
-    return Parts(tmp_path / "out", {"model": "double"})
+    return ResultCache(tmp_path / "out", {"model": "double"})
 
 
 def test_equally_likely_tokens_have_the_perplexity_of_their_number(text, parts):
@@ -63,9 +63,9 @@ def test_an_interrupted_table_goes_on_where_it_was(text, parts, tmp_path, monkey
     read = []
     score = perplexity._score
     monkeypatch.setattr(perplexity, "_score", lambda model, row, *rest: read.append(row) or score(model, row, *rest))
-    assert measure(model, settings, Parts(tmp_path / "out", {"model": "double"})) == whole
+    assert measure(model, settings, ResultCache(tmp_path / "out", {"model": "double"})) == whole
     assert read == ["+ ntk + logn", "+ ntk + logn + window"]
-    measure(model, settings, Parts(tmp_path / "out", {"model": "another"}))
+    measure(model, settings, ResultCache(tmp_path / "out", {"model": "another"}))
     assert len(read) == 2 + 5  # what another model gave is not taken for this one's
 
 
@@ -88,14 +88,14 @@ def test_only_as_much_of_a_file_is_encoded_as_is_needed(tmp_path):
             asked.append(len(text))
             return super().encode_ordinary(text)
 
-    assert bytes(read(str(path), Counting(), 20)) == b"01234567890123456789"
+    assert bytes(read_text(str(path), Counting(), 20)) == b"01234567890123456789"
     assert max(asked) == 160
 
     class Wordy(doubles.Bytes):  # a token for 50 characters
         def encode_ordinary(self, text):
             return super().encode_ordinary(text)[::50]
 
-    assert len(read(str(path), Wordy(), 20)) == 20
+    assert len(read_text(str(path), Wordy(), 20)) == 20
 
 
 def test_a_text_that_is_too_short_or_missing_is_said(text, parts):
@@ -117,8 +117,8 @@ def test_published_numbers_stand_beside_ours(text, parts, tmp_path):
     nats = result["rows"]["plain"]["24"]["nats"] / result["rows"]["plain"]["24"]["tokens"]
     assert ours.split()[3] == f"{math.exp(nats):.2f}"
     assert {len(line) for line in lines if line.rstrip().endswith("-")} == {len(head)}  # columns are aligned
-    assert PUBLISHED["Qwen-7B (T=2048)"]["plain"][16384] == 2645.09
-    draw(result, tmp_path / "table3.png")
+    assert TABLE_3["Qwen-7B (T=2048)"]["plain"][16384] == 2645.09
+    plot(result, tmp_path / "table3.png")
     image = (tmp_path / "table3.png").read_bytes()
     assert image.startswith(b"\x89PNG")
     assert len(image) < 100_000

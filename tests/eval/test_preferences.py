@@ -9,11 +9,12 @@ import tiny_model
 
 from qwenjax.common import command_line
 from qwenjax.config import Compute
-from qwenjax.eval import accuracy, command
-from qwenjax.eval.partial_results import Parts
-from qwenjax.eval.task import Settings, task
+from qwenjax.eval import __main__ as command
+from qwenjax.eval import accuracy
+from qwenjax.eval.partial_results import ResultCache
+from qwenjax.eval.task import Settings, find_task
 from qwenjax.eval.tasks import preferences
-from qwenjax.eval.tasks.preferences import PUBLISHED, measure, read, table
+from qwenjax.eval.tasks.preferences import TABLE_4, measure, read_set, table
 
 TOKENIZER = tiny_model.tokenizer()
 
@@ -48,7 +49,9 @@ def write(path, rows) -> str:
 
 
 def measured(tmp_path, *paths, judge=None) -> dict:
-    return {"model": "judge", "set": []} | measure(judge or Judge(), Settings(data=paths), Parts(tmp_path / "out", {}))
+    return {"model": "judge", "set": []} | measure(
+        judge or Judge(), Settings(data=paths), ResultCache(tmp_path / "out", {})
+    )
 
 
 def test_accuracy_and_its_interval_are_those_worked_out_by_hand(tmp_path):
@@ -105,12 +108,15 @@ def test_old_turns_of_long_texts_go_and_what_is_still_too_long_is_left_out(tmp_p
         preference("2", "1", prompt=(long,)),
     ]
     path = write(tmp_path / "long.jsonl", rows)
-    found = read(path, TOKENIZER, 200)
+    found = read_set(path, TOKENIZER, 200)
     assert len(found.rows) == 2
     assert found.rows[0].texts == found.rows[1].texts  # without its first exchange the second row asks the same
     one = measured(tmp_path, path)["sets"][0]
     assert (one["pairs"], one["accuracy"]) == (2, 1)
-    assert "1 x preference longer than 200 tokens, even its last exchange (first: long.jsonl:3" in one["left_out"][0]
+    assert (
+        "1 x preference longer than 200 tokens, even after dropping earlier turns (first: long.jsonl:3"
+        in one["left_out"][0]
+    )
     assert one["shortened"] == ["1 x oldest turns dropped to fit 200 tokens"]
     assert "shortened 1 x oldest turns" in table({"model": "judge", **measured(tmp_path, path)})
 
@@ -122,7 +128,7 @@ def test_rows_go_by_length_and_scores_find_back_to_them(tmp_path, monkeypatch):
     rows += [preference("1", "2", prompt=("word " * n,)) for n in (10, 40)]
     rows += [preference("3", "2", "1", prompt=("word " * 25,))]
     judge, path = Judge(), write(tmp_path / "mixed.jsonl", rows)
-    lengths = [row.longest for row in read(path, TOKENIZER, 200).rows]
+    lengths = [row.longest for row in read_set(path, TOKENIZER, 200).rows]
     assert lengths == sorted(lengths)
     first = measured(tmp_path, path, judge=judge)
     assert first["sets"][0]["accuracy"] == 6 / 8
@@ -148,7 +154,7 @@ def test_sets_of_the_report_have_their_row_beside_them(tmp_path, name, title):
     result = measured(tmp_path, path)
     assert result["sets"][0]["name"] == name
     assert result["sets"][0]["published"] == title
-    shown = f"  published, {title}: PMP {PUBLISHED[title][0]:.2f}" if title else "  published,"
+    shown = f"  published, {title}: PMP {TABLE_4[title][0]:.2f}" if title else "  published,"
     assert (shown in table(result)) == bool(title)
 
 
@@ -186,7 +192,7 @@ def test_table_4_is_printed_and_kept(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--table=4", "--tasks=passkey"], "ask for them apart"),
+        (["--table=4", "--tasks=passkey"], "run them apart"),
         (["--table=4", "--set", "ntk=true"], "a reward model is read as it was trained"),
     ],
 )
@@ -205,7 +211,7 @@ def test_a_language_model_is_refused(tmp_path, capsys):
 
 
 def test_without_data_it_says_what_is_wanted(tmp_path):
-    assert task("4") is preferences
+    assert find_task("4") is preferences
     with pytest.raises(ValueError, match="table 4 needs preferences: --data FILE"):
         measured(tmp_path)
 
@@ -214,6 +220,10 @@ def test_the_held_out_loss_is_that_of_training():
     """Of two pairs, one right by 2 and one wrong by 1: with labels of which a tenth is taken to be flipped."""
     some = [accuracy.ScoredPair(1.0, 2.0, 0), accuracy.ScoredPair(1.0, -1.0, 0)]
     right, wrong = np.log1p(np.exp([-2.0, 1.0])), np.log1p(np.exp([2.0, -1.0]))
-    assert accuracy.numbers(some)["eval_loss"] == pytest.approx(right.mean())
-    assert accuracy.numbers(some, smoothing=0.1)["eval_loss"] == pytest.approx((0.9 * right + 0.1 * wrong).mean())
-    assert accuracy.numbers(some, margin=3.0)["eval_loss"] == pytest.approx(np.log1p(np.exp([1.0, 4.0])).mean())
+    assert accuracy.loss_and_accuracy(some)["eval_loss"] == pytest.approx(right.mean())
+    assert accuracy.loss_and_accuracy(some, smoothing=0.1)["eval_loss"] == pytest.approx(
+        (0.9 * right + 0.1 * wrong).mean()
+    )
+    assert accuracy.loss_and_accuracy(some, margin=3.0)["eval_loss"] == pytest.approx(
+        np.log1p(np.exp([1.0, 4.0])).mean()
+    )

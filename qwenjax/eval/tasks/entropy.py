@@ -1,8 +1,8 @@
-"""How widely attention looks, by length (report §2.3.2): the entropy that LogN keeps from growing with the context.
+"""Entropy of attention by context length (report §2.3.2): LogN scaling keeps it from growing with the length.
 
-A text is read in windows of each length, once plainly, once with dynamic NTK, once with LogN as well. Of the last
-queries of a window the distribution over all positions before has an entropy, ln(length) at most; its mean over heads
-and queries is given layer by layer.
+A text is read in windows of each length: plain, with dynamic NTK, and with NTK and LogN. The attention of a query is a
+distribution over all positions up to it, with an entropy of at most ln(length). The result is the mean over the heads
+and the last queries of each window, for each layer.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 
 from qwenjax.common import figures
 from qwenjax.common.progress import meter
-from qwenjax.eval.partial_results import Parts, hash_of
+from qwenjax.eval.partial_results import ResultCache, short_hash
 from qwenjax.eval.task import Settings
 from qwenjax.eval.tasks import perplexity
 from qwenjax.model.transformer import Transformer
@@ -29,26 +29,26 @@ ROWS = perplexity.ROWS[:3]
 QUERIES = 64  # the last ones of a window, or all of a shorter one
 
 
-def measure(model: "Model", settings: Settings, parts: Parts) -> dict:
+def measure(model: "Model", settings: Settings, cache: ResultCache) -> dict:
     """Mean entropy, nats, of each layer's attention, by row and length; see `table`.
 
     Raises:
       ValueError: no text, or one that is shorter than a window.
     """
     lengths = sorted(set(settings.lengths))
-    ids = perplexity.read(settings.text, model.vocabulary, settings.tokens or lengths[-1])
+    ids = perplexity.read_text(settings.text, model.vocabulary, settings.tokens or lengths[-1])
     if len(ids) < lengths[-1]:
         raise ValueError(f"{settings.text} has {len(ids):,} tokens, fewer than a window of {lengths[-1]:,}")
-    text = {"text": hash_of(np.asarray(ids, np.int64).tobytes()), "tokens": len(ids)}
+    text = {"text": short_hash(np.asarray(ids, np.int64).tobytes()), "tokens": len(ids)}
     cells = [(row, n, {"task": "entropy", **text, "row": row, "length": n}) for row in ROWS for n in lengths]
     rows: dict[str, dict[str, list[float]]] = {row: {} for row in ROWS}
-    with meter("attention", sum(len(ids) // n * n for _, n, of in cells if parts.get(of) is None), "token") as step:
-        for row, n, of in cells:
-            value = parts.get(of)
+    with meter("attention", sum(len(ids) // n * n for _, n, key in cells if cache.get(key) is None), "token") as step:
+        for row, n, key in cells:
+            value = cache.get(key)
             if value is None:
                 cfg = perplexity.variant(model.config, row)
                 windows = [ids[start : start + n] for start in range(0, len(ids) - n + 1, n)]
-                value = parts.add(of, _mean(model, model.network.clone(cfg=cfg), windows, step))
+                value = cache.add(key, _mean(model, model.network.clone(cfg=cfg), windows, step))
             rows[row][str(n)] = value
     return {
         "task": "entropy",
@@ -61,31 +61,31 @@ def measure(model: "Model", settings: Settings, parts: Parts) -> dict:
 
 
 def _mean(model, network: Transformer, windows: list[list[int]], step) -> list[float]:
-    """Of each layer, over the windows."""
-    found = []
+    """Mean entropy of each layer over the windows."""
+    by_window = []
     for window in windows:
-        found.append(np.asarray(entropies(model.params, jnp.asarray([window], jnp.int32), network)))
+        by_window.append(np.asarray(entropies(model.params, jnp.asarray([window], jnp.int32), network)))
         step(len(window))
-    return np.mean(found, axis=0).tolist()
+    return np.mean(by_window, axis=0).tolist()
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def entropies(params: dict, tokens: jax.Array, model: Transformer) -> jax.Array:
-    """int [b t] -> [layers] float32: mean entropy, nats, of the attention of the last queries over all before them."""
+    """int [b t] -> [layers] float32: mean entropy, in nats, of the attention of the last QUERIES queries."""
     lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
-    _, seen = model.apply({"params": params}, tokens, lengths=lengths, mutable=["intermediates"])
-    attn = seen["intermediates"]["blocks"]["attn"]
+    _, collections = model.apply({"params": params}, tokens, lengths=lengths, mutable=["intermediates"])
+    attn = collections["intermediates"]["blocks"]["attn"]
     (q,), (k,) = attn["q"], attn["k"]  # [layers b t n h], [layers b t k h]
     last = min(QUERIES, q.shape[2])
     q = q[:, :, -last:].reshape(*q.shape[:2], last, k.shape[3], -1, q.shape[-1]).astype(jnp.float32)
     scores = jnp.einsum("lbtkgh,lbskh->lbkgts", q, k.astype(jnp.float32)) / math.sqrt(q.shape[-1])
-    behind = jnp.arange(tokens.shape[1]) > jnp.arange(tokens.shape[1] - last, tokens.shape[1])[:, None]
-    log_p = jax.nn.log_softmax(jnp.where(behind, -jnp.inf, scores))
-    return -jnp.mean(jnp.sum(jnp.where(behind, 0, jnp.exp(log_p) * log_p), -1), axis=(1, 2, 3, 4))
+    future = jnp.arange(tokens.shape[1]) > jnp.arange(tokens.shape[1] - last, tokens.shape[1])[:, None]
+    log_p = jax.nn.log_softmax(jnp.where(future, -jnp.inf, scores))
+    return -jnp.mean(jnp.sum(jnp.where(future, 0, jnp.exp(log_p) * log_p), -1), axis=(1, 2, 3, 4))
 
 
 def table(result: dict) -> str:
-    """The result for people: the mean over the layers, a column for each length."""
+    """The result as text: the mean over the layers, a column for each length."""
     lines = [
         f"entropy of attention, {result['model']} (T={result['context']}), nats, mean over the layers; "
         f"{result['text']}: the first {result['tokens']:,} tokens",
@@ -97,8 +97,8 @@ def table(result: dict) -> str:
     return "\n".join([*lines, f"{'ln(length)':<20}" + "".join(f"{math.log(n):>10.3f}" for n in result["lengths"])])
 
 
-def draw(result: dict, path: Path) -> None:
-    """Writes a PNG: on the left the mean over the layers by length, on the right each layer at the greatest length."""
+def plot(result: dict, path: Path) -> None:
+    """Writes a PNG: the mean over the layers by length on the left, each layer at the greatest length on the right."""
     figure, (left, right) = figures.canvas(10.5, 3.8, 2)
     by_length = {row: [{int(n): float(np.mean(v)) for n, v in cells.items()}] for row, cells in result["rows"].items()}
     figures.curves(left, by_length)

@@ -1,8 +1,8 @@
 """Table 4 of the report: how often a reward model puts two responses to a prompt in the right order, set by set.
 
-A set is a file that `qwenjax.data convert` reads. Its rows become pairs of responses, ranked lists all of their pairs;
-they are encoded as in training, and scored at the end token. A tie counts half. The accuracy of preferring the longer
-response stands beside it: a reward model that does no better may know nothing else.
+A set is a file that `qwenjax.data convert` reads. A row becomes all its pairs of responses. They are encoded as in
+training and scored at the end token. A tie counts half. The accuracy of preferring the longer response is the baseline:
+a reward model that does no better may know nothing else.
 """
 
 import re
@@ -18,7 +18,8 @@ from qwenjax.data.conversations.convert import Account, converted
 from qwenjax.data.conversations.encode import Encoding, encode
 from qwenjax.data.conversations.schema import RowError
 from qwenjax.eval import accuracy
-from qwenjax.eval.partial_results import Parts, hash_of
+from qwenjax.eval.partial_results import ResultCache, short_hash
+from qwenjax.eval.published import TABLE_4
 from qwenjax.eval.task import Settings
 from qwenjax.sources.slices import Report
 
@@ -27,19 +28,9 @@ if TYPE_CHECKING:
     from qwenjax.tokenizer import Tokenizer
 
 MODEL = "reward"
-CHUNK = 256  # rows that are scored, and kept, together
+CHUNK = 256  # prompts that are scored and cached together
 
-# Report, Table 4, in percent: (PMP, RM). Of the size of the model nothing is said.
-PUBLISHED = {
-    "Qwen Helpful-base": (62.68, 74.78),
-    "Qwen Helpful-online": (61.62, 69.71),
-    "Anthropic Helpful-base": (76.52, 73.98),
-    "Anthropic Helpful-online": (65.43, 64.57),
-    "OpenAI Summ.": (69.60, 69.99),
-    "Stanford SHP": (60.05, 60.10),
-    "OpenAI PRM800K": (70.59, 70.52),
-}
-# How the files of the public ones are called; Qwen's own are not public
+# patterns of the file names of the public sets; Qwen's own sets are not public
 FILES = {
     "Anthropic Helpful-base": "helpful[-_. /]?base",
     "Anthropic Helpful-online": "helpful[-_. /]?online",
@@ -49,8 +40,8 @@ FILES = {
 }
 
 
-class ScoredRow(NamedTuple):
-    """Responses to one prompt as ids, best first, and what they were rated."""
+class EncodedResponses(NamedTuple):
+    """Responses to one prompt as ids, best first, and their ratings."""
 
     texts: list[list[int]]
     ratings: list[float]
@@ -60,16 +51,16 @@ class ScoredRow(NamedTuple):
         return max(map(len, self.texts))
 
 
-class Set(NamedTuple):
-    """A file of preferences, and what became of its rows."""
+class PreferenceSet(NamedTuple):
+    """The preferences of a file, with an account of rows that were left out or shortened."""
 
-    rows: list[ScoredRow]
-    scored: bool  # whether ratings are scores, and not places in a ranking
+    prompts: list[EncodedResponses]
+    scored: bool  # whether ratings are scores rather than ranks
     left_out: Report
     shortened: Report
 
 
-def measure(model: "RewardModel", settings: Settings, parts: Parts) -> dict:
+def measure(model: "RewardModel", settings: Settings, cache: ResultCache) -> dict:
     """Pairs in the right order for each of `settings.data`; see `table`.
 
     Raises:
@@ -77,91 +68,93 @@ def measure(model: "RewardModel", settings: Settings, parts: Parts) -> dict:
     """
     if not settings.data:
         raise ValueError("table 4 needs preferences: --data FILE…, as `qwenjax.data convert` reads them")
-    sets = {path: read(path, model.tokenizer, model.config.context) for path in settings.data}
-    with meter("scoring", sum(len(one.texts) for found in sets.values() for one in found.rows), "text") as step:
-        results = [_result(path, found, _scores(model, found.rows, parts, step)) for path, found in sets.items()]
-    return {"table": 4, "context": model.config.context, "sets": results, "published": PUBLISHED}
+    sets = {path: read_set(path, model.tokenizer, model.config.context) for path in settings.data}
+    with meter(
+        "scoring", sum(len(responses.texts) for one in sets.values() for responses in one.prompts), "text"
+    ) as step:
+        results = [_result(path, one, _scores(model, one.prompts, cache, step)) for path, one in sets.items()]
+    return {"table": 4, "context": model.config.context, "sets": results, "published": TABLE_4}
 
 
-def read(path: str, tokenizer: "Tokenizer", length: int) -> Set:
-    """The preferences of a file; of those longer than `length` tokens the oldest exchanges go, or they are left out.
+def read_set(path: str, tokenizer: "Tokenizer", length: int) -> PreferenceSet:
+    """The preferences of a file. Those longer than `length` tokens lose their oldest turns, or are left out.
 
     Raises:
-      ValueError: there is no such file, or nothing in it that is a preference.
+      ValueError: there is no such file, or it holds no preference.
     """
-    account, how = Account(), Encoding(length=length, truncate="turns", kind="preference")
-    rows, shortened, scored = [], Report(), False
+    account, encoding = Account(), Encoding(length=length, truncate="turns", kind="preference")
+    prompts, shortened, scored = [], Report(), False
     for place, _, row in converted(path, account, to="preference"):
         try:
-            dialogues, change, _ = encode(row, tokenizer, how)
+            dialogues, change, _ = encode(row, tokenizer, encoding)
         except RowError as error:
             account.skipped.note(error.reason, place)
             continue
         if change:
             shortened.note(change, place)
         scored |= row.scores is not None
-        rows.append(ScoredRow([one.ids for one in dialogues], [one.rating for one in dialogues]))
-    if not rows:
+        prompts.append(EncodedResponses([one.ids for one in dialogues], [one.rating for one in dialogues]))
+    if not prompts:
         reasons = "; ".join(account.skipped.lines()) or "it is empty"
         raise ValueError(f"no pair of responses in {path}: {reasons}")
-    return Set(sorted(rows, key=lambda row: row.longest), scored, account.skipped, shortened)
+    return PreferenceSet(sorted(prompts, key=lambda responses: responses.longest), scored, account.skipped, shortened)
 
 
-def _scores(model: "RewardModel", rows: Sequence[ScoredRow], parts: Parts, step) -> list[list[float]]:
-    """Of every response; rows come sorted by length, so that those of a chunk are padded little."""
+def _scores(model: "RewardModel", prompts: Sequence[EncodedResponses], cache: ResultCache, step) -> list[list[float]]:
+    """The score of every response. Prompts come sorted by length, so that a chunk has little padding."""
     found: list[list[float]] = []
-    for first in range(0, len(rows), CHUNK):
-        some = rows[first : first + CHUNK]
-        texts = [ids for row in some for ids in row.texts]
+    for first in range(0, len(prompts), CHUNK):
+        chunk = prompts[first : first + CHUNK]
+        texts = [ids for responses in chunk for ids in responses.texts]
         ids = np.concatenate([[len(text), *text] for text in texts])
-        of = {"table": 4, "texts": hash_of(ids.astype("<i8").tobytes())}
-        flat = parts.get(of)
+        key = {"table": 4, "texts": short_hash(ids.astype("<i8").tobytes())}
+        flat = cache.get(key)
         if flat is None:
-            flat = parts.add(of, [float(score) for score in model.score_ids(texts)])
+            flat = cache.add(key, [float(score) for score in model.score_ids(texts)])
         step(len(texts))
         scores = iter(flat)
-        found += [[next(scores) for _ in row.texts] for row in some]
+        found += [[next(scores) for _ in responses.texts] for responses in chunk]
     return found
 
 
-def _result(path: str, found: Set, scores: Sequence[Sequence[float]]) -> dict:
+def _result(path: str, one: PreferenceSet, scores: Sequence[Sequence[float]]) -> dict:
     """The numbers of one set."""
-    lengths = [[float(len(ids)) for ids in row.texts] for row in found.rows]
-    pairs, longer = _pairs(found.rows, scores), _pairs(found.rows, lengths)
+    lengths = [[float(len(ids)) for ids in responses.texts] for responses in one.prompts]
+    pairs, longer = _pairs(one.prompts, scores), _pairs(one.prompts, lengths)
     return {
-        "name": name(path),
-        "rows": len(found.rows),
-        **_numbers(pairs),
-        "longer": accuracy.right(longer) / len(longer),
-        "gaps": [{"title": title, **_numbers(part)} for title, part in accuracy.by_gap(pairs) if found.scored],
-        "published": next((title for title, file in FILES.items() if re.search(file, name(path).lower())), None),
-        "left_out": found.left_out.lines(),
-        "shortened": [f"{count:,} x {reason}" for reason, (count, _) in found.shortened.items()],
+        "name": set_name(path),
+        "rows": len(one.prompts),
+        **_accuracy(pairs),
+        "longer": accuracy.num_correct(longer) / len(longer),
+        "gaps": [{"title": title, **_accuracy(part)} for title, part in accuracy.by_gap(pairs) if one.scored],
+        "published": next((title for title, file in FILES.items() if re.search(file, set_name(path).lower())), None),
+        "left_out": one.left_out.lines(),
+        "shortened": [f"{count:,} x {reason}" for reason, (count, _) in one.shortened.items()],
     }
 
 
-def _pairs(rows: Sequence[ScoredRow], scores: Sequence[Sequence[float]]) -> list[accuracy.ScoredPair]:
-    """Those of all rows, each a list of its own length."""
+def _pairs(prompts: Sequence[EncodedResponses], scores: Sequence[Sequence[float]]) -> list[accuracy.ScoredPair]:
+    """The pairs of all prompts; each has its own number of responses."""
     pairs = []
-    for row, values in zip(rows, scores):
-        there, source = np.ones((1, len(values)), bool), np.zeros(1, int)
-        pairs += accuracy.pairs(np.asarray([values]), np.asarray([row.ratings]), there, source)
+    for responses, values in zip(prompts, scores):
+        present, source = np.ones((1, len(values)), bool), np.zeros(1, int)
+        pairs += accuracy.ranked_pairs(np.asarray([values]), np.asarray([responses.ratings]), present, source)
     return pairs
 
 
-def _numbers(pairs: Sequence[accuracy.ScoredPair]) -> dict:
-    good = float(accuracy.right(pairs))
-    share = good / len(pairs) if pairs else None
-    return {"pairs": len(pairs), "accuracy": share, "interval": accuracy.interval(good, len(pairs))}
+def _accuracy(pairs: Sequence[accuracy.ScoredPair]) -> dict:
+    correct = float(accuracy.num_correct(pairs))
+    share = correct / len(pairs) if pairs else None
+    return {"pairs": len(pairs), "accuracy": share, "interval": accuracy.wilson_interval(correct, len(pairs))}
 
 
-def name(path: str) -> str:
-    """What a set is called: its file and the folder that this is in, as 'helpful-base/test.jsonl.gz'."""
+def set_name(path: str) -> str:
+    """The name of a set: its folder and file, such as 'helpful-base/test.jsonl.gz'."""
     return "/".join(Path(path).parts[-2:])
 
 
 def table(result: dict) -> str:
-    """The result for people: a line for each set, then its parts by gap and what was left out, then the report's."""
+    """The result as text: a line for each set with its groups by rating gap, then the report's rows."""
     sets = result["sets"]
     width = max(28, *(len(one["name"]) + 2 for one in sets))
 
@@ -171,7 +164,7 @@ def table(result: dict) -> str:
         return f"{title:<{width}}{one['pairs']:>9,}{share:>10}{f'{low:.1%} to {high:.1%}':>19}{rest}"
 
     lines = [
-        f"{result['model']}: pairs of responses in the right order; a tie is half right",
+        f"{result['model']}: pairs of responses in the right order; a tie counts half",
         "",
         f"{'set':<{width}}{'pairs':>9}{'accuracy':>10}{'95 % interval':>19}{'the longer':>12}",
     ]
@@ -179,18 +172,18 @@ def table(result: dict) -> str:
         lines.append(line(one["name"], one, f"{one['longer']:>12.1%}"))
         lines += [line(f"  {part['title']}", part) for part in one["gaps"] if part["pairs"]]
         if one["published"]:
-            pmp, rm = PUBLISHED[one["published"]]
+            pmp, rm = TABLE_4[one["published"]]
             lines.append(f"  published, {one['published']}: PMP {pmp:.2f}, RM {rm:.2f}")
         lines += [f"  {text}" for text in one["left_out"]]
         lines += [f"  shortened {text}" for text in one["shortened"]]
     lines += ["", "accuracy as published (report, Table 4), in %; the size of the model is not stated"]
     lines += [f"{'':<{width}}{'PMP':>9}{'RM':>10}"]
-    lines += [f"{title:<{width}}{pmp:>9.2f}{rm:>10.2f}" for title, (pmp, rm) in PUBLISHED.items()]
+    lines += [f"{title:<{width}}{pmp:>9.2f}{rm:>10.2f}" for title, (pmp, rm) in TABLE_4.items()]
     return "\n".join(lines)
 
 
-def draw(result: dict, path: Path) -> None:
-    """Writes a PNG: a bar with its interval for each set, and what preferring the longer response would reach."""
+def plot(result: dict, path: Path) -> None:
+    """Writes a PNG: a bar with its interval for each set, and the baseline of preferring the longer response."""
     sets = result["sets"]
     figure, (axes,) = figures.canvas(6.5, 1.6 + 0.4 * len(sets))
     places = range(len(sets))

@@ -1,4 +1,4 @@
-"""`python -m qwenjax.bench align`: its data, its floors, its arithmetic, and that nothing is done twice."""
+"""`python -m experiments.studies.alignment`: its data, its floors, its arithmetic, and that nothing is done twice."""
 
 import json
 import os
@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenjax.bench.__main__ import main
-from qwenjax.bench.align import directed, harness, judge, outcome, sentiment, stages
-from qwenjax.bench.align.data import RatedPair
-from qwenjax.bench.align.outcome import Wanted
-from qwenjax.bench.align.stages import Stage, Stages
+from experiments.studies.alignment import __main__ as command
+from experiments.studies.alignment import directed, harness, judge, outcome, sentiment, stages
+from experiments.studies.alignment.data import RatedPair
+from experiments.studies.alignment.outcome import Wanted
+from experiments.studies.alignment.stages import Stage, Stages
+from qwenjax.common import command_line
 
 
 def test_accuracy_by_gap(texts):
@@ -144,7 +145,7 @@ def train(monkeypatch):
         if stage.settings.get("seed") == 666:
             return [sys.executable, "-c", "import sys; print('first'); sys.exit('the loss is not finite')"]
         code = (
-            "import json, sys; from pathlib import Path; from qwenjax import config, lookup\n"
+            "import json, sys; from pathlib import Path; from qwenjax import config; from qwenjax.config import lookup\n"
             "work = Path(sys.argv[1]); work.mkdir(parents=True)\n"
             "made = lookup.experiment(sys.argv[2], json.loads(sys.argv[3]))\n"
             "(work / 'config.json').write_text(json.dumps(config.to_dict(made)))\n"
@@ -232,6 +233,10 @@ def test_the_arms_differ_in_what_they_are_about(texts, tmp_path):
 # ---- the command ----
 
 
+def main(argv):
+    return command_line.main_of("experiments.studies.alignment", command, argv)
+
+
 @pytest.fixture
 def outcomes(monkeypatch):
     """In the place of a seed's training: an outcome by seed."""
@@ -242,7 +247,7 @@ def outcomes(monkeypatch):
 
 def test_the_command_prints_claims_and_fails_with_one_of_them(ratings, tmp_path, outcomes, capsys):
     outcomes.update({0: seed_of_a(), 1: seed_of_a(), 2: seed_of_a(gold_z=-0.1)})
-    arguments = ["align", f"--data={ratings}", f"--workdir={tmp_path / 'runs'}"]
+    arguments = [f"--data={ratings}", f"--workdir={tmp_path / 'runs'}"]
     png = tmp_path / "curves.png"
     assert main([*arguments, "--seeds=0,1", f"--png={png}"]) == 0
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -276,7 +281,7 @@ def test_curves_of_seeds_meet_at_the_same_iteration(monkeypatch, tmp_path):
     ],
 )
 def test_bad_usage(ratings, tmp_path, arguments, code, message, capsys):
-    given = ["align", f"--data={ratings}", f"--workdir={tmp_path}", *arguments]
+    given = [f"--data={ratings}", f"--workdir={tmp_path}", *arguments]
     try:
         assert main(given) == code
     except SystemExit as stop:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from qwenjax.bench.align import data, floor, judge
-from qwenjax.bench.align.data import RatedPair, Text
-from qwenjax.bench.align.outcome import Wanted
-from qwenjax.bench.align.sentiment import LATE
-from qwenjax.bench.align.stages import Stage, Stages
 from qwenjax.common.jsonl import read_rows
+
+from . import data, floor, judge
+from .data import RatedPair, Text
+from .outcome import Wanted
+from .sentiment import LATE
+from .stages import Stage, Stages
 
 COMPARISONS = 400  # pairs that reward model and linear model learn from
 JUDGED = 400  # pairs that they are tested on
@@ -118,7 +119,7 @@ class Real:
         from qwenjax.eval.tasks import perplexity
 
         settings = Settings(text=str(self.text), lengths=(WINDOW,), tokens=TOKENS)
-        log = partial_results.Parts(kept, {"model": partial_results.model_key(str(model))})
+        log = partial_results.ResultCache(kept, {"model": partial_results.model_key(str(model))})
         found = perplexity.measure(api.load(model), settings, log)
         return perplexity.perplexity(found["rows"]["plain"][str(WINDOW)])
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwenjax.bench.align import data
-from qwenjax.bench.align.data import KINDS
+from experiments.studies.alignment import data
+from experiments.studies.alignment.data import KINDS
 
 GOOD, BAD, NOUNS = ("lovely", "great", "fine"), ("awful", "dull", "bad"), ("film", "phone", "day", "law", "plot")
 

@@ -1,19 +1,19 @@
-"""Qwen-14B: preference-model pretraining (report §3.2.1), on a large set of comparisons.
+"""Preference-model pretraining of Qwen-1.8B, 7B or 14B (report §3.2.1) on a large set of comparisons.
 
     python -m qwenjax.train --exp=qwen14b_pmp --set init_from=BASE --set chat.files.0.path=FILE.jsonl --set steps=N
 
-The report gives values for "this process", which reads as the reward model's; PMP takes the same here.
+The report gives one set of values, which reads as the reward model's; PMP takes the same here.
 """
 
-from qwenjax.config import QWEN_14B, AdamW, Chat, ChatFile, Data, Experiment
+from qwenjax.config import QWEN_SIZES, AdamW, Chat, ChatFile, Data, Experiment
 
 
-def experiment() -> Experiment:
+def experiment(size: str) -> Experiment:
     return Experiment(
-        name="qwen14b_pmp",
+        name=f"qwen{size}_pmp",
         task="reward",
-        init_from="runs/qwen14b",
-        model=QWEN_14B,
+        init_from=f"runs/qwen{size}",
+        model=QWEN_SIZES[size],
         data=Data(tokenizer="qwen", seq_len=2048, batch_size=64),
         chat=Chat(files=(ChatFile("data/preferences.jsonl"),)),
         optim=AdamW(peak_lr=3e-6, schedule="constant", warmup_steps=0, weight_decay=0.1, grad_clip=1.0),

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwenjax.bench.align.data import RatedPair, Turns, answer, request
-from qwenjax.bench.align.stages import say
 from qwenjax.common import jsonl
 from qwenjax.config import RL
+
+from .data import RatedPair, Turns, answer, request
+from .stages import say
 
 ROWS = 128  # responses written together
 EDGES = (0.5, 1.0, 2.0)  # accuracy is of pairs whose ratings are so far apart, or farther

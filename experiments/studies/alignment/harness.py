@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from qwenjax.bench.align import data, directed, judge, outcome, sentiment
-from qwenjax.bench.align.real import Real
-from qwenjax.bench.align.stages import Stages, say
 from qwenjax.common import progress, storage
 from qwenjax.common.processes import quiet_logs
 from qwenjax.sweeps import finished
+
+from . import data, directed, judge, outcome, sentiment
+from .real import Real
+from .stages import Stages, say
 
 MODULES: dict[str, ModuleType] = {"A": sentiment, "B": directed}
 

@@ -14,12 +14,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwenjax.bench.align import data, floor, judge
-from qwenjax.bench.align.data import DIRECTIONS, RatedPair, Text
-from qwenjax.bench.align.outcome import Wanted
-from qwenjax.bench.align.sentiment import ASKED, course, forgotten
-from qwenjax.bench.align.stages import Stage, Stages
 from qwenjax.common.jsonl import read_rows
+
+from . import data, floor, judge
+from .data import DIRECTIONS, RatedPair, Text
+from .outcome import Wanted
+from .sentiment import ASKED, course, forgotten
+from .stages import Stage, Stages
 
 ARMS = {"preset": {}}  # the one there is
 REVIEWS = ("movie review", "product review")  # what PMP reads; the reward model proper reads the other kinds

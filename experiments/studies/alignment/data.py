@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwenjax.common import jsonl, storage
-from qwenjax.data.shards.worker import keyed_hash
+from qwenjax.common.hashing import keyed_hash
 
 KINDS = {
     "movieReviewSnippets": "movie review",

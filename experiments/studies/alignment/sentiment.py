@@ -9,11 +9,12 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwenjax.bench.align import data, floor, judge
-from qwenjax.bench.align.data import Text
-from qwenjax.bench.align.outcome import Wanted
-from qwenjax.bench.align.stages import Stage, Stages
 from qwenjax.common.jsonl import read_rows
+
+from . import data, floor, judge
+from .data import Text
+from .outcome import Wanted
+from .stages import Stage, Stages
 
 ARMS = {  # PPO's settings beside those of sentiment_ppo
     "ptx": {},

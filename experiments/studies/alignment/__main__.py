@@ -1,4 +1,4 @@
-"""Does alignment work: SFT, reward models and PPO on people's ratings, with claims that hold or not.
+"""Alignment experiments: SFT, reward models and PPO on people's ratings, with claims that hold or not.
 
 Experiment A makes texts more positive, with and without the pretraining loss and with shuffled scores as a control;
 two reward models and a lexicon that the policy never learnt from judge it. Experiment B is the report's whole path,
@@ -9,17 +9,18 @@ fails.
 """
 
 import argparse
+import sys
 
-from qwenjax.common.command_line import DONE, FAILED
+from qwenjax.common import command_line
 
 EXAMPLES = """
 examples:
-  python -m qwenjax.bench align --data=ratings.jsonl.gz
+  python -m experiments.studies.alignment --data=ratings.jsonl.gz
       experiment A with three seeds
-  python -m qwenjax.bench align --data=ratings.jsonl.gz --seeds=0,1,2,3,4,5,6,7,8,9 --arms=ptx
+  python -m experiments.studies.alignment --data=ratings.jsonl.gz --seeds=0,1,2,3,4,5,6,7,8,9 --arms=ptx
       does every one of ten seeds improve
-  python -m qwenjax.bench align --data=ratings.jsonl.gz --experiment=B --png=directed.png --json > directed.json
-  python -m qwenjax.bench align --data=ratings.jsonl.gz --experiment=C --seeds=0 --model=SmolLM2.gguf \\
+  python -m experiments.studies.alignment --data=ratings.jsonl.gz --experiment=B --png=B.png --json > B.json
+  python -m experiments.studies.alignment --data=ratings.jsonl.gz --experiment=C --seeds=0 --model=SmolLM2.gguf \\
       --chat=alpaca.jsonl.gz --text=wiki.txt
 """
 
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from qwenjax.bench.align import harness, outcome
+    from . import harness, outcome
 
     arms = [arm for arm in options.arms.split(",") if arm]
     name = options.experiment
@@ -60,4 +61,8 @@ def run(options: argparse.Namespace) -> int:
     if options.png:
         outcome.draw(result["seeds"], Path(options.png))
     print(json.dumps(result, indent=2) if options.json else outcome.table(result))
-    return DONE if all(claim["holds"] for claim in result["claims"]) else FAILED
+    return command_line.DONE if all(claim["holds"] for claim in result["claims"]) else command_line.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.main_of("experiments.studies.alignment", sys.modules[__name__]))

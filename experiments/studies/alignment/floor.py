@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from qwenjax.bench.align.data import RatedPair
+from .data import RatedPair
 
 WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 OCCURS = 3  # texts that a feature is in, at least

@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qwenjax.bench.align import data, directed, floor, judge, sentiment
-from qwenjax.bench.align.data import RatedPair
+from experiments.studies.alignment import data, directed, floor, judge, sentiment
+from experiments.studies.alignment.data import RatedPair
 from qwenjax.data.conversations.schema import validate
 
 
