@@ -1,4 +1,4 @@
-"""Adds a trace up: steps, time by kind of op and by part of the model, collectives, the host, memory."""
+"""A trace in numbers: steps, time by kind of op and by part of the model, collectives, the host, memory."""
 
 import re
 from collections import Counter, defaultdict
@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwenjax.profile import intervals, library, steps, traces
+from qwenjax.profile import timeline, traces, xprof_tools
 from qwenjax.profile.traces import Capture, Device
 from qwenjax.xla import scopes
 
-_WORTH_A_LOOK = 0.01  # share of the time from which on a program's text is fetched
+_MIN_PROGRAM_SHARE = 0.01  # of the time; the text of smaller programs is not read
 _START_DONE = re.compile(r"^(.*)-(start|done)((?:\.\d+)?)$")
 
 
 @dataclass
 class SummaryRow:
-    """Ops of one kind and one place in the model, as in unrolled layers. Seconds and count are per step and device."""
+    """Ops of one kind and scope, such as those of unrolled layers. Seconds and count are per step and device."""
 
-    scopes: list[str]  # most expensive first
+    names: list[str]  # most expensive first
     module: str
     kind: str
     part: str
@@ -33,7 +33,7 @@ class SummaryRow:
 
 @dataclass
 class Summary:
-    """All that the report says. Times in seconds; shares are of the wall time of the steps."""
+    """Everything in the report. Times are in seconds; shares are of the wall time of the steps."""
 
     files: list[str]
     platform: str
@@ -45,7 +45,7 @@ class Summary:
     program: str
     executions: int
     step_names: list[str]
-    steps: list[float]  # duration of each whole step
+    steps: list[float]  # duration of each complete step
     busy: float  # of a device, per step
     program_seconds: float  # median, first op to last
     kinds: dict[str, float]  # per step; with "idle"
@@ -56,33 +56,33 @@ class Summary:
     peak_flops: float | None
     between: float  # host time between two programs, median
     host: dict[str, float]  # what the host did in it, mean per step
-    input_wait: float | None  # of it, for the batch
-    memory: library.Memory | None  # of the program, where the trace holds it
+    input_wait: float | None  # the part of it that waits for the batch
+    memory: xprof_tools.Memory | None  # of the program, where the trace contains it
     measured: dict[str, float]  # allocator -> peak bytes in use, where the trace has allocations
 
 
 def summarize(path: str | Path) -> Summary:
-    """Reads and adds up the newest recording in `path`.
+    """Summarizes the newest recording in `path`.
 
     Raises:
       ValueError: no trace, a broken one, or xprof is not installed.
     """
     capture = traces.read(traces.find(path))
     first = capture.devices[0]
-    program = steps.main_program(first)
-    windows = [steps.whole(device, program) for device in capture.devices]
+    program = timeline.main_program(first)
+    windows = [timeline.complete_steps(device, program) for device in capture.devices]
     count = len(windows[0][1])
     pieces = [_pieces(device, bounds) for device, (_, _, bounds) in zip(capture.devices, windows)]
     totals: Counter[tuple[str, str]] = Counter()
     counts: Counter[tuple[str, str]] = Counter()
     for one in pieces:
-        for key, time, begun in zip(one.ops, intervals.shares(one.spans), one.begun):
+        for key, time, begun in zip(one.ops, timeline.shares(one.spans), one.begun):
             totals[key] += time
             counts[key] += begun
     per_step = 1e-9 / (len(capture.devices) * count)
-    with library.converters(capture.files[0]) as tool:
-        known = _known(tool, capture, totals)
-        memory, measured = library.memory(tool, program), library.measured(tool)
+    with xprof_tools.converters(capture.files[0]) as tool:
+        known = _known_ops(tool, capture, totals)
+        memory, measured = xprof_tools.memory(tool, program), xprof_tools.measured_memory(tool)
     collectives: dict[str, dict[str, float]] = {}
     for device, one, (*_, bounds) in zip(capture.devices, pieces, windows):
         for kind, (exposed, hidden) in _collectives(device, one, bounds, known).items():
@@ -92,8 +92,8 @@ def summarize(path: str | Path) -> Summary:
     rows = _rows(known, {key: (time * per_step, counts[key] * per_step * 1e9) for key, time in totals.items()})
     wall = sum(float(bounds[-1] - bounds[0]) for *_, bounds in windows) * per_step
     busy = sum(row.seconds for row in rows)
-    executed = steps.executions(first, program)
-    between, host, waited = steps.between(first.host, executed)
+    executed = timeline.executions(first, program)
+    between, host, input_wait = timeline.host_between_programs(first.host, executed)
     flops = [(row.flop_rate * row.seconds, row.seconds) for row in rows if row.kind == scopes.MATMUL]
     rate = sum(f for f, _ in flops) / max(sum(s for _, s in flops), 1e-12)
     return Summary(
@@ -118,14 +118,14 @@ def summarize(path: str | Path) -> Summary:
         peak_flops=first.peak_flops,
         between=between,
         host=host,
-        input_wait=waited,
+        input_wait=input_wait,
         memory=memory,
         measured=measured,
     )
 
 
 class _Pieces(NamedTuple):
-    """What a device ran in its steps: ops cut into pieces that do not overlap on their lane."""
+    """The ops of a device in its steps, cut into pieces that do not overlap within a lane."""
 
     ops: list[tuple[str, str]]  # program and name
     spans: np.ndarray  # [n 2] ns, clipped to the steps
@@ -136,7 +136,7 @@ def _pieces(device: Device, bounds: np.ndarray) -> _Pieces:
     ops, spans, begun = [], [], []
     for lane in device.lanes:
         seen = set()
-        for index, start, end in intervals.innermost([(op.start, op.end) for op in lane]):
+        for index, start, end in timeline.split_by_innermost([(op.start, op.end) for op in lane]):
             op = lane[index]
             ops.append((op.module, op.name))
             spans.append((start, end))
@@ -145,19 +145,19 @@ def _pieces(device: Device, bounds: np.ndarray) -> _Pieces:
     return _Pieces(ops, np.clip(np.array(spans).reshape(-1, 2), bounds[0], bounds[-1]), begun)
 
 
-def _known(tool: library.Tool, capture: Capture, totals: Counter) -> dict[tuple[str, str], scopes.ScopedOp]:
-    """What xprof knows of the ops of the programs that take time."""
+def _known_ops(tool: xprof_tools.Tool, capture: Capture, totals: Counter) -> dict[tuple[str, str], scopes.ScopedOp]:
+    """What the text of the programs, and on TPU and GPU xprof's table, say of (program, op)."""
     modules = _sums((module, time) for (module, _), time in totals.items())
     known = {}
     for module, time in modules.items():
-        if module and time >= _WORTH_A_LOOK * sum(modules.values()):
-            known |= {(module, name): op for name, op in library.program(tool, module).items()}
+        if module and time >= _MIN_PROGRAM_SHARE * sum(modules.values()):
+            known |= {(module, name): op for name, op in xprof_tools.program_ops(tool, module).items()}
     if capture.platform != "cpu":
-        table = library.device_ops(tool)
+        table = xprof_tools.device_ops(tool)
         for module, name in totals:
-            number = re.search(r"\((\d+)\)$", module)
-            if found := table.get((number[1] if number else "0", name)):
-                known[module, name] = found
+            program_id = re.search(r"\((\d+)\)$", module)
+            if op := table.get((program_id[1] if program_id else "0", name)):
+                known[module, name] = op
     return known
 
 
@@ -182,34 +182,33 @@ def _parts(rows: list[SummaryRow]) -> dict[str, dict[str, float]]:
 
 
 def _collectives(device: Device, pieces: _Pieces, bounds: np.ndarray, known: dict) -> dict[str, tuple[float, float]]:
-    """Time of each kind of collective with nothing else running (exposed), and beside other work (overlapped), in ns.
+    """Time of each kind of collective with no other work at the same time (exposed), and with some (hidden), in ns.
 
-    A collective lasts from its -start to its -done op, or as long as the device says it was in flight.
+    A collective lasts from its -start to its -done op, or as long as the device records it as in flight.
     """
     kinds = {}
     for module, name in set(pieces.ops):
         op = known.get((module, name), scopes.ScopedOp())
         kinds[module, name] = scopes.collective(name, op.category), scopes.kind(name, op)
-    flying, begun = defaultdict(list), {}
+    in_flight, starts = defaultdict(list), {}
     for key, (start, end) in zip(pieces.ops, pieces.spans):
         if kind := kinds[key][0]:
             if half := _START_DONE.match(key[1]):
                 pair = half[1] + half[3]
                 if half[2] == "start":
-                    begun[pair] = start
+                    starts[pair] = start
                 else:
-                    start = begun.pop(pair, start)
-            flying[kind].append((start, end))
+                    start = starts.pop(pair, start)
+            in_flight[kind].append((start, end))
     for event in device.flights:
         if kind := scopes.collective(event.name):
-            flying[kind].append(np.clip((event.start, event.end), bounds[0], bounds[-1]))
-    working = [not kinds[key][0] and kinds[key][1] != scopes.CONTROL for key in pieces.ops]
-    work = pieces.spans[working]
-    found = {}
-    for kind, spans in flying.items():
-        hidden = intervals.overlap(np.array(spans), work)
-        found[kind] = intervals.length(np.array(spans)) - hidden, hidden
-    return found
+            in_flight[kind].append(np.clip((event.start, event.end), bounds[0], bounds[-1]))
+    work = pieces.spans[[not kinds[key][0] and kinds[key][1] != scopes.CONTROL for key in pieces.ops]]
+    times = {}
+    for kind, spans in in_flight.items():
+        hidden = timeline.overlap(np.array(spans), work)
+        times[kind] = timeline.length(np.array(spans)) - hidden, hidden
+    return times
 
 
 def _sums(pairs) -> dict[str, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SUFFIX = ".xplane.pb"
-HOW = "record one with `python -m qwenjax.train --exp=NAME --profile=10:15`"
+HOW_TO_RECORD = "record one with `python -m qwenjax.train --exp=NAME --profile=10:15`"
 _DEVICE = re.compile(r"^/device:(TPU|GPU):\d+$")
 _TPU_NAME = re.compile(r"^%?(\S+) = ")
 
@@ -25,13 +25,13 @@ class Device(NamedTuple):
     """One accelerator, or one (virtual) CPU device."""
 
     name: str
-    kind: str  # as the maker calls it, or cpu
+    kind: str  # the maker's name, or cpu
     peak_flops: float | None  # FLOP/s, where the trace says so (TPU)
     lanes: list[list[Event]]  # ops by core, stream or thread; nested ops lie within their parent
     flights: list[Event]  # asynchronous transfers from start to done (TPU)
     modules: list[Event]  # executions of programs, where the device records them (TPU)
     steps: list[Event]  # where the device or its host has them annotated (jax.profiler.StepTraceAnnotation)
-    host: list[Event]  # of the thread of its host that starts the programs
+    host: list[Event]  # of the thread on its host that starts the programs
 
 
 class Capture(NamedTuple):
@@ -52,14 +52,14 @@ def find(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path} does not exist; {HOW}")
+        raise ValueError(f"{path} does not exist; {HOW_TO_RECORD}")
     if path.is_file():
         if not path.name.endswith(SUFFIX):
-            raise ValueError(f"{path} is not a trace (*{SUFFIX}); {HOW}")
+            raise ValueError(f"{path} is not a trace (*{SUFFIX}); {HOW_TO_RECORD}")
         return [path]
     folders = {file.parent for file in path.rglob(f"*{SUFFIX}")}
     if not folders:
-        raise ValueError(f"{path} holds no trace (*{SUFFIX}); {HOW}")
+        raise ValueError(f"{path} contains no trace (*{SUFFIX}); {HOW_TO_RECORD}")
     newest = max(folders, key=lambda folder: (folder.name, str(folder)))  # named by date
     return sorted(newest.glob(f"*{SUFFIX}"))
 
@@ -68,16 +68,16 @@ def read(files: list[Path]) -> Capture:
     """Reads the traces of all hosts of one recording.
 
     Raises:
-      ValueError: a file is cut off or of another kind, or holds no op.
+      ValueError: a file is truncated or is no trace, or contains no op.
     """
-    from jax.profiler import ProfileData  # the reader of xprof, compiled in: xprof.profile_data is 5 times as slow
+    from jax.profiler import ProfileData  # 5 times as fast as xprof.profile_data, the same reader in Python
 
     devices, seconds, jax_version = [], 0.0, "?"
     for file in files:
         try:
             planes = list(ProfileData.from_serialized_xspace(file.read_bytes()).planes)
         except RuntimeError as error:
-            raise ValueError(f"{file} is cut off or not a trace: {error}; {HOW}") from None
+            raise ValueError(f"{file} is truncated or not a trace: {error}; {HOW_TO_RECORD}") from None
         host = next((plane for plane in planes if plane.name == "/host:CPU"), None)
         virtual, thread, steps = _host(host) if host else ([], [], [])
         accelerators = [_accelerator(plane, thread, steps) for plane in planes if _DEVICE.match(plane.name)]
@@ -89,7 +89,7 @@ def read(files: list[Path]) -> Capture:
                 seconds = max(seconds, (stats["profile_stop_time"] - stats["profile_start_time"]) / 1e9)
     devices = [device for device in devices if any(device.lanes)]
     if not devices:
-        raise ValueError(f"{files[0]} holds no op of any device: no step ran while it was recorded; {HOW}")
+        raise ValueError(f"{files[0]} contains no op of any device: no step ran while it was recorded; {HOW_TO_RECORD}")
     platform = "cpu" if devices[0].kind == "cpu" else re.search("TPU|GPU", devices[0].name)[0].lower()
     ends = [event.end for device in devices for lane in device.lanes for event in lane]
     return Capture(files, platform, devices, seconds or max(ends) / 1e9, jax_version)

@@ -4,7 +4,7 @@ import pytest
 from trace_doubles import host_plane, plane, space, tpu_plane, write
 
 from qwenjax.profile.__main__ import main
-from qwenjax.profile.text import seconds, size
+from qwenjax.profile.report import as_size, as_time
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def test_about_thirty_lines_say_it(run, capsys):
     assert len(text.splitlines()) <= 40
     for line in (
         "device    1 x TPU v5 lite, 1 host; 3.2 ms recorded, jax ?",
-        "steps     2 whole: median 1.1 ms, min 1 ms, max 1.2 ms (step 2, 1.09 x the median)",
+        "steps     2 complete: median 1.1 ms, min 1 ms, max 1.2 ms (step 2, 1.09 x the median)",
         "program   jit_train_step(77), 3 x, median 900 µs; busy 81.8 % of the time",
         "  all-gather: 60 µs exposed, 200 µs behind other work",
         "input     40 µs a step spent on the next batch",
@@ -66,7 +66,7 @@ def test_errors_are_one_line_and_exit_1(tmp_path, capsys):
 
 
 def test_units():
-    assert [seconds(v) for v in (0.0, 2.5e-7, 1.234e-5, 0.9999, 12.34, 1234.5)] == [
+    assert [as_time(v) for v in (0.0, 2.5e-7, 1.234e-5, 0.9999, 12.34, 1234.5)] == [
         "0 µs",
         "0.25 µs",
         "12.3 µs",
@@ -74,4 +74,4 @@ def test_units():
         "12.3 s",
         "1234 s",
     ]
-    assert [size(v) for v in (12, 2048, 1.5 * 2**20, 2**34)] == ["12 B", "2 KiB", "1.5 MiB", "16 GiB"]
+    assert [as_size(v) for v in (12, 2048, 1.5 * 2**20, 2**34)] == ["12 B", "2 KiB", "1.5 MiB", "16 GiB"]

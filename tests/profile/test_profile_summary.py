@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from trace_doubles import gpu_plane, host_plane, plane, space, tpu_plane, write
 
-from qwenjax.profile import library, traces
+from qwenjax.profile import traces, xprof_tools
 from qwenjax.profile.summary import summarize
 from qwenjax.xla import scopes
 
@@ -65,7 +65,7 @@ def test_tpu_by_hand(tmp_path):
 
 def test_tpu_self_times_are_xprofs(tmp_path):
     run = write(tmp_path, space(tpu_plane()))
-    with library.converters(traces.find(run)[0]) as tool:
+    with xprof_tools.converters(traces.find(run)[0]) as tool:
         table = json.loads(tool("hlo_stats"))
     columns = [column["id"] for column in table["cols"]]
     rows = [dict(zip(columns, (cell["v"] for cell in row["c"]))) for row in table["rows"]]
@@ -139,8 +139,8 @@ def test_measured_memory_is_xprofs(tmp_path):
     allocation = {"bytes_reserved": 0, "bytes_allocated": 3000, "bytes_available": 7000, "peak_bytes_in_use": 8500}
     allocation |= {"requested_bytes": 200, "allocation_bytes": 256, "addr": 1, "allocator_name": "GPU_0_bfc"}
     host = plane("/host:CPU", {"a": [("MemoryAllocation", 10, 1, allocation)]})
-    with library.converters(traces.find(write(tmp_path, space(gpu_plane(), host)))[0]) as tool:
-        assert library.measured(tool) == {"GPU_0_bfc": 8500.0}
+    with xprof_tools.converters(traces.find(write(tmp_path, space(gpu_plane(), host)))[0]) as tool:
+        assert xprof_tools.measured_memory(tool) == {"GPU_0_bfc": 8500.0}
 
 
 def test_without_xprof_the_extra_is_named(tmp_path, monkeypatch):

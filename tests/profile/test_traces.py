@@ -18,7 +18,7 @@ def test_the_newest_recording_of_a_run_is_found_with_all_hosts(tmp_path):
 def test_what_is_no_trace_is_told_how_to_make_one(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
-    for name, reason in (("none", "does not exist"), ("empty", "holds no trace"), ("notes.txt", "is not a trace")):
+    for name, reason in (("none", "does not exist"), ("empty", "contains no trace"), ("notes.txt", "is not a trace")):
         with pytest.raises(ValueError, match=f"{name} {reason}.*--profile=10:15"):
             traces.find(tmp_path / name)
 
@@ -27,13 +27,13 @@ def test_what_is_no_trace_is_told_how_to_make_one(tmp_path):
 def test_a_trace_cut_off_is_an_error(tmp_path, keep):
     whole = space(tpu_plane())
     file = traces.find(write(tmp_path, whole[: int(len(whole) * keep)]))
-    with pytest.raises(ValueError, match="cut off or not a trace"):
+    with pytest.raises(ValueError, match="truncated or not a trace"):
         traces.read(file)
 
 
 @pytest.mark.parametrize("planes", [(), (host_plane(),), (tpu_plane(starts=()),)])
 def test_a_trace_without_ops_is_an_error(tmp_path, planes):
-    with pytest.raises(ValueError, match="holds no op of any device"):
+    with pytest.raises(ValueError, match="contains no op of any device"):
         traces.read(traces.find(write(tmp_path, space(*planes))))
 
 

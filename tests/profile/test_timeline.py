@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.profile.intervals import innermost, length, merge, overlap, shares
+from qwenjax.profile.timeline import length, merge, overlap, shares, split_by_innermost
 
 SPANS = st.lists(
     st.tuples(st.integers(0, 20), st.integers(0, 8)).map(lambda pair: (pair[0], pair[0] + pair[1])), max_size=8
@@ -21,16 +21,16 @@ def covered(spans) -> list[int]:
 
 def test_a_parent_keeps_what_its_children_leave():
     spans = [(0, 10), (2, 5), (5, 6), (12, 13)]
-    assert innermost(spans) == [(0, 0, 2), (1, 2, 5), (2, 5, 6), (0, 6, 10), (3, 12, 13)]
+    assert split_by_innermost(spans) == [(0, 0, 2), (1, 2, 5), (2, 5, 6), (0, 6, 10), (3, 12, 13)]
 
 
 def test_a_child_of_the_whole_length_of_its_parent_takes_all_of_it():
-    assert innermost([(0, 4), (0, 4)]) == [(1, 0, 4)]
+    assert split_by_innermost([(0, 4), (0, 4)]) == [(1, 0, 4)]
 
 
 @given(SPANS)
 def test_pieces_are_the_union_and_do_not_overlap(spans):
-    pieces = [(start, end) for _, start, end in innermost(spans)]
+    pieces = [(start, end) for _, start, end in split_by_innermost(spans)]
     assert covered(pieces) == [min(n, 1) for n in covered(spans)]
 
 

@@ -1,4 +1,4 @@
-"""What only xprof's converters know: the programs of a trace, their memory, and FLOP rates on TPU and GPU."""
+"""What xprof's own tables say of a trace: its programs, their memory, and categories and FLOP rates on TPU and GPU."""
 
 import json
 import os
@@ -17,7 +17,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Buffer:
-    """An array that is alive when a program needs most memory."""
+    """An array that is alive at a program's peak of memory."""
 
     bytes: float
     shape: str
@@ -28,7 +28,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of a program on one device, as the compiler laid it out."""
+    """Memory of a program on one device, as the compiler assigned it."""
 
     peak: float  # bytes
     arguments: float  # bytes
@@ -37,9 +37,9 @@ class Memory:
 
 @contextmanager
 def converters(file: Path) -> Iterator[Tool]:
-    """Yields xprof's converters for a trace; all hosts run the same program, so that one tells of all.
+    """Yields xprof's converters for the trace of one host; all hosts run the same program.
 
-    They see a link in a temporary folder, because xprof writes its caches beside the file that it reads.
+    They read through a link in a temporary folder, because xprof writes its caches beside the file that it reads.
 
     Raises:
       ValueError: xprof is not installed.
@@ -51,12 +51,12 @@ def converters(file: Path) -> Iterator[Tool]:
     with TemporaryDirectory() as folder:
         link = Path(folder) / file.name
         link.symlink_to(file.resolve())
-        with _silence():
-            raw_to_tool_data.xspace_to_tool_names([str(link)])  # unpacks the programs, for the other tools
+        with _silent_stderr():
+            raw_to_tool_data.xspace_to_tool_names([str(link)])  # extracts the programs, for the other tools
 
         def tool(name: str, **parameters) -> str:
             try:
-                with _silence():
+                with _silent_stderr():
                     data, _ = raw_to_tool_data.xspace_to_tool_data([str(link)], name, parameters)
             except ValueError:  # a program or section that this trace does not have
                 data = None
@@ -66,27 +66,27 @@ def converters(file: Path) -> Iterator[Tool]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Without what xprof's C++ writes to stderr at every call, about processors that it does not have."""
+def _silent_stderr() -> Iterator[None]:
+    """Hides what xprof's C++ code writes to stderr at every call, about processors that this machine lacks."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
-def program(tool: Tool, module: str) -> dict[str, ScopedOp]:
-    """The instructions of a program such as jit_train_step(2); empty if the trace does not hold it."""
+def program_ops(tool: Tool, module: str) -> dict[str, ScopedOp]:
+    """The instructions of a program such as jit_train_step(2); empty if the trace does not contain it."""
     view = {"type": "long_txt", "module_name": module, "node_name": "", "graph_width": 3, "show_metadata": 1}
     return scoped_ops(tool("graph_viewer", graph_viewer_options=view))
 
 
 def device_ops(tool: Tool) -> dict[tuple[str, str], ScopedOp]:
-    """Ops of TPU and GPU by (program id, name), with xprof's category and the rate of FLOPs."""
+    """Ops of TPUs and GPUs by (program id, name), with xprof's category and FLOP rate."""
     table = json.loads(tool("hlo_stats") or '{"cols": [], "rows": []}')
     columns = [column["id"] for column in table["cols"]]
     rows = [dict(zip(columns, (cell.get("v") for cell in row["c"]))) for row in table["rows"]]
@@ -99,7 +99,7 @@ def device_ops(tool: Tool) -> dict[tuple[str, str], ScopedOp]:
 
 
 def memory(tool: Tool, module: str) -> Memory | None:
-    """Where a program needs most memory, and what for; None if the trace does not hold it."""
+    """A program's peak of memory and the arrays alive then; None if the trace does not contain the program."""
     layout = tool("memory_viewer", module_name=module, memory_space="0")
     if not layout:
         return None
@@ -118,8 +118,8 @@ def memory(tool: Tool, module: str) -> Memory | None:
     return Memory(layout.get("peakHeapMib", 0) * MIB, arguments, buffers)
 
 
-def measured(tool: Tool) -> dict[str, float]:
-    """Peak bytes in use by allocator, where the trace has allocations (of the first host)."""
+def measured_memory(tool: Tool) -> dict[str, float]:
+    """Peak bytes in use by allocator, on the first host; empty if the trace has no allocations."""
     allocators = json.loads(tool("memory_profile") or "{}").get("memoryProfilePerAllocator", {})
     return {name: float(one["profileSummary"]["peakBytesUsageLifetime"]) for name, one in allocators.items()}
 
