@@ -1,10 +1,9 @@
-"""Tool turns as plain ChatML text, in the ReAct form that Qwen was trained on, and the model's answer back to a call.
+"""Tools in ReAct form (docs/report.md, ReAct): tool turns written as ChatML text, and calls read from an answer.
 
-There is no tool role in Qwen's ChatML: descriptions of the tools go into a user turn, and one assistant turn holds the
-whole transcript of thoughts, calls and results (spec §10.2, §10.3; released openai_api.py). `react_messages` writes it
-from the turns of the chat schema (`qwenjax.data.conversations.schema`); generation stops before a result at `STOP`,
-`parse_react` reads the call, and with the result as one more tool turn the conversation goes on, in the same assistant
-turn.
+Qwen's ChatML has no tool role. Descriptions of the tools go into a user turn, and one assistant turn holds the whole
+transcript of thoughts, calls and results. `react_messages` writes it from turns of the chat schema
+(`qwenjax.data.conversations.schema`). Generation stops at `STOP`, before a result, and `parse_react` reads the call.
+With the result as one more tool turn, the conversation goes on in the same assistant turn.
 """
 
 import json
@@ -41,10 +40,10 @@ Final Answer: the final answer to the original input question
 Begin!"""
 
 
-class Step(NamedTuple):
-    """What the model said: its thought and a call, or an answer.
+class ReActStep(NamedTuple):
+    """What the model wrote: a thought (`content`) and a call, or an answer (`content`, without a name).
 
-    `arguments` is the object that the call's JSON holds, or, where the model wrote no JSON object, its text.
+    `arguments` is the call's JSON object, or its text where the model did not write a JSON object.
     """
 
     content: str
@@ -55,12 +54,12 @@ class Step(NamedTuple):
 def instruction(
     tools: Sequence[dict], arguments: Literal["json", "code"] | None = None, variant: Literal["APIs", "tools"] = "APIs"
 ) -> str:
-    """The text that teaches the format and lists the tools; '\\n\\nQuestion: …' follows it.
+    """The text that explains the format and lists the tools; '\\n\\nQuestion: …' follows it.
 
     Args:
-      tools: descriptions with 'name', 'description' and 'parameters' (any JSON); Qwen's name_for_model,
-        name_for_human and description_for_model go before these.
-      arguments: adds to each tool how its arguments are to be written.
+      tools: descriptions with 'name', 'description' and 'parameters' (any JSON). Qwen's own keys name_for_model,
+        name_for_human and description_for_model take precedence.
+      arguments: adds to each tool in which form its arguments are written.
       variant: the word for the tools: 'APIs' with names separated by ', ' as in openai_api.py and its training
         examples, or 'tools' with ',' as in the first prompts.
     """
@@ -77,28 +76,28 @@ def instruction(
                 suffix=_SUFFIX[arguments],
             )
         )
-    between = ", " if variant == "APIs" else ","
-    return _INSTRUCTION.format(noun=variant, tools="\n\n".join(lines), names=between.join(names))
+    separator = ", " if variant == "APIs" else ","
+    return _INSTRUCTION.format(noun=variant, tools="\n\n".join(lines), names=separator.join(names))
 
 
 def react_messages(
     messages: Sequence[dict], tools: Sequence[dict] = (), where: Literal["last", "first"] = "last"
 ) -> list[Message]:
-    """Turns of the chat schema as ChatML messages: no tool turns, calls and results inside the assistant's text.
+    """Turns of the chat schema as ChatML messages: tool turns become part of the assistant's text.
 
     Args:
       messages: turns of the chat schema, in its order.
-      tools: descriptions, see `instruction`. Without any, the turns must have no calls and are only made plain.
-      where: the user turn that gets the instruction. 'last': the newest, as the released server asks; 'first': as in
-        the released training examples, so that every transcript of a conversation has it before it.
+      tools: descriptions, see `instruction`. Without tools, turns must have no calls and only lose their reasoning.
+      where: the user turn that gets the instruction. 'last': the newest, as in the released server. 'first': as in the
+        released training examples, so that the instruction stands before every transcript of a conversation.
     Returns:
-      Messages; those with results have the spans of these in 'given': the model did not write them. If the last turn
-      is a result, the last message ends with '\\nThought:' and is to be continued, not closed.
+      Messages, with the spans of results in 'tool_results'. If the last turn is a result, the last message ends with
+      '\\nThought:' and the model continues it.
     Raises:
       ValueError: calls without tools, several calls of a turn without a result each, or no user turn.
     """
     out: list[Message] = []
-    waiting: list[str] = []  # calls of the turn whose results are still to come, as text
+    waiting: list[str] = []  # text of the turn's further calls, each written after the result of the one before it
     for i, turn in enumerate(messages):
         role, content = turn["role"], _stripped(turn["content"])
         calls = turn.get("tool_calls") or []
@@ -114,7 +113,7 @@ def react_messages(
                 _append(out[-1], "\nThought:")
             continue
         if waiting:
-            raise ValueError(f"messages[{i}] comes before the results of all calls of the turn before it")
+            raise ValueError(f"messages[{i}] comes before the results of all calls of the previous turn")
         if role != "assistant":
             out.append({"role": role, "content": content})
             continue
@@ -124,18 +123,18 @@ def react_messages(
         else:
             out.append({"role": role, "content": _stripped(text)})
     if waiting:
-        raise ValueError(f"the last turn makes {len(waiting) + 1} calls at once, which ReAct text cannot say")
+        raise ValueError(f"the last turn makes {len(waiting) + 1} calls at once, which ReAct text cannot express")
     if tools:
         users = [i for i, message in enumerate(out) if message["role"] == "user"]
         if not users:
-            raise ValueError("the tools are described in a user turn, and there is none")
-        asked = out[users[-1 if where == "last" else 0]]
-        asked["content"] = f"{instruction(tools)}\n\nQuestion: {asked['content']}"
+            raise ValueError("tools are described in a user turn, but there is no user turn")
+        question = out[users[-1 if where == "last" else 0]]
+        question["content"] = f"{instruction(tools)}\n\nQuestion: {question['content']}"
     return out
 
 
 def _assistant(turn: dict, content: str) -> list[str]:
-    """The assistant's turn as text, a piece for each call: results go between them."""
+    """The assistant's turn as text, one piece per call; results go between the pieces."""
     reasoning = _stripped(turn.get("reasoning") or "")
     calls = turn.get("tool_calls") or []
     if not calls:
@@ -149,37 +148,38 @@ def _assistant(turn: dict, content: str) -> list[str]:
     ]
 
 
-def _append(message: Message, text: str, given: str = "") -> None:
-    """Adds text to a message, then text that is `given` to the model."""
+def _append(message: Message, text: str, result: str = "") -> None:
+    """Adds text to a message, then the result of a tool."""
     start = len(message["content"]) + len(text)
-    message["content"] += text + given
-    if given:
-        message.setdefault("given", []).append((start, start + len(given)))
+    message["content"] += text + result
+    if result:
+        message.setdefault("tool_results", []).append((start, start + len(result)))
 
 
 def _stripped(text: str) -> str:
     return text.lstrip("\n").rstrip()
 
 
-def parse_react(text: str) -> Step:
-    """The call that the model's text makes, or its answer (spec §10.2).
+def parse_react(text: str) -> ReActStep:
+    """The call in the model's text, or its answer.
 
-    The last '\\nAction:', '\\nAction Input:' and '\\nObservation:' count; the latter may be missing: generation stops
-    there. An answer is what follows the last '\\nFinal Answer: ', or the whole text.
+    The last '\\nAction:', '\\nAction Input:' and '\\nObservation:' count, as in the released react_demo.py
+    (openai_api.py takes the first). The observation may be missing, because generation stops there. An answer is what
+    follows the last '\\nFinal Answer: ', or the whole text.
     """
     i, j, k = (text.rfind(word) for word in ("\nAction:", "\nAction Input:", "\nObservation:"))
     if 0 <= i < j:
         name = text[i + len("\nAction:") : j].strip()
         if name:
             arguments = text[j + len("\nAction Input:") : k if k > j else None].strip()
-            before = text[:i]
-            t = before.find("Thought: ")
-            return Step((before[t + len("Thought: ") :] if t >= 0 else before).strip(), name, _object(arguments))
+            thought = text[:i].split("Thought: ", 1)[-1].strip()
+            return ReActStep(thought, name, _object(arguments))
     z = text.rfind("\nFinal Answer: ")
-    return Step(text[z + len("\nFinal Answer: ") :] if z >= 0 else text)
+    return ReActStep(text[z + len("\nFinal Answer: ") :] if z >= 0 else text)
 
 
 def _object(text: str) -> dict | str:
+    """The JSON object that the text is, or else the text."""
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):

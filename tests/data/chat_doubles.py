@@ -2,7 +2,7 @@
 
 import json
 
-from qwenjax.data.conversations.convert import Account, converted
+from qwenjax.data.conversations.convert import ConversionReport, convert_rows
 from qwenjax.data.conversations.schema import to_json
 
 
@@ -21,8 +21,8 @@ def write(path, *rows):
 
 def one(tmp_path, row, **options):
     """(format, row, changes) of a single row, which must convert to a single one."""
-    account = Account()
-    [(place, format, made)] = converted(write(tmp_path / "x.jsonl", row), account, strict=True, **options)
+    account = ConversionReport()
+    [(place, format, made)] = convert_rows(write(tmp_path / "x.jsonl", row), account, strict=True, **options)
     assert place == "x.jsonl:1"
     made = to_json(made)
     assert made.pop("source") == "x"

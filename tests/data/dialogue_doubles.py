@@ -9,9 +9,10 @@ from chat_doubles import says, user, write
 from data_doubles import ByteTokenizer
 
 from qwenjax.chat_format import chatml
+from qwenjax.chat_format.loss_mask import turns_with_mask
 from qwenjax.chat_format.react import react_messages
 from qwenjax.data.conversations.encode import Encoding
-from qwenjax.data.conversations.store import prepare
+from qwenjax.data.conversations.store import encode_file
 
 
 class ChatBytes(ByteTokenizer):
@@ -26,9 +27,9 @@ class ChatBytes(ByteTokenizer):
 TOKENIZER = ChatBytes(fingerprint="c" * 64)
 
 
-def expected(row, policy="assistant"):
+def expected(row, loss_mask="assistant"):
     """Ids and mask by the public functions of the text room."""
-    turns = chatml.turns_with_mask(TOKENIZER, react_messages(row["messages"], row.get("tools", ()), "first"), policy)
+    turns = turns_with_mask(TOKENIZER, react_messages(row["messages"], row.get("tools", ()), "first"), loss_mask)
     return [i for ids, _ in turns for i in ids], [m for _, mask in turns for m in mask]
 
 
@@ -46,8 +47,8 @@ def chats(path, number, seed=0):
     return rows
 
 
-def made(path, root, policy="assistant", length=600, truncate="turns", kind="conversation", **more):
-    return prepare(path, TOKENIZER, Encoding(policy, length, truncate, kind), root, progress=False, **more)
+def made(path, root, loss_mask="assistant", length=600, truncate="turns", kind="conversation", **more):
+    return encode_file(path, TOKENIZER, Encoding(loss_mask, length, truncate, kind), root, progress=False, **more)
 
 
 def lists(path, number, seed=0):

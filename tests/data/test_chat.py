@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenjax.chat_format.react import react_messages
-from qwenjax.data.conversations.files import objects, read_chat, write_chat
+from qwenjax.data.conversations.files import read_chat, read_objects, write_chat
 from qwenjax.data.conversations.schema import (
     KINDS,
     ConversationRow,
@@ -53,8 +53,8 @@ def test_rows_know_their_kind_and_come_back_as_they_were():
     ("row", "reason", "detail"),
     [
         ([], "not an object", "wanted an object"),
-        ({"text": "x"}, "no row of the schema", "fields text: wanted either 'messages' or 'prompt'"),
-        ({"prompt": [USER], "messages": [USER, FOUR]}, "no row of the schema", "wanted either"),
+        ({"text": "x"}, "not a row of the schema", "fields text: wanted either 'messages' or 'prompt'"),
+        ({"prompt": [USER], "messages": [USER, FOUR]}, "not a row of the schema", "wanted either"),
         ({"prompt": [USER], "respones": []}, "unknown field", "a prompt has no field 'respones'"),
         ({"prompt": [USER], "answers": "4"}, "unknown field", "did you mean 'answer'"),
         ({"messages": [USER, FOUR], "zzz": 1}, "unknown field", "into 'meta'"),
@@ -75,7 +75,7 @@ def test_rows_know_their_kind_and_come_back_as_they_were():
         ({"messages": [{"role": "human", "content": "x"}, FOUR]}, "unknown role", "'human'; known: system, user"),
         ({"messages": ["x"]}, "malformed turn", "wanted {'role'"),
         ({"messages": [{"role": "user"}]}, "malformed turn", "wanted {'role'"),
-        ({"messages": [{"role": "user", "content": 3}]}, "content that is no text", r"messages\[0\].content is 3"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content that is not text", r"messages\[0\].content is 3"),
         ({"messages": [{"role": "user", "content": "\ud800"}, FOUR]}, "invalid UTF-8", "surrogate"),
         ({"messages": [{**USER, "tool_calls": []}, FOUR]}, "unknown field", "a user turn, has a field 'tool_calls'"),
         (
@@ -91,7 +91,7 @@ def test_rows_know_their_kind_and_come_back_as_they_were():
         ({**CALLING, "tools": [{"type": "function"}]}, "malformed tools", r"tools\[0\]"),
         ({"prompt": [USER, FOUR]}, "prompt ends with an assistant turn", "wanted a user turn"),
         ({"prompt": [USER, CALL], "tools": [TOOL]}, "prompt ends with a call without result", "tool results"),
-        ({"prompt": [USER], "answer": 4}, "content that is no text", "answer is 4"),
+        ({"prompt": [USER], "answer": 4}, "content that is not text", "answer is 4"),
         ({**PREFERENCE, "responses": [FOUR]}, "fewer than two responses", "best first"),
         ({**PREFERENCE, "responses": [FOUR, USER]}, "response of another role", r"responses\[1\]"),
         (
@@ -103,10 +103,10 @@ def test_rows_know_their_kind_and_come_back_as_they_were():
         ({**PREFERENCE, "scores": [True, 0]}, "malformed scores", "one finite number"),
         ({**PREFERENCE, "scores": [10**400, 0]}, "malformed scores", "one finite number"),
         ({**PREFERENCE, "scores": [1, float("nan")]}, "malformed scores", "one finite number"),
-        ({**PREFERENCE, "scores": [0, 1]}, "scores against the ranking", "wanted them to fall"),
-        ({**PREFERENCE, "scores": [1, 1]}, "scores against the ranking", "wanted them to fall"),
+        ({**PREFERENCE, "scores": [0, 1]}, "scores against the ranking", "wanted falling scores"),
+        ({**PREFERENCE, "scores": [1, 1]}, "scores against the ranking", "wanted falling scores"),
         ({**PROMPT, "meta": {"a": "\ud800"}}, "invalid UTF-8", "surrogate"),
-        ({**PROMPT, "meta": {"a": float("inf")}}, "a number that JSON lacks", "infinity"),
+        ({**PROMPT, "meta": {"a": float("inf")}}, "NaN or infinity", "infinity"),
         ({**PROMPT, "tools": {}}, "malformed tools", "wanted a list"),
         ({**PROMPT, "id": 3}, "malformed id", "id is 3; wanted a text"),
         ({**PROMPT, "meta": []}, "malformed meta", "wanted an object"),
@@ -187,7 +187,7 @@ def test_bad_rows_are_counted_or_with_strict_named(tmp_path):
         "bad JSON": 1, "invalid UTF-8": 1, "ends with a user turn": 2, "a preference, not a conversation": 1,
     }  # fmt: skip
     assert report["ends with a user turn"][1].startswith("mixed.jsonl:5: messages end with a user turn")
-    with pytest.raises(ValueError, match=r"^mixed.jsonl:2: no JSON"):
+    with pytest.raises(ValueError, match=r"^mixed.jsonl:2: not JSON"):
         list(read_chat(path, "conversation", strict=True))
 
 
@@ -204,13 +204,13 @@ def test_damaged_files_give_what_is_before_the_damage(tmp_path):
 
 
 def test_a_line_without_end_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("qwenjax.data.conversations.files.LIMIT", 200)
+    monkeypatch.setattr("qwenjax.data.conversations.files.MAX_BYTES", 200)
     path = tmp_path / "a.jsonl"
     path.write_text(
         lines({"messages": [USER, FOUR]}, {"messages": [USER, {**FOUR, "content": "4" * 5000}]}, {"prompt": [USER]})
     )
     report = Report()
-    assert [place for place, _ in objects(path, report)] == ["a.jsonl:1", "a.jsonl:3"]
+    assert [place for place, _ in read_objects(path, report)] == ["a.jsonl:1", "a.jsonl:3"]
     assert report["over 0 MiB"][1].startswith("a.jsonl:2: ")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwenjax.common import command_line
 from qwenjax.data.commands import convert as command
-from qwenjax.data.conversations.convert import Account, convert, converted
+from qwenjax.data.conversations.convert import ConversionReport, convert, convert_rows
 from qwenjax.data.conversations.files import read_chat
 from qwenjax.data.conversations.formats import FORMATS, recognise
 from qwenjax.data.conversations.schema import KINDS, RowError, kind_of, to_json
@@ -25,13 +25,13 @@ def test_kinds_are_projections(tmp_path):
     assert one(tmp_path, row, to="prompt")[1] == {"prompt": [user("a")], "answer": "b"}
     worked = {"question": "a", "answer": "b\n#### 4"}
     assert one(tmp_path, worked, to="conversation")[1] == {"messages": [user("a"), says("b\n#### 4")]}
-    with pytest.raises(ValueError, match=r"x.jsonl:1: 1 response: a preference needs two"):
+    with pytest.raises(ValueError, match=r"x.jsonl:1: 1 responses; a preference needs two"):
         one(tmp_path, worked, to="preference")
 
 
 def test_instances_are_rows(tmp_path):
     row = {"instruction": "a", "instances": [{"input": "1", "output": "x"}, {"input": "2", "output": "y"}]}
-    rows = [made for _, _, made in converted(write(tmp_path / "x.jsonl", row), Account())]
+    rows = [made for _, _, made in convert_rows(write(tmp_path / "x.jsonl", row), ConversionReport())]
     assert [r.messages for r in rows] == [[user(f"a\n\n{i}"), says(o)] for i, o in (("1", "x"), ("2", "y"))]
 
 
@@ -107,8 +107,8 @@ def test_every_real_file_converts_or_says_why_not(shared, tmp_path):
 
 def test_real_details(shared):
     def rows(name, **options):
-        account = Account()
-        return [row for _, _, row in converted(shared / name, account, **options)], account
+        account = ConversionReport()
+        return [row for _, _, row in convert_rows(shared / name, account, **options)], account
 
     identity, account = rows("sft_pref_demo/identity.jsonl.gz", fill={"name": "Qwen", "author": "us"})
     assert (len(identity), account.skipped) == (91, {})
@@ -156,12 +156,12 @@ def test_damaged_rows_are_converted_or_refused_and_never_raised(tmp_path_factory
             inner[last] = copy.deepcopy(junk)
             if junk == "gone":
                 del inner[last]
-    path, account = tmp_path_factory.getbasetemp() / "damaged.jsonl", Account()
-    made = list(converted(write(path, row), account, format=format, to=to))
+    path, account = tmp_path_factory.getbasetemp() / "damaged.jsonl", ConversionReport()
+    made = list(convert_rows(write(path, row), account, format=format, to=to))
     assert bool(made) or sum(count for count, _ in account.skipped.values()) == 1
     for _, _, one_row in made:  # what comes out is of the schema, and stays as it is
         write(path, to_json(one_row))
-        [(_, _, again)] = converted(path, Account(), to=kind_of(one_row), strict=True)
+        [(_, _, again)] = convert_rows(path, ConversionReport(), to=kind_of(one_row), strict=True)
         assert again == one_row
 
 

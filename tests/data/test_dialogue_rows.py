@@ -8,15 +8,15 @@ import pytest
 from chat_doubles import says, user, write
 from dialogue_doubles import chats, expected, made
 
-from qwenjax.chat_format import chatml
+from qwenjax.chat_format.loss_mask import encode_with_mask
 from qwenjax.chat_format.react import react_messages
-from qwenjax.data.batches.conversations import DialogueMixture, pack, validation_rows
+from qwenjax.data.batches.conversations import ConversationMixture, pack, validation_batches
 from qwenjax.data.batches.text import Batches
 from qwenjax.data.conversations.convert import convert
 from qwenjax.data.conversations.encode import Encoding
-from qwenjax.data.conversations.folder import Dialogues
+from qwenjax.data.conversations.folder import ChatDataset
 from qwenjax.data.conversations.schema import ConversationRow, validate
-from qwenjax.data.conversations.store import prepare
+from qwenjax.data.conversations.store import encode_file
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def taken_apart(batch):
 @pytest.mark.parametrize("packed", [True, False])
 def test_every_dialogue_is_read_once_per_epoch_as_it_was_encoded(two, packed):
     files, rows = two
-    mixture = DialogueMixture(files, [1, 1], seed=3, packed=packed, validation=0.1)
+    mixture = ConversationMixture(files, [1, 1], seed=3, packed=packed, validation=0.1)
     seen, epochs = Counter(), Counter()
     for row in range(400):
-        place, (s, numbers) = mixture.locate(row), mixture.dialogues(row)
+        place, (s, numbers) = mixture.locate(row), mixture.sequences(row)
         assert packed or len(numbers) == 1
         found = taken_apart(mixture.batch([row]))
         for i, (ids, weights) in zip(numbers, found, strict=True):
@@ -78,7 +78,7 @@ def test_every_dialogue_is_read_once_per_epoch_as_it_was_encoded(two, packed):
         epochs[s, place.epoch] += 1
     for s, file in enumerate(files):
         trained = set(np.flatnonzero(~file.held_out(0.1)).tolist())
-        whole = [e for (t, e), count in epochs.items() if t == s and count == mixture.bins[s]]
+        whole = [e for (t, e), count in epochs.items() if t == s and count == mixture.rows_per_epoch[s]]
         assert whole
         for epoch in whole:
             assert {i: n for (t, e, i), n in seen.items() if (t, e) == (s, epoch)} == dict.fromkeys(trained, 1)
@@ -86,18 +86,18 @@ def test_every_dialogue_is_read_once_per_epoch_as_it_was_encoded(two, packed):
 
 def test_packed_rows_are_fewer_and_full(two):
     files, _ = two
-    packed, single = (DialogueMixture(files, [1, 1], 0, packed=p) for p in (True, False))
+    packed, single = (ConversationMixture(files, [1, 1], 0, packed=p) for p in (True, False))
     tokens = [f.table["tokens"][~f.held_out(0.03)] - 1 for f in files]
-    assert single.bins == tuple(map(len, tokens))
+    assert single.rows_per_epoch == tuple(map(len, tokens))
     for mixture in (packed, single):
-        for used, inputs, bins in zip(mixture.utilisation, tokens, mixture.bins):
+        for used, inputs, bins in zip(mixture.utilisation, tokens, mixture.rows_per_epoch):
             assert used == pytest.approx(inputs.sum() / (bins * 600))
     assert packed.utilisation[0] > 0.9 > 0.6 > single.utilisation[0]
     assert "filled" in packed.lines()[0]
 
 
 def test_rows_do_not_depend_on_batch_size_or_hosts(two):
-    mixture = DialogueMixture(two[0], [3, 1], seed=7)
+    mixture = ConversationMixture(two[0], [3, 1], seed=7)
     whole = mixture.batch(range(120))
     for batch, hosts in [(8, 1), (24, 2), (120, 4)]:
         for host in range(hosts):
@@ -111,10 +111,10 @@ def test_rows_do_not_depend_on_batch_size_or_hosts(two):
 
 def test_resuming_anywhere_equals_reading_on(two):
     files, _ = two
-    with Batches(DialogueMixture(files, [3, 1], seed=7).batch, 8, range(8)) as batches:
+    with Batches(ConversationMixture(files, [3, 1], seed=7).batch, 8, range(8)) as batches:
         straight = [next(batches) for _ in range(12)]
-    again = [Dialogues(file.directory) for file in files]  # as a new process would
-    with Batches(DialogueMixture(again, [3, 1], seed=7).batch, 8, range(8), next_row=straight[4][0]) as batches:
+    again = [ChatDataset(file.directory) for file in files]  # as a new process would
+    with Batches(ConversationMixture(again, [3, 1], seed=7).batch, 8, range(8), next_row=straight[4][0]) as batches:
         for after, expected_batch in straight[5:]:
             found_after, found = next(batches)
             assert found_after == after
@@ -122,25 +122,25 @@ def test_resuming_anywhere_equals_reading_on(two):
 
 
 def test_seeds_and_epochs_differ(two):
-    a, b = (DialogueMixture(two[0][:1], [1], seed) for seed in (0, 1))
-    n = a.bins[0]
-    orders = [[tuple(m.dialogues(start + r)[1]) for r in range(n)] for m, start in ((a, 0), (a, n), (b, 0))]
+    a, b = (ConversationMixture(two[0][:1], [1], seed) for seed in (0, 1))
+    n = a.rows_per_epoch[0]
+    orders = [[tuple(m.sequences(start + r)[1]) for r in range(n)] for m, start in ((a, 0), (a, n), (b, 0))]
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
     assert sorted(orders[0]) != sorted(orders[2])
 
 
 def test_files_have_their_exact_shares(two):
-    mixture = DialogueMixture(two[0], [3, 1], seed=0)
+    mixture = ConversationMixture(two[0], [3, 1], seed=0)
     counts = Counter(mixture.locate(row).source for row in range(65_536))
     assert counts == {0: 49_152, 1: 16_384}
-    assert mixture.epochs(65_536) == (49_152 / mixture.bins[0], 16_384 / mixture.bins[1])
+    assert mixture.epochs(65_536) == (49_152 / mixture.rows_per_epoch[0], 16_384 / mixture.rows_per_epoch[1])
 
 
 def test_a_single_dialogue_is_every_row(tmp_path):
     write(tmp_path / "x.jsonl", {"messages": [user("a"), says("b")]})
-    mixture = DialogueMixture([made(tmp_path / "x.jsonl", tmp_path)], [1], 0, validation=0)
-    assert mixture.bins == (1,)
+    mixture = ConversationMixture([made(tmp_path / "x.jsonl", tmp_path)], [1], 0, validation=0)
+    assert mixture.rows_per_epoch == (1,)
     assert [mixture.locate(row).epoch for row in range(3)] == [0, 1, 2]
     assert mixture.describe(2) == "row 2: epoch 2, bin 0, x.jsonl:1"
 
@@ -149,19 +149,19 @@ def test_mixtures_that_cannot_be_are_refused(two, tmp_path):
     files, _ = two
     shorter = made(tmp_path / "big.jsonl", tmp_path / "data", length=500)
     with pytest.raises(ValueError, match="encoded with another row length: 500 and 600"):
-        DialogueMixture([files[0], shorter], [1, 1], 0)
+        ConversationMixture([files[0], shorter], [1, 1], 0)
     with pytest.raises(ValueError, match="no files of dialogues"):
-        DialogueMixture([], [], 0)
+        ConversationMixture([], [], 0)
     with pytest.raises(ValueError, match="2 sources and 1 weights"):
-        DialogueMixture(files, [1], 0)
+        ConversationMixture(files, [1], 0)
     with pytest.raises(ValueError, match="validation=1 is the share"):
-        DialogueMixture(files, [1, 1], 0, validation=1)
+        ConversationMixture(files, [1, 1], 0, validation=1)
     with pytest.raises(ValueError, match=r"all 20 rows of small\.jsonl are held out; lower validation=0\.99"):
-        DialogueMixture(files[1:], [1], 0, validation=0.9999999)
+        ConversationMixture(files[1:], [1], 0, validation=0.9999999)
     with pytest.raises(ValueError, match=r"wants rows \[8\] of a batch of 8"):
-        Batches(DialogueMixture(files, [1, 1], 0).batch, 8, [8])
+        Batches(ConversationMixture(files, [1, 1], 0).batch, 8, [8])
     with pytest.raises(ValueError, match="next_row=-1"):
-        Batches(DialogueMixture(files, [1, 1], 0).batch, 8, [0], next_row=-1)
+        Batches(ConversationMixture(files, [1, 1], 0).batch, 8, [0], next_row=-1)
 
 
 # ---- held-out dialogues ----
@@ -174,7 +174,7 @@ def test_the_same_dialogues_are_held_out_under_every_encoding(tmp_path):
     held = made(tmp_path / "x.jsonl", tmp_path / "data").held_out(0.2)
     assert 44 < held.sum() < 116
     assert np.array_equal(held[:100], held[300:])
-    for other in ({"policy": "finetune_py"}, {"length": 300}, {"truncate": "end"}):
+    for other in ({"loss_mask": "finetune_py"}, {"length": 300}, {"truncate": "end"}):
         assert np.array_equal(made(tmp_path / "x.jsonl", tmp_path / "data", **other).held_out(0.2), held)
     assert (made(tmp_path / "x.jsonl", tmp_path / "data").held_out(0.1) <= held).all()
 
@@ -182,7 +182,7 @@ def test_the_same_dialogues_are_held_out_under_every_encoding(tmp_path):
 @pytest.mark.parametrize("packed", [True, False])
 def test_held_out_dialogues_are_evaluated_once_each(two, packed):
     files, rows = two
-    held = validation_rows(files, 1 << 30, batch=5, packed=packed, validation=0.3)
+    held = validation_batches(files, 1 << 30, batch_size=5, packed=packed, validation=0.3)
     assert all(batch["inputs"].shape == (5, 600) for batch in held.batches)
     found = [dialogue for batch in held.batches for dialogue in taken_apart(batch)]
     wanted = [expected(rows[s][i]) for s, file in enumerate(files) for i in np.flatnonzero(file.held_out(0.3))]
@@ -198,7 +198,7 @@ def test_a_smaller_limit_evaluates_a_part(two):
     files, _ = two
 
     def dialogues(limit):
-        held = validation_rows(files, limit, 4, validation=0.3)
+        held = validation_batches(files, limit, 4, validation=0.3)
         return {tuple(ids) for batch in held.batches for ids, weights in taken_apart(batch) if any(weights)}
 
     little, more, everything = dialogues(1), dialogues(5000), dialogues(1 << 30)
@@ -208,7 +208,7 @@ def test_a_smaller_limit_evaluates_a_part(two):
 
 
 def test_nothing_held_out_gives_no_rows(two):
-    held = validation_rows(two[0], 1 << 20, 4, validation=0)
+    held = validation_batches(two[0], 1 << 20, 4, validation=0)
     assert held.batches == []
     assert [len(tokens) for tokens in held.tokens] == [0, 0]
 
@@ -220,14 +220,14 @@ def test_real_tool_dialogues_become_rows(shared, qwen_vocab, tmp_path):
     """Glaive's calls in Chinese: the mask is chatml's, and nothing but ReAct's own words and answers is trained."""
     path = tmp_path / "glaive.jsonl"
     convert([shared / "sft_pref_demo" / "glaive_toolcall_zh_demo.jsonl.gz"], path, to="conversation")
-    dialogues = prepare(path, qwen_vocab, Encoding("assistant", 2048), tmp_path / "data", progress=False)
+    dialogues = encode_file(path, qwen_vocab, Encoding("assistant", 2048), tmp_path / "data", progress=False)
     assert len(dialogues) > 200
     lines = path.read_text(encoding="utf-8").splitlines()
     whole = 0
     for i in range(len(dialogues)):
-        row = json.loads(lines[int(dialogues.place(i).rpartition(":")[2]) - 1])
+        row = json.loads(lines[int(dialogues.origin(i).rpartition(":")[2]) - 1])
         assert isinstance(validate(row), ConversationRow)
-        ids, mask = chatml.encode_with_mask(
+        ids, mask = encode_with_mask(
             qwen_vocab, react_messages(row["messages"], row.get("tools", ()), "first"), "assistant"
         )
         if len(ids) <= 2049:
@@ -235,6 +235,6 @@ def test_real_tool_dialogues_become_rows(shared, qwen_vocab, tmp_path):
             got = dialogues.read(i)
             assert (got[0].tolist(), got[1].tolist()) == (ids, mask)
     assert whole > 200
-    mixture = DialogueMixture([dialogues], [1], 0)
+    mixture = ConversationMixture([dialogues], [1], 0)
     assert mixture.utilisation[0] > 0.9
     assert taken_apart(mixture.batch(range(8)))

@@ -8,12 +8,12 @@ from dialogue_doubles import TOKENIZER, ChatBytes, chats, expected, made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.chat_format import chatml
+from qwenjax.chat_format.loss_mask import LOSS_MASKS
 from qwenjax.data.conversations import folder, store
 from qwenjax.data.conversations.encode import Encoding, encode
-from qwenjax.data.conversations.folder import Dialogues
+from qwenjax.data.conversations.folder import ChatDataset
 from qwenjax.data.conversations.schema import RowError, validate
-from qwenjax.data.conversations.store import prepare
+from qwenjax.data.conversations.store import encode_file
 
 SYSTEM = {"role": "system", "content": "S"}
 PAIR = {"prompt": [user("a")], "responses": [says("b"), says("c")]}
@@ -24,9 +24,9 @@ def conversation(*messages, **more):
     return validate({"messages": list(messages), **more})
 
 
-def encoded(row, policy, length, truncate):
+def encoded(row, loss_mask, length, truncate):
     """Ids, mask and change of a conversation."""
-    [(ids, mask, rating)], change, text = encode(row, TOKENIZER, Encoding(policy, length, truncate))
+    [(ids, mask, rating)], change, text = encode(row, TOKENIZER, Encoding(loss_mask, length, truncate))
     assert (rating, text) == (0, None)
     return ids, mask, change
 
@@ -34,15 +34,15 @@ def encoded(row, policy, length, truncate):
 # ---- encoding ----
 
 
-@pytest.mark.parametrize("policy", chatml.POLICIES)
-def test_ids_and_masks_are_those_of_the_chat_format(tmp_path, policy):
+@pytest.mark.parametrize("loss_mask", LOSS_MASKS)
+def test_ids_and_masks_are_those_of_the_chat_format(tmp_path, loss_mask):
     rows = [*chats(tmp_path / "x.jsonl", 20), {"messages": CALLING, "tools": [ADD]}]
-    dialogues = made(write(tmp_path / "x.jsonl", *rows), tmp_path / "data", policy, length=2000)
+    dialogues = made(write(tmp_path / "x.jsonl", *rows), tmp_path / "data", loss_mask, length=2000)
     assert len(dialogues) == 21
     for i, row in enumerate(rows):
         ids, mask = dialogues.read(i)
-        assert (ids.tolist(), mask.tolist()) == expected(row, policy)
-        assert dialogues.place(i) == f"x.jsonl:{i + 1}"
+        assert (ids.tolist(), mask.tolist()) == expected(row, loss_mask)
+        assert dialogues.origin(i) == f"x.jsonl:{i + 1}"
         assert dialogues.table[i]["tokens"] == len(ids)
         assert dialogues.table[i]["trained"] == mask[1:].sum()
 
@@ -60,7 +60,7 @@ def test_the_newest_exchanges_that_fit_are_kept(sizes, length):
     if not fitting:
         with pytest.raises(RowError, match="tokens") as error:
             encoded(row, "assistant", length, "turns")
-        assert error.value.reason == f"conversation longer than {length + 1} tokens, even its last exchange"
+        assert error.value.reason == f"conversation longer than {length + 1} tokens, even after dropping earlier turns"
         return
     ids, mask, shortened = encoded(row, "assistant", length, "turns")
     assert (ids, mask) == whole(fitting[0])
@@ -94,8 +94,8 @@ def test_a_first_token_with_loss_is_nothing_to_train_on():
 @pytest.mark.parametrize(
     ("truncate", "length", "left_out", "shortened"),
     [
-        ("turns", 90, {"conversation longer than 91 tokens, even its last exchange": 1}, {DROPPED: 1}),
-        ("end", 90, {"no trained token in the first 91 (policy assistant)": 1}, {"cut at 91 tokens": 1}),
+        ("turns", 90, {"conversation longer than 91 tokens, even after dropping earlier turns": 1}, {DROPPED: 1}),
+        ("end", 90, {"no trained token in the first 91 (loss_mask assistant)": 1}, {"cut at 91 tokens": 1}),
         ("leave_out", 90, {"conversation longer than 91 tokens": 2}, {}),
         ("leave_out", 900, {}, {}),
     ],
@@ -106,11 +106,11 @@ def test_what_was_left_out_or_shortened_is_counted(tmp_path, truncate, length, l
     path = write(tmp_path / "x.jsonl", *({"messages": messages} for messages in rows), {"x": 1})
     dialogues = made(path, tmp_path / "data", length=length, truncate=truncate)
     counts = {reason: count for reason, (count, _) in dialogues.index["left_out"].items()}
-    assert counts == {**left_out, "no row of the schema": 1}
+    assert counts == {**left_out, "not a row of the schema": 1}
     assert {reason: count for reason, (count, _) in dialogues.index["shortened"].items()} == shortened
     assert len(dialogues) == 3 - sum(left_out.values())
     said = "\n".join(dialogues.lines())
-    assert "left out 1 x no row of the schema (first: x.jsonl:4: " in said
+    assert "left out 1 x not a row of the schema (first: x.jsonl:4: " in said
     assert all(f"shortened 1 x {reason} (first: x.jsonl:2)" in said for reason in shortened)
 
 
@@ -122,7 +122,7 @@ def test_a_prepared_file_is_not_encoded_again(tmp_path, monkeypatch):
     first = made(tmp_path / "x.jsonl", tmp_path / "data")
     monkeypatch.setattr(store, "encode_part", None)
     assert made(tmp_path / "x.jsonl", tmp_path / "data").directory == first.directory
-    for change in ({"policy": "finetune_py"}, {"length": 599}, {"truncate": "end"}):
+    for change in ({"loss_mask": "finetune_py"}, {"length": 599}, {"truncate": "end"}):
         with pytest.raises(TypeError):  # it would be encoded
             made(tmp_path / "x.jsonl", tmp_path / "data", **change)
     with open(tmp_path / "x.jsonl", "a") as file:
@@ -182,7 +182,7 @@ def test_an_unreadable_index_is_an_error_that_says_what_to_do(tmp_path):
             made(tmp_path / "x.jsonl", tmp_path / "data")
     index.unlink()
     with pytest.raises(ValueError, match=r"no index\.json"):
-        Dialogues(index.parent)
+        ChatDataset(index.parent)
     assert len(made(tmp_path / "x.jsonl", tmp_path / "data")) == 5  # unfinished: made anew
 
 
@@ -231,6 +231,6 @@ def test_what_cannot_work_is_refused(tmp_path):
     plain = ChatBytes()
     plain.im_start = None
     with pytest.raises(ValueError, match="does not chat in ChatML"):
-        prepare(tmp_path / "x.jsonl", plain, Encoding(), tmp_path / "data")
+        encode_file(tmp_path / "x.jsonl", plain, Encoding(), tmp_path / "data")
     with pytest.raises(ValueError, match="was encoded with 'chat-bytes'"):
         made(tmp_path / "x.jsonl", tmp_path / "data").check_tokenizer(ChatBytes(fingerprint="d" * 64))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenjax.data.conversations import docstrings
-from qwenjax.data.conversations.convert import Account, convert, converted
-from qwenjax.data.conversations.docstrings import disordered, first_sentence, functions
+from qwenjax.data.conversations.convert import ConversionReport, convert, convert_rows
+from qwenjax.data.conversations.docstrings import first_sentence, functions, shuffled
 from qwenjax.data.conversations.files import read_chat
 
 MODULE = '''
@@ -49,9 +49,9 @@ def test_functions_and_methods_of_a_module_with_what_they_say():
     found = list(functions(MODULE, "box.py"))
     assert [one.place for one in found] == ["box.py:3", "box.py:17"]
     assert found[0].signature == "def plain(a, b=1, *, c: int=2) -> int"
-    assert found[0].says == "Return the sum of it all."
+    assert found[0].summary == "Return the sum of it all."
     assert found[1].signature == "class Box:\n    async def open(self)"
-    assert found[1].says == "Open the box; wait until it is open."
+    assert found[1].summary == "Open the box; wait until it is open."
 
 
 @pytest.mark.parametrize("text", ["def broken(:", "print 'two'", "x = '\x00'"])
@@ -82,15 +82,15 @@ def test_the_first_sentence(docstring, sentence):
 def test_a_first_sentence_is_a_line_of_the_docstring_whatever_that_is(text):
     sentence = first_sentence(text)
     assert sentence in " ".join(text.split())
-    assert len(sentence) <= docstrings.LONGEST
+    assert len(sentence) <= docstrings.MAX_CHARACTERS
 
 
 @given(st.lists(st.sampled_from(["a", "file", "Return", "the."]), min_size=2).filter(lambda words: len(set(words)) > 1))
 def test_disorder_keeps_the_words_and_changes_their_order(words):
     sentence = " ".join(words)
-    assert disordered(sentence) != sentence
-    assert Counter(disordered(sentence).split()) == Counter(words)
-    assert disordered(sentence) == disordered(sentence)
+    assert shuffled(sentence) != sentence
+    assert Counter(shuffled(sentence).split()) == Counter(words)
+    assert shuffled(sentence) == shuffled(sentence)
 
 
 def test_the_library_gives_thousands_of_short_rows_about_different_functions(rows):
@@ -134,6 +134,6 @@ def test_it_becomes_rows_of_every_kind(rows, tmp_path, monkeypatch):
 
 def test_no_row_of_the_library_is_refused(rows, monkeypatch):
     monkeypatch.setattr(docstrings, "rows", lambda: iter(rows))
-    account = Account()
-    assert sum(1 for _ in converted("python-stdlib", account, strict=True)) == len(rows)
+    account = ConversionReport()
+    assert sum(1 for _ in convert_rows("python-stdlib", account, strict=True)) == len(rows)
     assert json.dumps(account.changed) == "{}"

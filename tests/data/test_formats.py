@@ -5,7 +5,7 @@ import json
 import pytest
 from chat_doubles import ADD, CALL, CALLING, GLAIVE, GOOD, HH, one, says, user, write
 
-from qwenjax.data.conversations.convert import Account, converted
+from qwenjax.data.conversations.convert import ConversionReport, convert_rows
 
 
 @pytest.mark.parametrize(("format", "row", "made"), GOOD)
@@ -22,7 +22,7 @@ def test_formats(tmp_path, format, row, made):
         ([1], "no known format"),
         ({"messages": [user("a"), says("b")], "label": False}, "labelled undesirable"),
         ({"messages": [user("a")]}, "no assistant turn"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content that is no text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content that is not text"),
         ({"messages": [{"role": "narrator", "content": "a"}]}, "unknown role"),
         ({"conversations": []}, "no turns"),
         ({"conversations": [{"from": "function_call", "value": "add(2)"}]}, "malformed call"),
@@ -43,11 +43,11 @@ def test_formats(tmp_path, format, row, made):
     ],
 )  # fmt: skip
 def test_refused_rows_have_a_reason(tmp_path, row, reason):
-    account = Account()
-    assert list(converted(write(tmp_path / "x.jsonl", row), account)) == []
+    account = ConversionReport()
+    assert list(convert_rows(write(tmp_path / "x.jsonl", row), account)) == []
     assert list(account.skipped) == [reason]
     with pytest.raises(ValueError, match=r"^x.jsonl:1: "):
-        list(converted(tmp_path / "x.jsonl", Account(), strict=True))
+        list(convert_rows(tmp_path / "x.jsonl", ConversionReport(), strict=True))
 
 
 def test_what_is_changed_is_counted(tmp_path):
@@ -55,9 +55,9 @@ def test_what_is_changed_is_counted(tmp_path):
     _, made, changed = one(tmp_path, {"messages": turns})
     assert made["messages"] == [user("a\n\nb"), says("c\n\nd")]
     assert changed == [
-        "several user turns in a row made one",
-        "several assistant turns in a row made one",
-        "turns after the last answer left out",
+        "consecutive user turns merged",
+        "consecutive assistant turns merged",
+        "removed turns after the last answer",
     ]
     _, made, changed = one(tmp_path, {"messages": turns}, to="prompt")
     assert made["prompt"] == [user("a\n\nb"), says("c\n\nd"), user("e")]

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.format not in ("auto", *FORMATS):
         raise Usage(f"--format={options.format} is unknown; known: auto, {', '.join(FORMATS)}")
-    account = convert(options.file, options.out, options.format, options.to, options.strict, fill)
-    print(*account.lines(), *account.skipped.lines(), sep="\n")
-    print(f"{options.out}: {account.rows:,} rows from {account.read:,}")
+    report = convert(options.file, options.out, options.format, options.to, options.strict, fill)
+    print(*report.lines(), *report.skipped.lines(), sep="\n")
+    print(f"{options.out}: {report.rows:,} rows from {report.read:,}")
     return DONE

@@ -21,7 +21,7 @@ examples:
   python -m qwenjax.data show --exp=quickstart --row=81234 --set data.seq_len=256
 
 Step N reads rows N*batch to (N+1)*batch - 1, unless the run skipped data; its telemetry has next_row, for --row.
-Documents end in ⟦end⟧; a row begins where the one before it in the document stream ended. Policies: assistant (the
+Documents end in ⟦end⟧; a row begins where the one before it in the document stream ended. Loss masks: assistant (the
 report: only what the assistant says), finetune_py (the released code), all_but_user_content (the tech memo).
 """
 
@@ -53,34 +53,34 @@ def run(options: argparse.Namespace) -> int:
 def _chat(options: argparse.Namespace) -> int:
     from itertools import islice
 
-    from qwenjax.chat_format.chatml import POLICIES
-    from qwenjax.data.conversations.convert import Account, converted
-    from qwenjax.data.inspect.show import dialogue, terminal
+    from qwenjax.chat_format.loss_mask import LOSS_MASKS
+    from qwenjax.data.conversations.convert import ConversionReport, convert_rows
+    from qwenjax.data.inspect.show import chat_row, chat_row_lines
     from qwenjax.tokenizer import load_tokenizer
 
-    if options.loss_mask not in POLICIES:
-        raise Usage(f"--loss-mask={options.loss_mask} is unknown; known: {', '.join(POLICIES)}")
+    if options.loss_mask not in LOSS_MASKS:
+        raise Usage(f"--loss-mask={options.loss_mask} is unknown; known: {', '.join(LOSS_MASKS)}")
     if options.step is not None:
         raise Usage("--step is of --exp; a FILE has rows: --row=R")
-    tokenizer, account = load_tokenizer(options.tokenizer), Account()
+    tokenizer, report = load_tokenizer(options.tokenizer), ConversionReport()
     first = options.row or 0
     shown = []
-    for n, (place, format, row) in enumerate(islice(converted(options.file, account), first + options.rows)):
+    for n, (place, format, row) in enumerate(islice(convert_rows(options.file, report), first + options.rows)):
         if n >= first:
             try:
-                shown.append(dialogue(row, tokenizer, options.loss_mask, f"row {n} ({place}, {format})"))
+                shown.append(chat_row(row, tokenizer, options.loss_mask, f"row {n} ({place}, {format})"))
             except ValueError as error:
                 print(f"row {n} ({place}) cannot be shown: {error}", file=sys.stderr)
-    print(*account.skipped.lines(), sep="\n", end="\n" * bool(account.skipped), file=sys.stderr)
-    if account.rows <= first:
-        raise ValueError(f"{options.file} has {account.rows} rows that can be shown; wanted row {first}")
+    print(*report.skipped.lines(), sep="\n", end="\n" * bool(report.skipped), file=sys.stderr)
+    if report.rows <= first:
+        raise ValueError(f"{options.file} has {report.rows} rows that can be shown; wanted row {first}")
     legend = f"carries loss ({options.loss_mask}; of preferences the responses); tokenizer {tokenizer.name}"
     if options.html:
         return _page(options.html, os.path.basename(options.file), f"green: {legend}; ids on hover", shown)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(f"{'green' if colour else '⟪ ⟫'}: {legend}", file=sys.stderr)
     for row in shown:
-        print(*terminal(row, colour), sep="\n")
+        print(*chat_row_lines(row, colour), sep="\n")
     return DONE
 
 
@@ -90,7 +90,7 @@ def _pretraining(options: argparse.Namespace) -> int:
     exp = experiment_from(options)
     from qwenjax.config import INIT_FROM
     from qwenjax.data.batches.text import TextMixture
-    from qwenjax.data.inspect.show import describe, documents
+    from qwenjax.data.inspect.show import text_row, text_row_lines
     from qwenjax.data.shards.prepare import prepare
     from qwenjax.tokenizer import load_tokenizer
 
@@ -105,16 +105,16 @@ def _pretraining(options: argparse.Namespace) -> int:
     if end is not None and last < end:
         print(f"({end - last} more rows in this step; --rows shows them)", file=sys.stderr)
     if options.png:
-        from qwenjax.data.inspect.picture import draw
+        from qwenjax.data.inspect.picture import draw_rows
 
-        draw(mixture, first, last - first, max(last, AHEAD), options.png)
+        draw_rows(mixture, first, last - first, max(last, AHEAD), options.png)
         print(f"{options.png}: rows {first} to {last - 1}")
         return DONE
     if options.html:
-        shown = [documents(mixture, row, tokenizer) for row in range(first, last)]
+        shown = [text_row(mixture, row, tokenizer) for row in range(first, last)]
         return _page(options.html, exp.name, "a colour for each document; ids on hover", shown, by_document=True)
     for row in range(first, last):
-        print(*describe(mixture, row, tokenizer), sep="\n")
+        print(*text_row_lines(mixture, row, tokenizer), sep="\n")
     return DONE
 
 

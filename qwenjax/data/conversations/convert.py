@@ -1,7 +1,7 @@
-"""Other people's chat data as rows of our schema, with an account of what became of every row.
+"""Chat data of known formats as rows of our schema, with a count of what became of every row.
 
-A row's format (`formats`) gives a prompt with responses; what is asked for, `to`, says which kind of row that becomes:
-a conversation takes the best response, a preference all of them, a prompt none, but keeps the reference answer.
+A row's format (`formats`) gives a prompt with responses. The kind asked for, `to`, says what becomes of it: a
+conversation takes the best response, a preference all of them, a prompt none, but keeps the reference answer.
 """
 
 import re
@@ -10,19 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from qwenjax.common.figures import aligned
 from qwenjax.common.progress import meter
 from qwenjax.data.conversations import docstrings, files, formats, schema
 from qwenjax.data.conversations.formats import Exchange
 from qwenjax.data.conversations.schema import ConversationRow, PreferenceRow, PromptRow, RowError
-from qwenjax.data.conversations.turns import Changed
+from qwenjax.data.conversations.turns import NoteChange
 from qwenjax.sources.documents import STDLIB
 from qwenjax.sources.slices import Report
 
 PLACEHOLDER = re.compile(r"\{\{([A-Za-z_]\w*)\}\}")
 
 
-class Converted(NamedTuple):
-    """A row, the place its source has in the file ('NAME:LINE'), and the format that was."""
+class ConvertedRow(NamedTuple):
+    """A row, the place that it comes from ('NAME:LINE'), and the format it had."""
 
     place: str
     format: str
@@ -30,8 +31,8 @@ class Converted(NamedTuple):
 
 
 @dataclass
-class Account:
-    """What became of the rows of one or more files."""
+class ConversionReport:
+    """Counts of what became of the rows of one or more files."""
 
     read: int = 0
     written: dict[tuple[str, str, str], int] = field(default_factory=dict)  # (file, format, kind) -> rows
@@ -44,65 +45,65 @@ class Account:
         return sum(self.written.values())
 
     def lines(self) -> list[str]:
-        """A table of what was written, and what was changed on the way, for people."""
+        """A table of what was written, and what was changed, for people."""
         header = ("file", "format", "kind", "rows")
         table = [header, *((*key, f"{rows:,}") for key, rows in self.written.items())]
-        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line[:-1], widths)) + f"  {line[-1]:>{widths[-1]}}"
-            for line in table
-        ]
         changes = sorted(self.changed.items(), key=lambda item: (-item[1][0], item[0]))
-        return lines + [f"changed {count:,} x {reason} (first: {place})" for reason, (count, place) in changes]
+        return [
+            *aligned(table, left=3),
+            *(f"changed {count:,} x {reason} (first: {place})" for reason, (count, place) in changes),
+        ]
 
 
-def converted(
+def convert_rows(
     path: str | Path,
-    account: Account,
+    report: ConversionReport,
     format: str = "auto",
     to: str | None = None,
     strict: bool = False,
     fill: Mapping[str, str] | None = None,
-    seen: Callable[[int], object] = lambda size: None,
-) -> Iterator[Converted]:
+    progress: Callable[[int], object] = lambda size: None,
+) -> Iterator[ConvertedRow]:
     """The rows of a file, or of 'python-stdlib' (`docstrings`), as rows of our schema.
 
     Args:
-      account: gets the counts.
-      format: a key of `formats.FORMATS` that every row is taken for, or 'auto': each row's own.
-      to: a kind (`schema.KINDS`); None: what the format is by nature, of 'python-stdlib' conversations.
+      report: receives the counts.
+      format: a key of `formats.FORMATS` that every row must have, or 'auto' to recognise each row's own.
+      to: a kind (`schema.KINDS`). None: the format's own kind; for 'python-stdlib', conversation.
       strict: raise at the first row that cannot be converted.
-      fill: texts for placeholders such as {{name}}; a row with others is refused.
-      seen: is told the bytes of each line, unpacked.
+      fill: texts for placeholders such as {{name}}; a row with any other placeholder is refused.
+      progress: is called with the bytes of each line, unpacked.
     Raises:
       ValueError: no such file or format, or (strict) a bad row: the message has file and line.
     """
     for name, value, known in (("format", format, ("auto", *formats.FORMATS)), ("to", to, (None, *schema.KINDS))):
         if value not in known:
             raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(filter(None, known))}")
-    source, objects = Path(path).name.split(".")[0], files.objects(path, account.skipped, strict, seen)
+    source, objects = Path(path).name.split(".")[0], files.read_objects(path, report.skipped, strict, progress)
     if str(path) == STDLIB:
         objects, to = docstrings.rows(), to or "conversation"
     for place, value in objects:
-        account.read += 1
+        report.read += 1
         changes: list[str] = []
         try:
             value = _filled(value, fill or {})
             name = formats.recognise(value) if format == "auto" else format
             rows = [
-                _row(one, to or formats.FORMATS[name].kind, source, changes.append)
-                for one in _read(name, value, changes.append)
+                _row(exchange, to or formats.FORMATS[name].kind, source, changes.append)
+                for exchange in _read(name, value, changes.append)
             ]
-        except (RowError, RecursionError) as error:
-            refused = error if isinstance(error, RowError) else RowError("nested too deeply")
-            files.skip(refused, place, account.skipped, strict)
+        except RecursionError:
+            files.skip_row(RowError("nested too deeply"), place, report.skipped, strict)
+            continue
+        except RowError as error:
+            files.skip_row(error, place, report.skipped, strict)
             continue
         for reason in changes:
-            account.changed.note(reason, place)
+            report.changed.note(reason, place)
         for row in rows:
             key = (Path(path).name, name, schema.kind_of(row))
-            account.written[key] = account.written.get(key, 0) + 1
-            yield Converted(place, name, row)
+            report.written[key] = report.written.get(key, 0) + 1
+            yield ConvertedRow(place, name, row)
 
 
 def convert(
@@ -112,62 +113,62 @@ def convert(
     to: str | None = None,
     strict: bool = False,
     fill: Mapping[str, str] | None = None,
-) -> Account:
-    """Writes the rows of files as one file of our schema, of one kind; see `converted` for the options.
+) -> ConversionReport:
+    """Writes the rows of files as one file of our schema, of one kind; see `convert_rows` for the options.
 
     Raises:
-      ValueError: as `converted`; rows of several kinds without `to`; or no row at all. Nothing is written then.
+      ValueError: as `convert_rows`; rows of several kinds without `to`; or no row at all. Then nothing is written.
     """
-    account = Account()
+    report = ConversionReport()
 
     def rows() -> Iterator[schema.ChatRow]:
         first: tuple[str, str] | None = None
         for path in paths:
-            for place, name, row in converted(path, account, format, to, strict, fill, step):
+            for place, name, row in convert_rows(path, report, format, to, strict, fill, step):
                 kind = schema.kind_of(row)
                 first = first or (kind, place)
                 if kind != first[0]:
                     raise ValueError(
                         f"{place} ({name}) is a {kind}, but {first[1]} a {first[0]}; a file holds one kind: "
-                        f"say --to={first[0]} or --to={kind}, or convert them apart"
+                        f"use --to={first[0]} or --to={kind}, or convert them separately"
                     )
                 yield row
         if first is None:
-            reasons = "; ".join(account.skipped.lines()) or "there is nothing to read"
+            reasons = "; ".join(report.skipped.lines()) or "the files are empty"
             raise ValueError(f"no row could be converted: {reasons}")
 
-    size = sum(files.size(path) for path in paths)
+    size = sum(files.unpacked_size(path) for path in paths)
     with meter("converting", size) as step:
         files.write_chat(out, rows())
-    return account
+    return report
 
 
-def _read(name: str, value: object, changed: Changed) -> Iterator[Exchange]:
-    """The exchanges of a row that is taken for a format."""
+def _read(name: str, value: object, note_change: NoteChange) -> Iterator[Exchange]:
+    """The exchanges of a row in a format."""
     format = formats.FORMATS[name]
     if not isinstance(value, dict) or not format.matches(value):
         fields = ", ".join(value) if isinstance(value, dict) else f"a {type(value).__name__}"
-        raise RowError(f"not of the format {name}", f"fields {fields}: wanted {format.says}")
-    yield from format.read(value, changed)
+        raise RowError(f"not of the format {name}", f"fields {fields}: wanted {format.description}")
+    yield from format.read(value, note_change)
 
 
-def _row(one: Exchange, to: str, source: str, changed: Changed) -> schema.ChatRow:
+def _row(exchange: Exchange, to: str, source: str, note_change: NoteChange) -> schema.ChatRow:
     """The exchange as a checked row of a kind."""
-    row: dict = {"tools": one.tools, "id": one.id, "source": one.source or source, "meta": one.meta}
+    row: dict = {"tools": exchange.tools, "id": exchange.id, "source": exchange.source or source, "meta": exchange.meta}
     if to == "preference":
-        if len(one.responses) < 2:
-            raise RowError("fewer than two responses", f"{len(one.responses)} response: a preference needs two")
-        row |= {"prompt": one.prompt, "responses": one.responses, "scores": one.scores}
+        if len(exchange.responses) < 2:
+            raise RowError("fewer than two responses", f"{len(exchange.responses)} responses; a preference needs two")
+        row |= {"prompt": exchange.prompt, "responses": exchange.responses, "scores": exchange.scores}
     elif to == "prompt":
-        answer = one.answer or (one.responses[0]["content"] if one.responses else None) or None
-        row |= {"prompt": one.prompt, "answer": answer}
+        answer = exchange.answer or (exchange.responses[0]["content"] if exchange.responses else None) or None
+        row |= {"prompt": exchange.prompt, "answer": answer}
     else:
-        messages = [*one.prompt, *one.responses[:1]]
+        messages = [*exchange.prompt, *exchange.responses[:1]]
         answered = max((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), default=-1)
         if answered < 0:
-            raise RowError("no assistant turn", "there is no assistant turn; --to=prompt needs none")
+            raise RowError("no assistant turn", "there is no assistant turn; use --to=prompt, which needs none")
         if answered + 1 < len(messages):
-            changed("turns after the last answer left out")
+            note_change("removed turns after the last answer")
         row |= {"messages": messages[: answered + 1]}
     return schema.validate(row)
 
@@ -175,16 +176,16 @@ def _row(one: Exchange, to: str, source: str, changed: Changed) -> schema.ChatRo
 def _filled(value: object, fill: Mapping[str, str]) -> object:
     """The value with the placeholders in its texts replaced."""
 
-    def text(found: re.Match) -> str:
-        if found[1] not in fill:
-            advice = f"--fill {found[1]}=TEXT, or --fill '{found[1]}={found[0]}' to keep it"
-            raise RowError(f"placeholder {found[0]} not filled: {advice}")
-        return fill[found[1]]
+    def text(match: re.Match) -> str:
+        if match[1] not in fill:
+            advice = f"--fill {match[1]}=TEXT, or --fill '{match[1]}={match[0]}' to keep it"
+            raise RowError(f"placeholder {match[0]} not filled: {advice}")
+        return fill[match[1]]
 
     if isinstance(value, str):
         return PLACEHOLDER.sub(text, value)
     if isinstance(value, list):
-        return [_filled(one, fill) for one in value]
+        return [_filled(item, fill) for item in value]
     if isinstance(value, dict):
         return {name: _filled(one, fill) for name, one in value.items()}
     return value

@@ -1,9 +1,9 @@
-"""Functions of this Python's standard library and what their docstrings say: alignment data that needs no download.
+"""Functions of Python's standard library and their docstrings: alignment data that needs no download.
 
-A row asks for a function's docstring. Three answers are scored: the first sentence of the function's own (3), that of
-another function of the same module (2), and the words of that other one in disorder (0). Each sentence is the best
-answer to one prompt and the second best to another, so that length and style do not tell these two apart: one has to
-read the prompt, which takes a larger model than the disorder does.
+A row asks for a function's docstring. Three answers are scored: the first sentence of its own docstring (3), that of
+another function of the same module (2), and the words of that other sentence shuffled (0). Each sentence is the best
+answer to one prompt and the second best to another, so length and style do not tell these two apart: a model must read
+the prompt, which takes a larger model than noticing shuffled words.
 """
 
 import ast
@@ -12,15 +12,15 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from qwenjax.data.shards.worker import keyed_hash
+from qwenjax.common.hashing import keyed_hash
 from qwenjax.sources import documents
 from qwenjax.sources.slices import Report
 
 ASK = "Write a docstring for this function of the module {module}:\n\n{signature}"
-WORDS = (3, 30)  # of a sentence that says something, and is no paragraph
+WORDS = (3, 30)  # fewer say nothing, more are a paragraph
 SCORES = [3.0, 2.0, 0.0]
-LONGEST = 200  # characters of a signature and of a sentence: about 120 tokens together with what is around them
-CALL = re.compile(r"[\w.]+\([^()]*\)(\s*->\s*[\w, ()\[\]]+)?\.?")  # a signature in place of a sentence
+MAX_CHARACTERS = 200  # of a signature and of a sentence; with the prompt around them, about 120 tokens
+CALL = re.compile(r"[\w.]+\([^()]*\)(\s*->\s*[\w, ()\[\]]+)?\.?")  # a signature instead of a sentence
 SENTENCE = re.compile(r".+?[.!?](?=\s+[A-Z'\"`(]|$)|.+")
 
 
@@ -29,14 +29,14 @@ class DocumentedFunction(NamedTuple):
 
     place: str  # 'python-stdlib/MODULE.py:LINE'
     signature: str
-    says: str  # the first sentence of its docstring
+    summary: str  # the first sentence of its docstring
 
 
 def rows() -> Iterator[tuple[str, dict]]:
-    """(place, row) of every function whose docstring begins with a sentence that no function before it had.
+    """(place, row) of every function whose docstring begins with a sentence that no earlier function has.
 
-    A row has 'prompt', 'responses', best first, and 'scores', as the format `ranked` reads them; of a module's only
-    function one response. The same Python gives the same rows in the same order.
+    A row has 'prompt', 'responses' (best first) and 'scores', as the format `ranked` reads them. The only function of a
+    module has one response. The same Python gives the same rows in the same order.
     """
     known: set[str] = set()
     for document in documents.documents(documents.STDLIB, Report()):
@@ -45,33 +45,33 @@ def rows() -> Iterator[tuple[str, dict]]:
         module = document.origin.removeprefix(f"{documents.STDLIB}/").removesuffix(".py").removesuffix("/__init__")
         found = []
         for function in functions(document.text, document.origin):
-            if function.says.lower() not in known:
-                known.add(function.says.lower())
+            if function.summary.lower() not in known:
+                known.add(function.summary.lower())
                 found.append(function)
-        # one round through a shuffled module: nobody gets its own
-        order = sorted(found, key=lambda f: keyed_hash("docstrings", 0, f"{f.signature}\n{f.says}"))
-        other = {this.place: after.says for this, after in zip(order, [*order[1:], *order[:1]])}
-        for place, signature, says in found:
+        # Each function gets the sentence of the next one in a shuffled circle, so never its own
+        order = sorted(found, key=lambda f: keyed_hash("docstrings", 0, f"{f.signature}\n{f.summary}"))
+        other = {this.place: following.summary for this, following in zip(order, [*order[1:], *order[:1]])}
+        for place, signature, summary in found:
             prompt = ASK.format(module=module.replace("/", "."), signature=signature)
-            responses = [says] if len(found) == 1 else [says, other[place], disordered(other[place])]
+            responses = [summary] if len(found) == 1 else [summary, other[place], shuffled(other[place])]
             yield place, {"prompt": prompt, "responses": responses, "scores": SCORES[: len(responses)]}
 
 
-def disordered(sentence: str) -> str:
-    """The words of a sentence in an order that is drawn by their hashes, and never the one they had."""
+def shuffled(sentence: str) -> str:
+    """The words of a sentence in an order drawn by hashes, never the original one."""
     words = sentence.split()
     order = sorted(range(len(words)), key=lambda i: keyed_hash("words", i, sentence))
-    mixed = [words[i] for i in order]
-    return " ".join(mixed if mixed != words else [*words[1:], words[0]])
+    drawn = [words[i] for i in order]
+    return " ".join(drawn if drawn != words else [*words[1:], words[0]])
 
 
 def functions(text: str, origin: str) -> Iterator[DocumentedFunction]:
-    """The functions of a module and the methods of its classes that have a docstring, in their order.
+    """The functions of a module, and methods of its classes, that have a docstring, in their order.
 
-    A module that this Python cannot parse has none.
+    A module that this Python cannot parse gives none.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # such as a backslash in the wrong place
+        with warnings.catch_warnings(action="ignore"):  # such as an invalid escape sequence
             tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return
@@ -81,13 +81,13 @@ def functions(text: str, origin: str) -> Iterator[DocumentedFunction]:
         signature = f"{word} {node.name}({arguments}){returns}"
         if owner:
             signature = f"class {owner}:\n    {signature}"
-        says = first_sentence(ast.get_docstring(node) or "")
-        if says and len(signature) <= LONGEST:
-            yield DocumentedFunction(f"{origin}:{node.lineno}", signature, says)
+        summary = first_sentence(ast.get_docstring(node) or "")
+        if summary and len(signature) <= MAX_CHARACTERS:
+            yield DocumentedFunction(f"{origin}:{node.lineno}", signature, summary)
 
 
 def _definitions(node: ast.AST, owner: str) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
-    """(definition, class around it or ''), without what functions define within."""
+    """(definition, class around it or ''), without definitions inside functions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield child, owner
@@ -96,12 +96,14 @@ def _definitions(node: ast.AST, owner: str) -> Iterator[tuple[ast.FunctionDef | 
 
 
 def first_sentence(docstring: str) -> str:
-    """Of a docstring's first paragraph, on one line; '' if it says too little or too much, or no words at all."""
+    """The first sentence of a docstring's first paragraph, on one line; '' if it is too short, too long or no prose."""
     lines = docstring.strip().split("\n\n")[0].splitlines()
     while lines and CALL.fullmatch(lines[0].strip()):
         lines = lines[1:]
-    found = SENTENCE.match(" ".join(" ".join(lines).split()))
-    sentence = found[0] if found else ""
+    match = SENTENCE.match(" ".join(" ".join(lines).split()))
+    sentence = match[0] if match else ""
     words = len(re.findall(r"[A-Za-z]{2,}", sentence))
-    fits = WORDS[0] <= words <= WORDS[1] and len(sentence) <= LONGEST and not sentence.startswith((">>>", ":", "@"))
+    fits = (
+        WORDS[0] <= words <= WORDS[1] and len(sentence) <= MAX_CHARACTERS and not sentence.startswith((">>>", ":", "@"))
+    )
     return sentence if fits else ""

@@ -1,9 +1,9 @@
-"""Rows of the chat schema as dialogues: token ids and loss mask, no longer than a model reads. ChatML, tools as ReAct.
+"""Rows of the chat schema as dialogues: token ids and loss mask, cut to a maximum length. ChatML, tools as ReAct.
 
 conversation  one dialogue
-preference    a dialogue for each response, all with the same prompt ids; each ends with the response's <|im_end|>,
-              where a reward model reads its score: the ids that a rollout has there
-prompt        one dialogue, which ends where the assistant is to write
+preference    one dialogue per response, all with the same prompt ids. Each ends with the response's <|im_end|>, where a
+              reward model reads its score; these are the ids that a rollout has there
+prompt        one dialogue, which ends where the assistant begins to write
 """
 
 import json
@@ -15,7 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenjax.chat_format import chatml
+from qwenjax.chat_format.loss_mask import LOSS_MASKS, encode_with_mask
 from qwenjax.chat_format.react import react_messages
+from qwenjax.common.hashing import keyed_hash
 from qwenjax.data.conversations.schema import (
     KINDS,
     ConversationRow,
@@ -27,38 +29,38 @@ from qwenjax.data.conversations.schema import (
     validate,
 )
 from qwenjax.data.shards.format import token_dtype
-from qwenjax.data.shards.worker import keyed_hash
 from qwenjax.sources.slices import Report
 
 TRUNCATIONS = {
-    "turns": "the oldest exchanges go, system turn and newest stay; left out if the last exchange alone is too long",
-    "end": "cut on the right, as the released finetune.py does (spec §7); conversations only",
-    "leave_out": "not trained on",
+    "turns": "drop the oldest exchanges, keep the system turn; left out if the last exchange is still too long",
+    "end": "cut on the right, as the released finetune.py does; conversations only",
+    "leave_out": "leave the row out",
 }
-TABLE = np.dtype(  # of a dialogue
+TABLE = np.dtype(  # one entry per dialogue
     [
         ("tokens", "<i4"),
         ("trained", "<i4"),  # targets with loss
         ("key", "<u8"),  # hash of its row's text
-        ("prompt", "<u8"),  # hash of the text of its row's prompt: all before the response
-        ("group", "<i4"),  # number of its row, of those kept
-        ("rating", "<f4"),  # of a response: its score, or minus its place in the ranking; else 0
+        ("prompt", "<u8"),  # hash of the text of its row's prompt, everything before the response
+        ("group", "<i4"),  # number of its row, counted without the rows left out
+        ("rating", "<f4"),  # of a response: its score, or minus its position in the ranking; else 0
         ("text", "<i4"),  # bytes of its line in texts.jsonl
     ]
 )
+Row = ConversationRow | PreferenceRow | PromptRow
 
 
 @dataclass(frozen=True)
 class Encoding:
     """How the rows of a file become tokens."""
 
-    loss_mask: str = "assistant"  # a key of `chatml.POLICIES`: whose tokens of a conversation carry loss
-    length: int = 2048  # L, inputs per row of a batch
+    loss_mask: str = "assistant"  # a key of `LOSS_MASKS`: which tokens of a conversation carry loss
+    length: int = 2048  # sequence length: inputs per row of a batch
     truncate: str = "turns"  # a key of `TRUNCATIONS`: what happens to dialogues of more than `limit` tokens
     kind: str = "conversation"  # one of `schema.KINDS`: what the rows are used as
 
     def __post_init__(self):
-        for name, known in (("loss_mask", chatml.POLICIES), ("truncate", TRUNCATIONS), ("kind", KINDS)):
+        for name, known in (("loss_mask", LOSS_MASKS), ("truncate", TRUNCATIONS), ("kind", KINDS)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(known)}")
         if self.length < 2:
@@ -66,21 +68,19 @@ class Encoding:
         if self.kind == "conversation":
             return
         if self.truncate == "end":
-            end = (
-                "the token where its score is read" if self.kind == "preference" else "where the assistant is to write"
-            )
-            raise ValueError(f"truncate='end' would cut a {self.kind}'s end, {end}; wanted 'turns' or 'leave_out'")
+            end = "the token where its score is read" if self.kind == "preference" else "where the assistant begins"
+            raise ValueError(f"truncate='end' would cut off {end} in a {self.kind}; wanted 'turns' or 'leave_out'")
         if self.loss_mask != "assistant":
             raise ValueError(f"loss_mask={self.loss_mask!r} is for conversations; a {self.kind} takes 'assistant' only")
 
     @property
     def limit(self) -> int:
-        """Tokens of a dialogue, at most. A conversation has one more than L, as the last input needs a target."""
+        """Maximum tokens of a dialogue. A conversation has one more than `length`: the last input needs a target."""
         return self.length + (self.kind == "conversation")
 
 
 class Dialogue(NamedTuple):
-    """What a model reads, and what of it carries loss."""
+    """What a model reads."""
 
     ids: list[int]
     mask: list[int]  # 1: predicting this id carries loss
@@ -91,50 +91,50 @@ class Encoded(NamedTuple):
     """The dialogues of a row."""
 
     dialogues: list[Dialogue]
-    change: str  # how they were shortened, if they were
-    text: dict | None = None  # of a prompt: its turns, as far as they are in the ids, and its answer
+    change: str  # how they were shortened, or ''
+    text: dict | None = None  # of a prompt: the turns that the ids hold, and its answer
 
 
-def encode(row: ConversationRow | PreferenceRow | PromptRow, tokenizer, how: Encoding) -> Encoded:
+def encode(row: Row, tokenizer, encoding: Encoding) -> Encoded:
     """The dialogues of a valid row.
 
-    As prompts, rows of all kinds will do: a conversation's last turn and the best response are then the answer.
+    Rows of every kind can be used as prompts: a conversation's last turn or the best response is then the answer.
 
     Raises:
-      RowError: it must be left out: of another kind, too long, nothing to train on, responses that are equal or empty
-        as ids, or calls that ReAct text cannot say.
+      RowError: the row cannot be used: another kind, too long, no trained token, responses that are equal or empty as
+        ids, or calls that ReAct text cannot express.
     """
-    if how.kind == "prompt":
-        return _prompt(row, tokenizer, how)
-    if kind_of(row) != how.kind:
-        raise RowError(f"a {kind_of(row)}, not a {how.kind}")
-    return (_conversation if how.kind == "conversation" else _preference)(row, tokenizer, how)
+    if encoding.kind == "prompt":
+        return _prompt(row, tokenizer, encoding)
+    if kind_of(row) != encoding.kind:
+        raise RowError(f"a {kind_of(row)}, not a {encoding.kind}")
+    return (_conversation if encoding.kind == "conversation" else _preference)(row, tokenizer, encoding)
 
 
-def _conversation(row: ConversationRow, tokenizer, how: Encoding) -> Encoded:
-    def encoded(turns: list[Turn]) -> tuple[list[int], list[int]]:
-        return chatml.encode_with_mask(tokenizer, _plain(turns, row.tools), how.loss_mask)
+def _conversation(row: ConversationRow, tokenizer, encoding: Encoding) -> Encoded:
+    def encode_turns(turns: list[Turn]) -> tuple[list[int], list[int]]:
+        return encode_with_mask(tokenizer, _to_chatml(turns, row.tools), encoding.loss_mask)
 
-    limit, change = how.limit, ""
-    if how.truncate == "end":
-        ids, mask = encoded(row.messages)
+    limit, change = encoding.limit, ""
+    if encoding.truncate == "end":
+        ids, mask = encode_turns(row.messages)
         if len(ids) > limit:
             ids, mask, change = ids[:limit], mask[:limit], f"cut at {limit} tokens"
     else:
-        _, (ids, mask), change = _fitting(row.messages, encoded, how, limit)
+        _, (ids, mask), change = _truncate_turns(row.messages, encode_turns, encoding, limit)
     if not any(mask[1:]):  # the first token is never a target
-        why = f"no trained token in the first {limit}" if change else "no trained token"
-        raise RowError(f"{why} (loss_mask {how.loss_mask})")
+        where = f" in the first {limit}" if change else ""
+        raise RowError(f"no trained token{where} (loss_mask {encoding.loss_mask})")
     return Encoded([Dialogue(ids, mask)], change)
 
 
-def _preference(row: PreferenceRow, tokenizer, how: Encoding) -> Encoded:
-    begun, answers = _begun(_plain(row.prompt, row.tools)), []
+def _preference(row: PreferenceRow, tokenizer, encoding: Encoding) -> Encoded:
+    open_turn, answers = _open_assistant_turn(_to_chatml(row.prompt, row.tools)), []
     for response in row.responses:
-        text = _plain([*row.prompt, response], row.tools)[-1]["content"]
-        assert text.startswith(begun), (text, begun)
-        # apart from what it goes on from, as a rollout's tokens are: all responses then share the prompt's ids
-        answers.append([*tokenizer.encode_ordinary(text[len(begun) :]), tokenizer.im_end])
+        text = _to_chatml([*row.prompt, response], row.tools)[-1]["content"]
+        assert text.startswith(open_turn), (text, open_turn)
+        # Encoded apart from the text it continues, as the tokens of a rollout are: all responses share the prompt's ids
+        answers.append([*tokenizer.encode_ordinary(text[len(open_turn) :]), tokenizer.im_end])
     if min(map(len, answers)) < 2:
         raise RowError("empty response", "a response has no token")
     if len(set(map(tuple, answers))) < len(answers):
@@ -142,10 +142,12 @@ def _preference(row: PreferenceRow, tokenizer, how: Encoding) -> Encoded:
     with np.errstate(over="ignore"):
         ratings = np.array(row.scores or -np.arange(len(answers)), np.float32)
     if not (np.isfinite(ratings).all() and (ratings[1:] < ratings[:-1]).all()):
-        raise RowError("scores that float32 cannot tell apart", f"scores are {row.scores}")
+        raise RowError("scores that are equal in float32", f"scores {row.scores} are not different in float32")
 
-    room = how.limit - max(map(len, answers))
-    _, (ids, mask), change = _fitting(row.prompt, lambda turns: _asked(turns, row.tools, tokenizer), how, room)
+    limit = encoding.limit - max(map(len, answers))
+    _, (ids, mask), change = _truncate_turns(
+        row.prompt, lambda turns: _encode_prompt(turns, row.tools, tokenizer), encoding, limit
+    )
     dialogues = [
         Dialogue([*ids, *answer], [*mask, *[1] * len(answer)], float(rating))
         for answer, rating in zip(answers, ratings)
@@ -153,69 +155,75 @@ def _preference(row: PreferenceRow, tokenizer, how: Encoding) -> Encoded:
     return Encoded(dialogues, change)
 
 
-def _prompt(row: ConversationRow | PreferenceRow | PromptRow, tokenizer, how: Encoding) -> Encoded:
+def _prompt(row: Row, tokenizer, encoding: Encoding) -> Encoded:
     if isinstance(row, ConversationRow):
         answer = row.messages[-1]["content"]
     else:
         answer = row.responses[0]["content"] if isinstance(row, PreferenceRow) else row.answer
-
-    whole = _turns_asked(row)
-    turns, (ids, mask), change = _fitting(whole, lambda turns: _asked(turns, row.tools, tokenizer), how, how.limit)
+    turns, (ids, mask), change = _truncate_turns(
+        _prompt_turns(row), lambda turns: _encode_prompt(turns, row.tools, tokenizer), encoding, encoding.limit
+    )
     return Encoded([Dialogue(ids, mask)], change, {"prompt": turns, "answer": answer or None})
 
 
-def _turns_asked(row: ConversationRow | PreferenceRow | PromptRow) -> list[Turn]:
-    """The turns that the (last) assistant turn answers."""
+def _prompt_turns(row: Row) -> list[Turn]:
+    """The turns that the last assistant turn, or each response, answers."""
     return row.messages[:-1] if isinstance(row, ConversationRow) else row.prompt
 
 
-def _asked(turns: list[Turn], tools: list[dict], tokenizer) -> tuple[list[int], list[int]]:
-    """Ids up to where the assistant is to write, and a mask of zeros."""
-    plain = _plain(turns, tools)
-    begun = _begun(plain)
-    ids = [*chatml.encode_chat(tokenizer, plain[:-1] if begun else plain), *tokenizer.encode_ordinary(begun)]
+def _encode_prompt(turns: list[Turn], tools: list[dict], tokenizer) -> tuple[list[int], list[int]]:
+    """Ids up to where the assistant begins to write, and a mask of zeros."""
+    messages = _to_chatml(turns, tools)
+    open_turn = _open_assistant_turn(messages)
+    ids = chatml.encode_chat(tokenizer, messages[:-1] if open_turn else messages)
+    ids += tokenizer.encode_ordinary(open_turn)
     return ids, [0] * len(ids)
 
 
-def _begun(plain: list[chatml.Message]) -> str:
-    """What the assistant's turn says already where it is to go on after results: its calls and these."""
-    return plain[-1]["content"] if plain[-1]["role"] == "assistant" else ""
+def _open_assistant_turn(messages: list[chatml.Message]) -> str:
+    """The text of an assistant's turn that it continues after tool results: its calls and the results; or ''."""
+    return messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
 
 
-def _plain(turns: list[Turn], tools: list[dict]) -> list[chatml.Message]:
-    """ChatML messages. Tools are described first in prompts, too: a model is to be asked as it was trained."""
+def _to_chatml(turns: list[Turn], tools: list[dict]) -> list[chatml.Message]:
+    """ChatML messages. The first user turn describes the tools, in prompts too, so that prompts look as in training."""
     try:
         return react_messages(turns, tools, "first")
     except ValueError as error:
-        raise RowError("calls that ReAct text cannot say", str(error)) from None
+        raise RowError("calls that ReAct text cannot express", str(error)) from None
 
 
-def _fitting(
-    turns: list[Turn], encoded: Callable[[list[Turn]], tuple[list, list]], how: Encoding, room: int
+def _truncate_turns(
+    turns: list[Turn], encode_turns: Callable[[list[Turn]], tuple[list, list]], encoding: Encoding, limit: int
 ) -> tuple[list[Turn], tuple[list, list], str]:
-    """As many of the newest exchanges as have at most `room` tokens, after the system turn: they, encoded, the change.
+    """The system turn and as many of the newest exchanges as fit into `limit` tokens.
 
-    Cut where users speak, in the turns of the schema: a call stays with its result, and the description of the tools
-    moves to the user turn that is now the first.
+    Cuts before user turns of the schema, so a call stays with its result, and the description of the tools moves to the
+    user turn that is now the first.
 
     Args:
-      encoded: turns to (ids, mask).
+      encode_turns: turns to (ids, mask).
+    Returns: the turns kept, their ids and mask, and what was changed ('' for nothing).
+    Raises:
+      RowError: too long, even after dropping all earlier turns, or truncate='leave_out'.
     """
-    whole = encoded(turns)
-    if len(whole[0]) <= room:
-        return turns, whole, ""
-    reason, detail = f"{how.kind} longer than {how.limit} tokens", f"{len(whole[0]) + how.limit - room} tokens"
-    if how.truncate == "leave_out":
+    encoded = encode_turns(turns)
+    if len(encoded[0]) <= limit:
+        return turns, encoded, ""
+    reason = f"{encoding.kind} longer than {encoding.limit} tokens"
+    detail = f"{len(encoded[0]) + encoding.limit - limit} tokens"
+    if encoding.truncate == "leave_out":
         raise RowError(reason, detail)
     users = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
 
-    def kept(first: int) -> list[Turn]:
+    def from_user(first: int) -> list[Turn]:
         return [*turns[: users[0]], *turns[users[first] :]]
 
-    first = bisect_left(range(len(users)), True, lo=1, key=lambda i: len(encoded(kept(i))[0]) <= room)
+    first = bisect_left(range(len(users)), True, lo=1, key=lambda i: len(encode_turns(from_user(i))[0]) <= limit)
     if first == len(users):
-        raise RowError(f"{reason}, even its last exchange", detail)
-    return kept(first), encoded(kept(first)), f"oldest turns dropped to fit {how.limit} tokens"
+        raise RowError(f"{reason}, even after dropping earlier turns", detail)
+    kept = from_user(first)
+    return kept, encode_turns(kept), f"oldest turns dropped to fit {encoding.limit} tokens"
 
 
 @dataclass
@@ -224,15 +232,15 @@ class EncodedPart:
 
     ids: np.ndarray  # uint16 or uint32 [tokens]
     mask: np.ndarray  # uint8 [tokens]
-    table: np.ndarray  # TABLE [dialogues]; groups are counted from 0 in each part
-    places: list[str]  # of each in its file: 'NAME:LINE'
+    table: np.ndarray  # TABLE [dialogues]; groups count from 0 in each part
+    places: list[str]  # of each dialogue: 'NAME:LINE' in its file
     texts: list[bytes]  # of each prompt: a line of JSON
     left_out: Report = field(default_factory=Report)
     shortened: Report = field(default_factory=Report)
 
 
-def encode_part(objects: Sequence[tuple[str, object]], tokenizer, how: Encoding) -> EncodedPart:
-    """The dialogues of some parsed lines, given with their places."""
+def encode_part(objects: Sequence[tuple[str, object]], tokenizer, encoding: Encoding) -> EncodedPart:
+    """The dialogues of some parsed lines, each given with its place ('NAME:LINE')."""
     left_out, shortened = Report(), Report()
     all_ids: list[int] = []
     all_mask: list[int] = []
@@ -240,18 +248,18 @@ def encode_part(objects: Sequence[tuple[str, object]], tokenizer, how: Encoding)
     for place, value in objects:
         try:
             row = validate(value)
-            dialogues, change, text = encode(row, tokenizer, how)
+            dialogues, change, text = encode(row, tokenizer, encoding)
         except RowError as error:
-            left_out.note(error.reason, place if str(error) == error.reason else f"{place}: {error}")
+            left_out.note(error.reason, error.at(place))
             continue
         if change:
             shortened.note(change, place)
         line = b"" if text is None else json.dumps(text, ensure_ascii=False).encode() + b"\n"
-        keys = _keys(row, how)
+        hashes = _hashes(row, encoding)
         for ids, mask, rating in dialogues:
             all_ids += ids
             all_mask += mask
-            table.append((len(ids), sum(mask[1:]), *keys, group, rating, len(line)))
+            table.append((len(ids), sum(mask[1:]), *hashes, group, rating, len(line)))
             places.append(place)
             texts.append(line)
         group += 1
@@ -259,16 +267,16 @@ def encode_part(objects: Sequence[tuple[str, object]], tokenizer, how: Encoding)
     return EncodedPart(ids, np.array(all_mask, np.uint8), np.array(table, TABLE), places, texts, left_out, shortened)
 
 
-def _keys(row: ConversationRow | PreferenceRow | PromptRow, how: Encoding) -> tuple[int, int]:
-    """Hashes of what a row says and of what it asks.
+def _hashes(row: Row, encoding: Encoding) -> tuple[int, int]:
+    """Hashes of a row's text and of its prompt's text.
 
-    Of the text, not the ids: the same rows are held out whatever the vocabulary, loss mask and length.
+    Of the text, not the ids, so that the same rows are held out whatever the vocabulary, loss mask and length.
     """
 
     def hashed(*parts: object) -> int:
         return keyed_hash("dialogue", 0, json.dumps([*parts, row.tools], ensure_ascii=False, sort_keys=True))
 
-    asked = hashed(_turns_asked(row))
-    if how.kind == "prompt":
-        return asked, asked
-    return hashed(row.messages) if isinstance(row, ConversationRow) else hashed(row.prompt, row.responses), asked
+    prompt = hashed(_prompt_turns(row))
+    if encoding.kind == "prompt":
+        return prompt, prompt
+    return hashed(row.messages) if isinstance(row, ConversationRow) else hashed(row.prompt, row.responses), prompt

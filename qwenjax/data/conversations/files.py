@@ -1,4 +1,7 @@
-"""Files of chat data: reading rows of the schema, or any JSON objects, with their places; writing them durably."""
+"""Files of chat data: reads rows of the schema, or any JSON objects, with their places; writes rows durably.
+
+A place is 'NAME:LINE', or 'NAME[ENTRY]' (from 0) in a .json list or a .parquet.
+"""
 
 import gzip
 import json
@@ -20,10 +23,10 @@ from qwenjax.data.conversations.schema import (
     to_json,
     validate,
 )
-from qwenjax.sources.files import BROKEN, PACKED, damage, expansion, opened
+from qwenjax.sources.files import BROKEN, PACKED, describe_damage, expansion_ratio, open_unpacked
 from qwenjax.sources.slices import Report
 
-LIMIT = 64 << 20  # bytes of one line
+MAX_BYTES = 64 << 20  # of one line
 
 
 def read_chat(
@@ -41,36 +44,35 @@ def read_chat(
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; known: {', '.join(KINDS)}")
     report = Report() if report is None else report
-    found = False
-    for place, value in objects(path, report, strict):
+    empty = True
+    for place, value in read_objects(path, report, strict):
         try:
             row = validate(value)
             if kind_of(row) != kind:
                 detail = f"a {kind_of(row)}, not a {kind}; `qwenjax.data convert --to={kind}` may make it one"
                 raise RowError(f"a {kind_of(row)}, not a {kind}", detail)
         except RowError as error:
-            skip(error, place, report, strict)
+            skip_row(error, place, report, strict)
             continue
-        found = True
+        empty = False
         yield row
-    if not found:
+    if empty:
         raise ValueError(f"no {kind} in {path}: {'; '.join(report.lines()) or 'it is empty'}")
 
 
-def skip(error: RowError, place: str, report: Report, strict: bool) -> None:
+def skip_row(error: RowError, place: str, report: Report, strict: bool) -> None:
     """Counts a bad row, or raises it with its place."""
     if strict:
         raise ValueError(f"{place}: {error}") from None
-    report.note(error.reason, place if str(error) == error.reason else f"{place}: {error}")
+    report.note(error.reason, error.at(place))
 
 
-def objects(
-    path: str | Path, report: Report, strict: bool = False, seen: Callable[[int], object] = lambda size: None
+def read_objects(
+    path: str | Path, report: Report, strict: bool = False, progress: Callable[[int], object] = lambda size: None
 ) -> Iterator[tuple[str, object]]:
-    """(place, value) of every line, entry of a .json list or row of a .parquet.
+    """(place, value) of every line that is not blank, entry of a .json list, or row of a .parquet.
 
-    A place is 'NAME:LINE', or 'NAME[ENTRY]' from 0. Blank lines mean nothing and are passed over. `seen` is told the
-    bytes of each line, unpacked.
+    `progress` is called with the bytes of each line, unpacked.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,45 +83,45 @@ def objects(
     try:
         for place, value in read(path):
             if isinstance(value, bytes):
-                seen(len(value))
+                progress(len(value))
                 try:
                     value = _parse(value)
                 except RowError as error:
-                    skip(error, place, report, strict)
+                    skip_row(error, place, report, strict)
                     continue
             yield place, value
-    except RowError as error:  # of the file as a whole
-        skip(error, place, report, strict)
+    except RowError as error:  # the whole file cannot be read
+        skip_row(error, place, report, strict)
     except BROKEN as error:
-        what = damage(error, path.name)
-        skip(RowError(f"{what}, the rest of the file", f"{what} after this: {error}"), place, report, strict)
+        what = describe_damage(error, path.name)
+        skip_row(RowError(f"{what}, the rest of the file", f"{what} after this: {error}"), place, report, strict)
 
 
-def size(path: str | Path) -> float:
-    """Bytes of the lines of a file, about; 0 if there is none."""
+def unpacked_size(path: str | Path) -> float:
+    """Approximate bytes of the lines of a file, unpacked; 0 if there is no such file."""
     path = Path(path)
     if not path.is_file():
         return 0
-    return path.stat().st_size * (expansion(str(path)) if path.suffix in PACKED else 1)
+    return path.stat().st_size * (expansion_ratio(str(path)) if path.suffix in PACKED else 1)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Lines that are not blank. One that is too long never is in memory whole, and comes cut."""
-    with opened(str(path)) as file:
+    """Lines that are not blank. A line over the limit comes cut, so that it is never in memory as a whole."""
+    with open_unpacked(str(path)) as file:
         for number in count(1):
-            line = file.readline(LIMIT + 1)
+            line = file.readline(MAX_BYTES + 1)
             if not line:
                 return
             end = line
-            while len(line) > LIMIT and end and not end.endswith(b"\n"):
+            while len(line) > MAX_BYTES and end and not end.endswith(b"\n"):
                 end = file.readline(1 << 20)
             if line.strip():
                 yield f"{path.name}:{number}", line
 
 
 def _list(path: Path) -> Iterator[tuple[str, object]]:
-    with opened(str(path)) as file:
-        value = _parse(file.read(LIMIT + 1))
+    with open_unpacked(str(path)) as file:
+        value = _parse(file.read(MAX_BYTES + 1))
     for i, entry in enumerate(value if isinstance(value, list) else [value]):
         yield f"{path.name}[{i}]", entry
 
@@ -133,30 +135,33 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(1024):
                 for row in batch.to_pylist():
-                    held = {name: value for name, value in row.items() if value is not None}
-                    # as JSON holds it: dates, say, become text
-                    yield f"{path.name}[{number}]", json.loads(json.dumps(held, default=str))
+                    present = {name: value for name, value in row.items() if value is not None}
+                    # Through JSON, so that dates and the like become text
+                    yield f"{path.name}[{number}]", json.loads(json.dumps(present, default=str))
                     number += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise RowError("corrupt parquet, the rest of the file", f"corrupt parquet: {error}") from None
 
 
 def _parse(text: bytes) -> object:
-    if len(text) > LIMIT:
-        raise RowError(f"over {LIMIT >> 20} MiB", f"more than {LIMIT >> 20} MiB of JSON in one piece; write JSON lines")
+    if len(text) > MAX_BYTES:
+        raise RowError(
+            f"over {MAX_BYTES >> 20} MiB", f"more than {MAX_BYTES >> 20} MiB of JSON in one piece; write JSON lines"
+        )
     try:
         return json.loads(text.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        raise RowError("invalid UTF-8", f"byte {error.start} is no UTF-8") from None
+        raise RowError("invalid UTF-8", f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise RowError("bad JSON", f"no JSON: {error}") from None
+        raise RowError("bad JSON", f"not JSON: {error}") from None
 
 
 def write_chat(path: str | Path, rows: Iterable[ChatRow]) -> int:
-    """Writes rows as .jsonl, gzipped if the name ends in .gz; the count. The file appears whole or not at all.
+    """Writes rows as .jsonl, gzipped if the name ends in .gz. The file appears complete or not at all.
 
+    Returns: the number of rows.
     Raises:
-      ValueError: a name that `read_chat` would not read back.
+      ValueError: a name that `read_chat` could not read.
     """
     path = Path(path)
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -166,7 +171,7 @@ def write_chat(path: str | Path, rows: Iterable[ChatRow]) -> int:
     number = 0
     try:
         with open(temporary, "wb") as raw:
-            # no name and time in the header: the same rows give the same bytes
+            # No name or time in the header, so that the same rows give the same bytes
             file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
             for row in rows:
                 file.write(jsonl.encode(to_json(row)))

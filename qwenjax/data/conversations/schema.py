@@ -1,20 +1,19 @@
-"""Chat, preference and prompt data: the schema of our JSON lines, and its validation.
+"""The schema of chat, preference and prompt data, one JSON object a line, and its validation.
 
-One object a line, of one of three kinds, told apart by their fields (docs/data.md describes them for users):
+A row is of one of three kinds, which its fields tell apart (docs/data.md describes them for users):
 
-    conversation  {"messages": [turn, …]}                         what SFT trains on; ends with the assistant
+    conversation  {"messages": [turn, …]}                         for SFT; ends with the assistant
     preference    {"prompt": [turn, …], "responses": [turn, …]}   answers to one prompt, best first; two are a pair
-    prompt        {"prompt": [turn, …]}                           what a policy is to answer; "answer": the reference
+    prompt        {"prompt": [turn, …]}                           to be answered; "answer" is a reference
 
-A turn is {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant turn may add "tool_calls"
-([{"name", "arguments": object}]) and "reasoning" (what it thought first). A system turn comes first or not at all; then
-user and assistant take turns. Calls are answered by as many tool turns, in the order of the calls, and then it is the
-assistant's turn again. Every row may have "tools" ([{"name", "description", "parameters"}]), "id", "source" and "meta"
-(an object with anything else). Preferences have one list of responses instead of chosen and rejected, so that pairs and
-rankings are read by the same code; "scores" (one each, falling) say by how much, and a pair's margin is their
-difference.
+A turn is {"role": "system" | "user" | "assistant" | "tool", "content": text}. An assistant turn may add "tool_calls"
+([{"name", "arguments": object}]) and "reasoning" (the thought before it). A system turn may only be the first; after
+it, user and assistant alternate. Calls are followed by as many tool turns, in the order of the calls, and then by an
+assistant turn. Every row may have "tools" ([{"name", "description", "parameters"}]), "id", "source" and "meta" (an
+object with anything else). Preferences have one list of responses instead of chosen and rejected, so the same code
+reads pairs and rankings. Their "scores" (one each, falling) say by how much; the margin of a pair is their difference.
 
-Validation never repairs: what `qwenjax.data.convert` may merge or drop, and counts, is an error here.
+Validation never repairs. What `convert` merges or drops, and counts, is an error here.
 """
 
 import json
@@ -45,7 +44,7 @@ class Turn(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRow:
-    """What rows of every kind may have."""
+    """Fields that rows of every kind may have."""
 
     tools: list[dict] = field(default_factory=list)
     id: str | None = None
@@ -62,7 +61,7 @@ class ConversationRow(ChatRow):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceRow(ChatRow):
-    """Two or more different answers to a prompt, best first; `scores` fall, by the margin between neighbours."""
+    """Two or more different answers to a prompt, best first; neighbouring `scores` differ by the margin."""
 
     prompt: list[Turn]
     responses: list[Turn]
@@ -71,7 +70,7 @@ class PreferenceRow(ChatRow):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRow(ChatRow):
-    """Turns that the assistant is to answer; `answer` is what a reward may compare with."""
+    """Turns for the assistant to answer; `answer` is a reference that a reward may compare with."""
 
     prompt: list[Turn]
     answer: str | None = None
@@ -81,11 +80,15 @@ CLASSES = dict(zip(KINDS, (ConversationRow, PreferenceRow, PromptRow)))
 
 
 class RowError(ValueError):
-    """A row that cannot be used: `reason` is one of few, for counting; the message says where in the row, and what."""
+    """A row that cannot be used. `reason` is one of a small set, for counting; the message has the details."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(detail or reason)
         self.reason = reason
+
+    def at(self, place: str) -> str:
+        """The place with the message, unless that only repeats the reason."""
+        return place if str(self) == self.reason else f"{place}: {self}"
 
 
 def kind_of(row: ChatRow) -> str:
@@ -94,34 +97,34 @@ def kind_of(row: ChatRow) -> str:
 
 
 def to_json(row: ChatRow) -> dict:
-    """The row as its line holds it, without what is empty."""
-    kept = {f.name: getattr(row, f.name) for f in fields(row)}
-    order = sorted(kept, key=lambda name: name in ("tools", "id", "source", "meta"))  # what the row is about, first
-    return {name: kept[name] for name in order if kept[name] not in (None, [], {})}
+    """The row as a JSON object, without empty fields."""
+    values = {f.name: getattr(row, f.name) for f in fields(row)}
+    order = sorted(values, key=lambda name: name in ("tools", "id", "source", "meta"))  # the kind's own fields first
+    return {name: values[name] for name in order if values[name] not in (None, [], {})}
 
 
 def validate(row: object) -> ConversationRow | PreferenceRow | PromptRow:
     """A parsed line as a row of its kind.
 
     Raises:
-      RowError: it has no kind, unknown fields, a wrong type or turns out of order; see the module's docstring.
+      RowError: no kind, an unknown field, a wrong type, or turns out of order; see the module's docstring.
     """
     if not isinstance(row, dict):
-        raise RowError("not an object", f"a row is {_named(row)}; wanted an object")
+        raise RowError("not an object", f"a row is {_short(row)}; wanted an object")
     if ("messages" in row) == ("prompt" in row):
         raise RowError(
-            "no row of the schema",
+            "not a row of the schema",
             f"fields {', '.join(row) or 'none'}: wanted either 'messages' or 'prompt'; "
-            "`python -m qwenjax.data convert` turns other formats into this one",
+            "`python -m qwenjax.data convert` converts other formats",
         )
     kind = "conversation" if "messages" in row else "preference" if "responses" in row else "prompt"
     cls = CLASSES[kind]
     known = [f.name for f in fields(cls)]
     for name in sorted(row.keys() - set(known)):
         near = get_close_matches(name, known, 1)
-        advice = f"did you mean {near[0]!r}?" if near else "put what is your own into 'meta'"
+        advice = f"did you mean {near[0]!r}?" if near else "put your own fields into 'meta'"
         raise RowError("unknown field", f"a {kind} has no field {name!r}; {advice}")
-    _common(row)
+    _check_common(row)
     given = {name: value for name, value in row.items() if value is not None}
     tools = [tool["name"] for tool in row.get("tools") or ()]
     if kind == "conversation":
@@ -137,18 +140,18 @@ def validate(row: object) -> ConversationRow | PreferenceRow | PromptRow:
 
 
 def check_turns(turns: object, tools: Sequence[str], where: str, last: str) -> None:
-    """Types, fields and order of turns.
+    """Checks types, fields and order of turns.
 
     Args:
-      tools: names that may be called; if there are none, nothing may be.
-      where: how to name the list in errors.
-      last: 'assistant': its turn ends them. 'user': the assistant is to speak next.
+      tools: names of the tools that may be called.
+      where: the name of the list in errors.
+      last: 'assistant': they end with its turn. 'user': the assistant speaks next.
     Raises:
-      RowError
+      RowError: what is wrong, and where.
     """
     if not isinstance(turns, list) or not turns:
-        raise RowError(f"no {where}", f"{where} is {_named(turns)}; wanted a list of turns")
-    before, waiting = None, 0  # role of the turn before; calls without a result so far
+        raise RowError(f"no {where}", f"{where} is {_short(turns)}; wanted a list of turns")
+    before, waiting = None, 0  # role of the previous turn; calls that have no result yet
     for i, turn in enumerate(turns):
         here = f"{where}[{i}]"
         _check_turn(turn, tools, here)
@@ -187,7 +190,7 @@ def _order(role: str, before: str | None) -> str:
 
 def _check_turn(turn: object, tools: Sequence[str], here: str) -> None:
     if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-        raise RowError("malformed turn", f"{here} is {_named(turn)}; wanted {{'role': …, 'content': …}}")
+        raise RowError("malformed turn", f"{here} is {_short(turn)}; wanted {{'role': …, 'content': …}}")
     role = turn["role"]
     if role not in ("system", "user", "assistant", "tool"):
         raise RowError("unknown role", f"{here} has role {role!r}; known: system, user, assistant, tool")
@@ -198,12 +201,12 @@ def _check_turn(turn: object, tools: Sequence[str], here: str) -> None:
     _check_text(turn.get("reasoning", ""), f"{here}.reasoning")
     calls = turn.get("tool_calls", [])
     if not isinstance(calls, list):
-        raise RowError("malformed call", f"{here}.tool_calls is {_named(calls)}; wanted a list")
+        raise RowError("malformed call", f"{here}.tool_calls is {_short(calls)}; wanted a list")
     for j, call in enumerate(calls):
         types = {name: type(value) for name, value in call.items()} if isinstance(call, dict) else None
         if types != {"name": str, "arguments": dict}:
             wanted = "{'name': text, 'arguments': object}"
-            raise RowError("malformed call", f"{here}.tool_calls[{j}] is {_named(call)}; wanted {wanted}")
+            raise RowError("malformed call", f"{here}.tool_calls[{j}] is {_short(call)}; wanted {wanted}")
         if call["name"] not in tools:
             known = ", ".join(tools) or "there are none"
             raise RowError("call of an unknown tool", f"{here} calls {call['name']!r}, not one of the tools ({known})")
@@ -215,7 +218,7 @@ def _check_responses(row: dict, tools: Sequence[str]) -> None:
     responses, scores = row["responses"], row.get("scores")
     if not isinstance(responses, list) or len(responses) < 2:
         raise RowError(
-            "fewer than two responses", f"responses is {_named(responses)}; wanted two turns or more, best first"
+            "fewer than two responses", f"responses is {_short(responses)}; wanted two turns or more, best first"
         )
     seen: dict[str, int] = {}
     for i, response in enumerate(responses):
@@ -224,33 +227,32 @@ def _check_responses(row: dict, tools: Sequence[str]) -> None:
             raise RowError("response of another role", f"responses[{i}] has role {response['role']!r}, not 'assistant'")
         key = json.dumps([response["content"].strip(), response.get("tool_calls")], sort_keys=True)
         if key in seen:
-            raise RowError(
-                "equal responses", f"responses[{i}] equals responses[{seen[key]}]: there is nothing to prefer"
-            )
+            raise RowError("equal responses", f"responses[{i}] equals responses[{seen[key]}]; wanted different ones")
         seen[key] = i
     if scores is None:
         return
     if not isinstance(scores, list) or len(scores) != len(responses) or not all(map(_is_number, scores)):
-        raise RowError("malformed scores", f"scores is {_named(scores)}; wanted one finite number for each response")
+        raise RowError("malformed scores", f"scores is {_short(scores)}; wanted one finite number for each response")
     if sorted(scores, reverse=True) != scores or len(set(scores)) < len(scores):
         raise RowError(
-            "scores against the ranking", f"scores are {scores}; wanted them to fall, as responses are best first"
+            "scores against the ranking",
+            f"scores are {scores}; wanted falling scores, because responses are best first",
         )
 
 
-def _common(row: dict) -> None:
+def _check_common(row: dict) -> None:
     for name, cls in (("id", str), ("source", str), ("meta", dict)):
         if row.get(name) is not None and not isinstance(row[name], cls):
             wanted = "an object" if cls is dict else "a text"
-            raise RowError(f"malformed {name}", f"{name} is {_named(row[name])}; wanted {wanted}")
+            raise RowError(f"malformed {name}", f"{name} is {_short(row[name])}; wanted {wanted}")
     tools = row.get("tools")
     if not isinstance(tools, list | None):
-        raise RowError("malformed tools", f"tools is {_named(tools)}; wanted a list of function descriptions")
+        raise RowError("malformed tools", f"tools is {_short(tools)}; wanted a list of function descriptions")
     names = set()
     for i, tool in enumerate(tools or ()):
         if not isinstance(tool, dict) or not isinstance(tool.get("name"), str) or not tool["name"].strip():
             raise RowError(
-                "malformed tools", f"tools[{i}] is {_named(tool)}; wanted {{'name': …, 'description': …, …}}"
+                "malformed tools", f"tools[{i}] is {_short(tool)}; wanted {{'name': …, 'description': …, …}}"
             )
         if tool["name"] in names:
             raise RowError("malformed tools", f"tools[{i}] is a second {tool['name']!r}")
@@ -259,17 +261,17 @@ def _common(row: dict) -> None:
 
 def _check_text(value: object, here: str) -> None:
     if not isinstance(value, str):
-        raise RowError("content that is no text", f"{here} is {_named(value)}; wanted a text")
+        raise RowError("content that is not text", f"{here} is {_short(value)}; wanted a text")
 
 
 def _check_writable(row: dict) -> None:
-    """What Python reads as JSON, other readers and UTF-8 may not have."""
+    """Refuses what Python's JSON reader accepts, but other readers or UTF-8 do not."""
     try:
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
-        raise RowError("invalid UTF-8", "a text holds half a surrogate pair, which is no character") from None
+        raise RowError("invalid UTF-8", "a text holds half a surrogate pair, which is not a character") from None
     except ValueError:
-        raise RowError("a number that JSON lacks", "there is a NaN or an infinity, which JSON lacks") from None
+        raise RowError("NaN or infinity", "the row holds a NaN or an infinity, which JSON does not have") from None
     except RecursionError:
         raise RowError("nested too deeply") from None
 
@@ -279,12 +281,12 @@ def _is_number(value: object) -> bool:
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond what a float holds
+    except OverflowError:  # an integer too large for a float
         return False
 
 
-def _named(value: object) -> str:
-    """A value, short, for an error."""
+def _short(value: object) -> str:
+    """A value, shortened, for an error."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 60 else text[:57] + "…"
 

@@ -17,20 +17,20 @@ from itertools import islice
 from pathlib import Path
 
 from qwenjax.chat_format import chatml
-from qwenjax.common.hashing import json_digest, size_and_crc32
 from qwenjax.common.processes import cores
 from qwenjax.common.progress import meter, printer
+from qwenjax.common.hashing import json_digest, size_and_crc32
 from qwenjax.common.storage import exclusive, write_json
 from qwenjax.data.conversations import files
 from qwenjax.data.conversations.encode import EncodedPart, Encoding, encode_part
-from qwenjax.data.conversations.folder import FILES, VERSION, Dialogues, report_lines
+from qwenjax.data.conversations.folder import FILES, VERSION, ChatDataset, report_lines
 from qwenjax.data.shards.write import PER_WORKER
 from qwenjax.sources.slices import Report
 
 CHUNK = 256  # lines that a process encodes at a time
 
 
-def prepare(
+def encode_file(
     path: str | Path,
     tokenizer,
     encoding: Encoding,
@@ -38,7 +38,7 @@ def prepare(
     *,
     workers: int | None = None,
     progress: bool = True,
-) -> Dialogues:
+) -> ChatDataset:
     """The encoded rows of a file of our schema (`data.chat.schema`), made now if they are not under `root`.
 
     Processes of one machine may call this at the same time: one works, the others wait and then find it done. The
@@ -53,7 +53,7 @@ def prepare(
     """
     chatml.check(tokenizer)
     path, root = Path(path), Path(root)
-    size = files.size(path)
+    size = files.unpacked_size(path)
     if not path.is_file():
         raise ValueError(f"no file {path}; wanted {encoding.kind}s as `python -m qwenjax.data convert` writes them")
     how = dataclasses.asdict(encoding)
@@ -72,14 +72,14 @@ def prepare(
             workers = workers or max(1, min(cores(), int(size) // PER_WORKER))
             with meter(f"encoding {path.name}", size, "B", hidden=not progress) as step:
                 report = Report()
-                chunks = _chunks(files.objects(path, report, seen=step))
+                chunks = _chunks(files.read_objects(path, report, progress=step))
                 with closing(_parts(chunks, tokenizer, encoding, workers)) as parts:
                     index = _write(working, parts, report, path, encoding.kind)
             index |= {"version": VERSION, "source": path.name, "content": content, "encoding": how}
             index["tokenizer"] = {name: getattr(tokenizer, name) for name in ("name", "fingerprint", "size", "eot")}
             write_json(working / "index.json", index)
             os.replace(working, directory)
-    return Dialogues(directory)
+    return ChatDataset(directory)
 
 
 def _write(directory: Path, parts: Iterable[EncodedPart], left_out: Report, path: Path, kind: str) -> dict:

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from qwenjax.chat_format import chatml
+from qwenjax.chat_format.loss_mask import turns_with_mask
 from qwenjax.chat_format.react import react_messages
 from qwenjax.data.batches.text import TextMixture
 from qwenjax.data.conversations.schema import ConversationRow, PreferenceRow, PromptRow, Turn, kind_of
@@ -35,7 +36,7 @@ class ShownBlock(NamedTuple):
     pieces: list[Piece]
 
 
-class Shown(NamedTuple):
+class ShownRow(NamedTuple):
     """A row: its title, what else is to be said of it, and its blocks, the last of which may be alternatives."""
 
     title: str
@@ -65,7 +66,7 @@ def pieces(tokenizer, ids: Sequence[int], marks: Iterable[int]) -> list[Piece]:
 # ---- rows of pretraining ----
 
 
-def documents(mixture: TextMixture, row: int, tokenizer) -> Shown:
+def text_row(mixture: TextMixture, row: int, tokenizer) -> ShownRow:
     """A row of the training stream: a block for each document."""
     place, tokens = mixture.locate(row), mixture.row(row)
     first, end = place.offset, place.offset + len(tokens)
@@ -82,12 +83,12 @@ def documents(mixture: TextMixture, row: int, tokenizer) -> Shown:
         cut = Piece("…", (), 1)
         before, after = [] if begins else [cut], Piece(END, (ids[-1],), 1) if ends else cut
         blocks.append(ShownBlock(title, [*before, *inside, after]))
-    return Shown(f"row {row}: {where}, tokens {first} to {end - 1}", [], blocks)
+    return ShownRow(f"row {row}: {where}, tokens {first} to {end - 1}", [], blocks)
 
 
-def describe(mixture: TextMixture, row: int, tokenizer) -> list[str]:
+def text_row_lines(mixture: TextMixture, row: int, tokenizer) -> list[str]:
     """A row as lines: where it is, then for each document its origin, its tokens here, and the text they spell."""
-    shown = documents(mixture, row, tokenizer)
+    shown = text_row(mixture, row, tokenizer)
     lines = [shown.title]
     for block in shown.blocks:
         lines += [f"--- {block.title}", "".join(piece.text for piece in block.pieces)]
@@ -97,30 +98,30 @@ def describe(mixture: TextMixture, row: int, tokenizer) -> list[str]:
 # ---- rows of chat data ----
 
 
-def dialogue(
-    row: ConversationRow | PreferenceRow | PromptRow, tokenizer, policy: str = "finetune_py", title: str = "row"
-) -> Shown:
+def chat_row(
+    row: ConversationRow | PreferenceRow | PromptRow, tokenizer, loss_mask: str = "finetune_py", title: str = "row"
+) -> ShownRow:
     """A row of chat data as a model reads it, tool turns as ReAct text; what carries loss is marked.
 
-    Of a conversation that is what the mask policy (`chatml.POLICIES`) says; of a preference, what the responses add to
+    Of a conversation that is what the loss mask (`chat_format.loss_mask.LOSS_MASKS`) says; of a preference, what the responses add to
     the prompt; of a prompt, nothing.
 
     Raises:
-      ValueError: unknown policy, or calls that ReAct text cannot say.
+      ValueError: an unknown loss mask, or calls that ReAct text cannot say.
     """
     facts = [f"{name}: {value}" for name, value in (("id", row.id), ("source", row.source)) if value]
     if isinstance(row, ConversationRow):
         messages = chatml.with_system(react_messages(row.messages, row.tools, "first"))
-        turns = chatml.turns_with_mask(tokenizer, messages, policy)
+        turns = turns_with_mask(tokenizer, messages, loss_mask)
         blocks = [ShownBlock(m["role"], pieces(tokenizer, *turn)) for m, turn in zip(messages, turns)]
         total, loss = sum(len(ids) for ids, _ in turns), sum(sum(mask) for _, mask in turns)
         share = f"{total} tokens, {loss} with loss ({loss / total:.0%}), {_counted(len(row.messages), 'turn')}"
-        return Shown(f"{title}: conversation, {share}", facts, blocks)
+        return ShownRow(f"{title}: conversation, {share}", facts, blocks)
     prompt = _ids(tokenizer, row.prompt, row.tools)
     first = ShownBlock("prompt", pieces(tokenizer, prompt, [0] * len(prompt)))
     size = f"{title}: {kind_of(row)}, {_counted(len(row.prompt), 'turn')} of {len(prompt)} tokens"
     if isinstance(row, PromptRow):
-        return Shown(size, facts + ([] if row.answer is None else [f"answer: {row.answer}"]), [first])
+        return ShownRow(size, facts + ([] if row.answer is None else [f"answer: {row.answer}"]), [first])
     added = [_ids(tokenizer, [*row.prompt, response], row.tools)[len(prompt) :] for response in row.responses]
     count = len(added)
     names = ["chosen", "rejected"] if count == 2 else [f"response {i + 1} of {count}" for i in range(count)]
@@ -130,7 +131,7 @@ def dialogue(
         facts.append("margin: " + ", ".join(f"{a - b:g}" for a, b in zip(row.scores, row.scores[1:])))
     responses = [ShownBlock(name, pieces(tokenizer, ids, [1] * len(ids))) for name, ids in zip(names, added)]
     lengths = ", ".join(str(len(ids)) for ids in added)
-    return Shown(f"{size}, responses of {lengths}", facts, [first, *responses], count)
+    return ShownRow(f"{size}, responses of {lengths}", facts, [first, *responses], count)
 
 
 def _ids(tokenizer, turns: list[Turn], tools: list[dict]) -> list[int]:
@@ -158,7 +159,7 @@ def _visible(found: re.Match) -> str:
     return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else f"⟨{code:04X}⟩"
 
 
-def terminal(shown: Shown, colour: bool) -> list[str]:
+def chat_row_lines(shown: ShownRow, colour: bool) -> list[str]:
     """A row of chat data as lines; what carries loss is green, or between the signs of `LOSS`."""
     bold, dim, plain = (BOLD, DIM, PLAIN) if colour else ("", "", "")
     before, after = (GREEN, PLAIN) if colour else LOSS

@@ -14,7 +14,7 @@ import numpy as np
 
 from qwenjax.common import figures
 from qwenjax.common.progress import meter
-from qwenjax.data.conversations.convert import Account, converted
+from qwenjax.data.conversations.convert import ConversionReport, convert_rows
 from qwenjax.data.conversations.encode import Encoding, encode
 from qwenjax.data.conversations.schema import RowError
 from qwenjax.eval import accuracy
@@ -82,9 +82,9 @@ def read_set(path: str, tokenizer: "Tokenizer", length: int) -> PreferenceSet:
     Raises:
       ValueError: there is no such file, or it holds no preference.
     """
-    account, encoding = Account(), Encoding(length=length, truncate="turns", kind="preference")
+    account, encoding = ConversionReport(), Encoding(length=length, truncate="turns", kind="preference")
     prompts, shortened, scored = [], Report(), False
-    for place, _, row in converted(path, account, to="preference"):
+    for place, _, row in convert_rows(path, account, to="preference"):
         try:
             dialogues, change, _ = encode(row, tokenizer, encoding)
         except RowError as error:

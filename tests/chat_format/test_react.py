@@ -1,4 +1,4 @@
-"""ReAct text: written by hand from the released prompts (spec §10.2, §10.3), and calls that survive the way back."""
+"""ReAct text: by hand from the released prompts (docs/report.md, ReAct), and calls that survive the way back."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.chat_format import chatml
-from qwenjax.chat_format.react import Step, instruction, parse_react, react_messages
+from qwenjax.chat_format.loss_mask import encode_with_mask
+from qwenjax.chat_format.react import ReActStep, instruction, parse_react, react_messages
 
 TOOLS = [
     {
@@ -87,7 +87,7 @@ def test_a_transcript_is_one_assistant_turn():
     asked, answered = react_messages(turns, TOOLS)
     assert asked == user(f"{INSTRUCTION}\n\nQuestion: How warm is Paris?")
     assert (answered["role"], answered["content"]) == ("assistant", text)
-    assert [text[a:b] for a, b in answered["given"]] == [" 17 °C"]
+    assert [text[a:b] for a, b in answered["tool_results"]] == [" 17 °C"]
 
 
 def test_after_a_result_the_turn_is_left_open():
@@ -135,7 +135,7 @@ def test_without_tools_turns_are_only_made_plain():
         ([user("a"), result("b")], TOOLS, r"messages\[1\] is a tool turn without a call"),
         ([user("a"), calls("", ("search", {}), ("search", {}))], TOOLS, "2 calls at once"),
         ([user("a"), calls("", *[("search", {})] * 3), result("x"), says("y")], TOOLS, r"messages\[3\] comes before"),
-        ([says("a")], TOOLS, "there is none"),
+        ([says("a")], TOOLS, "there is no user turn"),
     ],
 )
 def test_what_react_cannot_say_is_refused(turns, tools, message):
@@ -167,7 +167,7 @@ def test_parsing_what_was_written_gives_the_call(thought, name, arguments):
 @given(texts.filter(lambda t: "Final Answer:" not in t and "Action" not in t))
 def test_parsing_an_answer_gives_it(answer):
     [_, said] = react_messages([user("?"), says(answer)], TOOLS)
-    assert parse_react(said["content"]) in (Step(answer.lstrip("\n").rstrip()), Step(said["content"]))
+    assert parse_react(said["content"]) in (ReActStep(answer.lstrip("\n").rstrip()), ReActStep(said["content"]))
     if answer.strip():
         assert parse_react(said["content"]).content == answer.lstrip("\n").rstrip()
 
@@ -175,37 +175,37 @@ def test_parsing_an_answer_gives_it(answer):
 @pytest.mark.parametrize(
     ("text", "step"),
     [
-        ("Thought: I search.\nAction: f\nAction Input: {'a': 1}", Step("I search.", "f", "{'a': 1}")),
-        ("Thought: x\nAction: f\nAction Input: 3\nObservation: y", Step("x", "f", "3")),
-        (" I go on\nAction: f\nAction Input: {\"a\": 1}", Step("I go on", "f", {"a": 1})),
-        ("t\nAction Input: {}\nAction: f", Step("t\nAction Input: {}\nAction: f")),  # the wrong way round
-        ("t\nAction: \nAction Input: {}", Step("t\nAction: \nAction Input: {}")),  # no name
-        ("Thought: x\nAction: a\nAction Input: {}\nObservation: r\nThought: y\nAction: b\nAction Input: {}", Step(
+        ("Thought: I search.\nAction: f\nAction Input: {'a': 1}", ReActStep("I search.", "f", "{'a': 1}")),
+        ("Thought: x\nAction: f\nAction Input: 3\nObservation: y", ReActStep("x", "f", "3")),
+        (" I go on\nAction: f\nAction Input: {\"a\": 1}", ReActStep("I go on", "f", {"a": 1})),
+        ("t\nAction Input: {}\nAction: f", ReActStep("t\nAction Input: {}\nAction: f")),  # the wrong way round
+        ("t\nAction: \nAction Input: {}", ReActStep("t\nAction: \nAction Input: {}")),  # no name
+        ("Thought: x\nAction: a\nAction Input: {}\nObservation: r\nThought: y\nAction: b\nAction Input: {}", ReActStep(
             "x\nAction: a\nAction Input: {}\nObservation: r\nThought: y", "b", {})),
-        ("Thought: done\nFinal Answer: 4", Step("4")),
-        ("plain", Step("plain")),
-        ("", Step("")),
+        ("Thought: done\nFinal Answer: 4", ReActStep("4")),
+        ("plain", ReActStep("plain")),
+        ("", ReActStep("")),
     ],
 )  # fmt: skip
 def test_parser_rule(text, step):
     assert parse_react(text) == step
 
 
-def test_results_carry_no_loss_where_the_assistant_alone_is_learnt(either):
+def test_results_carry_no_loss_with_the_loss_mask_assistant(either):
     turns = [*ASKED, result('{"warm": 17}'), says("17")]
     messages = react_messages(turns, TOOLS)
-    whole, bare = messages, [{k: v for k, v in m.items() if k != "given"} for m in messages]
-    for policy in ("finetune_py", "all_but_user_content"):
-        assert chatml.encode_with_mask(either, whole, policy) == chatml.encode_with_mask(either, bare, policy)
-    ids, mask = chatml.encode_with_mask(either, whole, "assistant")
-    assert ids == chatml.encode_with_mask(either, bare, "assistant")[0]
-    learnt = either.decode([i for i, m in zip(ids, mask) if m])
-    assert '{"warm": 17}' not in learnt
-    assert learnt.replace("\n", "").startswith(
+    whole, bare = messages, [{k: v for k, v in m.items() if k != "tool_results"} for m in messages]
+    for loss_mask in ("finetune_py", "all_but_user_content"):
+        assert encode_with_mask(either, whole, loss_mask) == encode_with_mask(either, bare, loss_mask)
+    ids, mask = encode_with_mask(either, whole, "assistant")
+    assert ids == encode_with_mask(either, bare, "assistant")[0]
+    trained = either.decode([i for i, m in zip(ids, mask) if m])
+    assert '{"warm": 17}' not in trained
+    assert trained.replace("\n", "").startswith(
         'Thought: I look it up.Action: get_weatherAction Input: {"city": "Paris"}'
     )
-    assert "\nObservation:" in learnt
-    assert learnt.endswith("Final Answer: 17<|im_end|>")
+    assert "\nObservation:" in trained
+    assert trained.endswith("Final Answer: 17<|im_end|>")
     hidden = either.decode([i for i, m in zip(ids, mask) if not m])
     assert hidden.count('{"warm": 17}') == 1
     assert "Final Answer: 17" not in hidden
@@ -215,22 +215,22 @@ def test_spans_follow_the_text_through_normalisation(either):
     """'e' + U+0301 before a span is one character after NFC; the span still covers the result alone."""
     content = "cafe\u0301 中\nObservation: re\u0301sultat\nThought: x"
     start = content.index(" re")
-    message = {"role": "assistant", "content": content, "given": [(start, content.index("\nThought"))]}
-    ids, mask = chatml.encode_with_mask(either, [user("?"), message], "assistant")
+    message = {"role": "assistant", "content": content, "tool_results": [(start, content.index("\nThought"))]}
+    ids, mask = encode_with_mask(either, [user("?"), message], "assistant")
     hidden = either.decode([i for i, m in zip(ids, mask) if not m])
     assert hidden.rstrip("\n").endswith("sultat")
-    learnt = either.decode([i for i, m in zip(ids, mask) if m])
-    assert learnt.startswith("caf")
-    assert "Observation:" in learnt
-    assert "sultat" not in learnt
+    trained = either.decode([i for i, m in zip(ids, mask) if m])
+    assert trained.startswith("caf")
+    assert "Observation:" in trained
+    assert "sultat" not in trained
 
 
 def test_real_tool_dialogues_render(shared, qwen_vocab):
-    from qwenjax.data.conversations.convert import Account, converted
+    from qwenjax.data.conversations.convert import ConversionReport, convert_rows
 
     dialogues = 0
     for name in ("glaive_toolcall_en_demo", "glaive_toolcall_zh_demo"):
-        for _, _, row in converted(shared / f"sft_pref_demo/{name}.jsonl.gz", Account()):
+        for _, _, row in convert_rows(shared / f"sft_pref_demo/{name}.jsonl.gz", ConversionReport()):
             wanted = [call for turn in row.messages for call in turn.get("tool_calls", ())]
             messages = react_messages(row.messages, row.tools, "first")
             assert {m["role"] for m in messages} <= {"user", "assistant", "system"}

@@ -3,6 +3,7 @@
 import pytest
 
 from qwenjax.chat_format import chatml
+from qwenjax.chat_format.loss_mask import LOSS_MASKS, encode_with_mask
 
 HELLO = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
 # ids of the published vocabulary: start 151644, end 151645, newline 198, system 8948, user 872, assistant 77091
@@ -59,7 +60,7 @@ def test_contents_cannot_forge_turns(either):
         messages = [{"role": role, "content": attack}]
         turns = 1 + (role != "system")
         prompt = either.encode_chat(messages, add_generation_prompt=False)
-        for ids in (prompt, chatml.encode_with_mask(either, messages)[0]):
+        for ids in (prompt, encode_with_mask(either, messages)[0]):
             assert ids.count(either.im_start) == ids.count(either.im_end) == turns
             assert either.eot not in ids
     ids = chatml.make_context(either, attack, [(attack, attack)], system=attack)[1]
@@ -73,28 +74,28 @@ MASKS = {  # over system, user and assistant turn, each with its newline
 }
 
 
-@pytest.mark.parametrize("policy", MASKS)
-def test_masks_written_out(qwen_vocab, policy):
-    ids, mask = chatml.encode_with_mask(qwen_vocab, HELLO, policy)
+@pytest.mark.parametrize("loss_mask", MASKS)
+def test_masks_written_out(qwen_vocab, loss_mask):
+    ids, mask = encode_with_mask(qwen_vocab, HELLO, loss_mask)
     assert ids == [*SYSTEM_TURN, 198, *USER_TURN, 198, *ASSISTANT_TURN, 198]
-    assert mask == MASKS[policy]
+    assert mask == MASKS[loss_mask]
 
 
-def test_policies_are_the_documented_ones():
-    assert set(chatml.POLICIES) == set(MASKS)
+def test_loss_masks_are_the_documented_ones():
+    assert set(LOSS_MASKS) == set(MASKS)
 
 
 def test_the_assistant_mask_keeps_exactly_what_assistants_say(either):
     messages = [*HELLO, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "再见，\n see you"}]
-    ids, mask = chatml.encode_with_mask(either, messages, "assistant")
+    ids, mask = encode_with_mask(either, messages, "assistant")
     kept = [i for i, m in zip(ids, mask) if m]
     assert either.decode(kept) == "Hello!<|im_end|>再见，\n see you<|im_end|>"
 
 
 def test_masking_does_not_change_the_ids(either):
     plain = either.encode_chat(HELLO, add_generation_prompt=False) + either.encode_ordinary("\n")
-    for policy in chatml.POLICIES:
-        ids, mask = chatml.encode_with_mask(either, HELLO, policy)
+    for loss_mask in LOSS_MASKS:
+        ids, mask = encode_with_mask(either, HELLO, loss_mask)
         assert ids == plain
         assert len(mask) == len(ids)
 
@@ -144,13 +145,13 @@ def test_raw_format_is_the_query_with_control_tokens(either):
     ],
 )
 def test_malformed_conversations_are_refused(qwen_vocab, messages, message):
-    for function in (qwen_vocab.encode_chat, chatml.render, lambda m: chatml.encode_with_mask(qwen_vocab, m)):
+    for function in (qwen_vocab.encode_chat, chatml.render, lambda m: encode_with_mask(qwen_vocab, m)):
         with pytest.raises(ValueError, match=message):
             function(messages)
 
 
-def test_unknown_policies_and_formats_are_refused(qwen_vocab):
+def test_unknown_loss_masks_and_formats_are_refused(qwen_vocab):
     with pytest.raises(ValueError, match="known: assistant, finetune_py, all_but_user_content"):
-        chatml.encode_with_mask(qwen_vocab, HELLO, "everything")
+        encode_with_mask(qwen_vocab, HELLO, "everything")
     with pytest.raises(ValueError, match="known: chatml, raw"):
         chatml.make_context(qwen_vocab, "Hi", chat_format="alpaca")
