@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 
 from qwenjax import config
 from qwenjax.config import Data, Experiment, MeshShape, ModelConfig, Source, lookup, overrides
@@ -14,7 +15,7 @@ TINY = Experiment("tiny", ModelConfig(vocab=64, layers=1, embed=16, heads=2, ffn
 
 @pytest.mark.parametrize(
     ("model", "total", "without_embeddings"),
-    [  # spec §3.1, to the last digit
+    [  # docs/report.md, Sizes, to the last digit
         (config.QWEN_1B8, 1_836_828_672, 1_214_498_816),
         (config.QWEN_7B, 7_721_324_544, 6_476_664_832),
         (config.QWEN_14B, 14_167_290_880, 12_610_155_520),
@@ -24,7 +25,7 @@ TINY = Experiment("tiny", ModelConfig(vocab=64, layers=1, embed=16, heads=2, ffn
 def test_parameter_counts_of_the_releases(model, total, without_embeddings):
     assert model.params == total
     assert model.params - model.embedding_params == without_embeddings
-    assert model.head_dim == 128
+    assert model.head_size == 128
 
 
 def test_flops_by_hand():
@@ -46,8 +47,8 @@ def test_other_families_are_configurations():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optm.peak": "1e-3"}, "Did you mean 'optim'"),
-        ({"optim.peek": "1e-3"}, "Did you mean 'peak'"),
+        ({"optm.peak_lr": "1e-3"}, "Did you mean 'optim'"),
+        ({"optim.peek_lr": "1e-3"}, "Did you mean 'peak_lr'"),
         ({"model.layer": "2"}, "Did you mean 'layers'"),
         ({"steps": "1.5"}, "whole number"),
         ({"steps": "many"}, "whole number"),
@@ -63,12 +64,9 @@ def test_other_families_are_configurations():
         ({"accumulate": "3"}, "does not divide"),
         ({"data.seq_len": "4096"}, "model.context"),
         ({"task": "pretrian"}, "Did you mean 'pretrain'"),
-        ({"task": "reward", "preference.smoothing": "0.1"}, "is of dpo"),
+        ({"task": "reward", "preference.smoothing": "0.1"}, "is for dpo"),
         ({"seed": "-1"}, "seed=-1 must not be negative"),
-        (
-            {"task": "ppo", "rl.max_new_tokens": "8", "steps": "50"},
-            "teach the value model alone",
-        ),
+        ({"task": "ppo", "rl.max_new_tokens": "8", "steps": "50"}, "leaves no step to the policy"),
         ({"task": "reinforce", "rl.max_new_tokens": "8", "rl.minibatches": "2"}, "no ratio that would correct"),
     ],
 )
@@ -91,11 +89,11 @@ def test_overrides_are_typed_and_checked_together():
 
 @settings(deadline=None)
 @given(st.integers(1, 2**40), st.floats(1e-8, 1.0), st.booleans())
-def test_any_value_survives_json_and_the_command_line(steps, peak, isolate):
+def test_any_value_survives_json_and_the_command_line(steps, peak_lr, document_mask):
     new = overrides.override(
-        TINY, {"steps": str(steps), "optim.peak_lr": repr(peak), "data.document_mask": str(isolate)}
+        TINY, {"steps": str(steps), "optim.peak_lr": repr(peak_lr), "data.document_mask": str(document_mask)}
     )
-    assert (new.steps, new.optim.peak_lr, new.data.document_mask) == (steps, peak, isolate)
+    assert (new.steps, new.optim.peak_lr, new.data.document_mask) == (steps, peak_lr, document_mask)
     assert config.from_dict(config.to_dict(new)) == new
 
 
@@ -160,3 +158,19 @@ def test_a_mesh_is_filled_in_whole_tiles_within_slices(shape, devices, embed, sl
 def test_slices_share_no_parameters():
     with pytest.raises(ValueError, match=r"data=1, which 2 slices cannot share.*mesh\.data=2"):
         MeshShape(data=1).sizes(512, 4096, 2)
+
+
+@pytest.mark.parametrize("size", ["1b8", "7b", "14b"])
+def test_a_file_of_the_report_stands_for_an_experiment_of_each_size(size):
+    ppo = lookup.experiment(f"qwen{size}_ppo")
+    assert (ppo.name, ppo.init_from, ppo.rl.reward) == (
+        f"qwen{size}_ppo",
+        f"runs/qwen{size}_chat_sft",
+        f"runs/qwen{size}_rm",
+    )
+    assert ppo.model == config.QWEN_SIZES[size] == lookup.experiment(f"qwen{size}").model
+
+
+def test_a_file_of_several_sizes_asks_for_a_name():
+    with pytest.raises(ValueError, match="several sizes: use a name, such as --exp=qwen7b_ppo"):
+        lookup.experiment(str(ROOT / "experiments" / "qwen_ppo.py"))

@@ -1,5 +1,6 @@
 """Paths in buckets: what is written, logged, saved and resumed there is what it would be on a disk."""
 
+import json
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from test_checkpoint import abstract, tree
 
 from qwenjax import checkpoint
 from qwenjax.checkpoint import Checkpoints
-from qwenjax.common import jsonl, storage
+from qwenjax.common import hashing, jsonl, storage
 from qwenjax.common.jsonl import Log, read_rows
 
 pytest_plugins = ["bucket_fixtures"]
@@ -61,6 +62,25 @@ def test_files_are_written_whole_and_listed(folder):
     assert inside(folder) == {"a.txt": b"second", "b.bin": b"\x00\xff"}
 
 
+def test_json_and_rows_are_utf8(folder):
+    value = {"text": "é 中\n", "numbers": [1, 2.5, None]}
+    storage.write_json(folder / "a.json", value)
+    jsonl.write_rows(folder / "b.jsonl", [value, {"step": 1}])
+    assert json.loads((folder / "a.json").read_bytes()) == value
+    assert read_rows(folder / "b.jsonl") == [value, {"step": 1}]
+    for name in ("a.json", "b.jsonl"):
+        assert "中".encode() in (folder / name).read_bytes()
+    assert sorted(inside(folder)) == ["a.json", "b.jsonl"]  # nothing temporary stays
+
+
+def test_checksums_never_change(tmp_path):
+    """Values of the functions under which shards, caches and orders of data were written."""
+    (tmp_path / "a").write_bytes(b"123456789")
+    assert hashing.size_and_crc32(tmp_path / "a") == {"size": 9, "crc32": 0xCBF43926}  # the check value of CRC-32
+    assert hashing.json_digest([1, "é"], size=4) == "aebb5962"
+    assert hashing.keyed_hash("split", 3, "é") == 12636076140906780759
+
+
 def test_a_folder_moves_with_all_that_is_in_it(folder):
     (folder / "from" / "deep").mkdir(parents=True)
     for name in ("from/a", "from/deep/b"):
@@ -70,7 +90,7 @@ def test_a_folder_moves_with_all_that_is_in_it(folder):
     assert not (folder / "from").exists()
 
 
-def test_what_is_written_at_the_twin_arrives(folder, tmp_path, monkeypatch):
+def test_what_is_written_to_the_local_copy_arrives(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for name, deep in (("trace", "plugins/x.pb"), ("stacks.txt", "")):
         local = storage.local_copy(folder / name)

@@ -1,8 +1,8 @@
-"""What all commands share: help that teaches, exit codes, and errors as one line.
+"""What all commands share: help texts, exit codes, and errors as one line.
 
 A command is a module: its docstring is the help text (the first line is the summary), `EXAMPLES` follows the options,
 `arguments(add)` declares them (`add` is argparse's add_argument), and `run(options)` does the work and returns an exit
-code. Such a module imports heavy things inside `run`, so that `--help` answers at once.
+code. It imports heavy modules inside `run`, so that `--help` is instant.
 """
 
 import argparse
@@ -14,17 +14,15 @@ from types import ModuleType
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
 CODES = "exit codes: 0 done, 1 failed, 2 bad usage, 3 interrupted (run the same command again)"
-
-
 RAW = argparse.RawDescriptionHelpFormatter
 
 
 class Usage(ValueError):
-    """The command line asks for something that does not exist; nothing was done."""
+    """The command line asks for something that does not exist or does not fit; nothing was done."""
 
 
 def main(name: str, description: str, commands: dict[str, ModuleType], argv: list[str] | None = None) -> int:
-    """Parses `python -m NAME COMMAND …`, runs the command, and turns what may go wrong into a line and an exit code.
+    """Parses `python -m NAME COMMAND …` and runs the command; returns the exit code. Errors become one line.
 
     A ValueError or OSError is a message for the user; QWENJAX_TRACEBACK=1 in the environment shows where it came from.
     """
@@ -51,14 +49,15 @@ def _declare(parser: argparse.ArgumentParser, module: ModuleType) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM):  # a polite kill is an interruption, too; a job begun with & ignores
-        signal.signal(number, signal.default_int_handler)  # SIGINT unless told
+    # SIGTERM counts as an interruption, too. SIGINT is set because a shell starts background jobs with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again, what is finished is kept", file=sys.stderr)
+        print("\ninterrupted; run the same command again, finished work is kept", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stderr.close()
         return DONE
     except (ValueError, OSError) as error:
@@ -83,9 +82,9 @@ def positive(text: str) -> int:
 
 
 def keep_programs() -> None:
-    """Has jax keep compiled programs in the user's cache directory, so that the next start does not compile again.
+    """Makes jax keep compiled programs in the user's cache folder, so that the next start need not compile again.
 
-    JAX_COMPILATION_CACHE_DIR in the environment says where else, as jax documents it.
+    JAX_COMPILATION_CACHE_DIR in the environment names another folder.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""Checksums of files and digests of JSON values. They are stored in files and name caches: keep them as they are."""
+"""Checksums and digests. They are stored in files, name caches and order data: none of them may ever change."""
 
 import hashlib
 import json
@@ -24,3 +24,12 @@ def size_and_crc32(path: Path) -> dict[str, int]:
 def json_digest(value: Any, size: int = 16) -> str:
     """BLAKE2b of a JSON value, `size` bytes in hexadecimal."""
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=size).hexdigest()
+
+
+HASH_RANGE = 1 << 64  # of `keyed_hash`
+
+
+def keyed_hash(purpose: str, seed: int, text: str) -> int:
+    """A hash of text in [0, 2^64), another one for each `purpose` and `seed`. The order of data depends on it."""
+    key = f"{purpose}/{seed}".encode()[:64]
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=key).digest(), "little")

@@ -1,7 +1,17 @@
-"""This process and its helpers: CPU cores, and what libraries may log."""
+"""This process and its helpers: CPU cores, what libraries may log, freed memory, and pools of processes."""
 
+import ctypes
 import logging
+import multiprocessing
 import os
+import platform
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
 
 
 def cores() -> int:
@@ -17,3 +27,67 @@ def quiet_logs(level: int = 2) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", str(level))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs stack traces of errors that it also raises
+
+
+@contextmanager
+def worker_pool(count: int, start: Callable[..., Any], *arguments: Any) -> Iterator[Callable[..., Future]]:
+    """Processes that each make one worker, `start(*arguments)`, so that what a worker holds is sent only once.
+
+    A pool of one is a thread of this process. Processes end with this one, whatever kills it, and leave Ctrl-C to it.
+    At the end of the block, calls that have not begun are cancelled and the others waited for.
+
+    Yields:
+      submit(function, *more): a Future of function(worker, *more).
+    Raises:
+      ChildProcessError: a process died.
+    """
+    if count == 1:
+        worker, pool = start(*arguments), ThreadPoolExecutor(1)
+    else:
+        # spawn: a fork of a process whose jax threads hold locks would hang
+        context = multiprocessing.get_context("spawn")
+        worker, pool = None, ProcessPoolExecutor(count, context, _start_process, (start, arguments))
+
+    def submit(function: Callable, *more: Any) -> Future:
+        return pool.submit(function, worker, *more) if count == 1 else pool.submit(_call, function, *more)
+
+    try:
+        yield submit
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            "a worker process died: out of memory (use fewer workers), or the calling script lacks an "
+            "`if __name__ == '__main__':` guard. Run again; finished work is kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: Any = None  # of a pool's process
+
+
+def _start_process(start: Callable, arguments: tuple) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    _worker = start(*arguments)
+
+
+def _call(function: Callable, *more: Any) -> Any:
+    return function(_worker, *more)
+
+
+def keep_freed_memory() -> None:
+    """Keeps freed memory in the process, for the next step to reuse. Call it before jax starts its threads.
+
+    XLA allocates the buffers of every step anew on CPU. glibc takes blocks of that size from the kernel and returns
+    them at once, so every step faults all its pages in again, zeroed: a fifth of the quickstart's time. After this call
+    all blocks come from one heap that never shrinks, so the process stays as large as its peak. Does nothing without
+    glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # of glibc's malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)  # as size_t: no threshold
+    mallopt(arena_max, 1)  # arenas of other threads cannot hold a large block; it would be mapped after all

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from qwenjax.config.checks import check, one_of
 from qwenjax.config.optim import AdamW
+from qwenjax.config.overrides import check, one_of
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (arXiv 2106.09685) instead of all parameters; defaults as released (spec §14.4).
+    """Low-rank adapters (arXiv 2106.09685) instead of all parameters; defaults as in the released finetune.py.
 
     The released targets c_attn, c_proj, w1, w2 are all seven projections: c_proj is in attention and in the MLP.
     """
@@ -19,10 +19,8 @@ class Lora:
     alpha: float = 16.0  # the low-rank product is scaled by alpha / rank
     dropout: float = 0.05  # on the input of the low-rank product
     targets: tuple[str, ...] = PROJECTIONS
-    modules_to_save: tuple[
-        str, ...
-    ] = ()  # of embed and head, trained in full beside: to base models ChatML's tokens are new
-    base_dtype: str = "bfloat16"  # how the frozen weights are held: float32 | bfloat16 | int8 | nf4 (arXiv 2305.14314)
+    modules_to_save: tuple[str, ...] = ()  # embed, head: trained in full. A base model must learn ChatML's tokens
+    base_dtype: str = "bfloat16"  # of the frozen weights: float32 | bfloat16 | int8 | nf4 (arXiv 2305.14314)
 
     def __post_init__(self):
         check(self.rank >= 0, f"lora.rank={self.rank} must not be negative; 0 trains every parameter")
@@ -40,55 +38,50 @@ class Lora:
 class Preference:
     """Learning from comparisons: reward models (report §3.2.1) and DPO (arXiv 2305.18290)."""
 
-    responses: int = 2  # per list that is read together; of longer ones as many at random, others at each reading
-    margin: float = 0.0  # reward: by how much, per unit of rating difference, the better one must win
+    responses: int = 2  # compared at a time; a longer list gives a new random choice of so many each epoch
+    margin: float = 0.0  # reward: score difference that the loss asks for, per unit of rating difference (Llama 2)
     beta: float = 0.1  # dpo: strength of the pull to the reference
-    smoothing: float = 0.0  # dpo: share of the labels taken to be flipped
-    calibrate: int = 256  # reward: lists of responses whose scores get mean 0 and deviation 1
+    smoothing: float = 0.0  # dpo: assumed share of wrong labels
 
     def __post_init__(self):
         check(self.responses > 1, f"preference.responses={self.responses}: a comparison needs 2 or more")
         check(self.margin >= 0, f"preference.margin={self.margin} must not be negative")
         check(self.beta > 0, f"preference.beta={self.beta} must be positive")
         check(0 <= self.smoothing < 0.5, f"preference.smoothing={self.smoothing} must lie in [0, 0.5)")
-        check(self.calibrate > 0, f"preference.calibrate={self.calibrate} must be positive")
 
 
 @dataclass(frozen=True)
 class RL:
-    """Learning from scores of own responses: tasks ppo (report §3.2.2), grpo and reinforce.
+    """Learning from scores of the model's own responses: tasks ppo (report §3.2.2), grpo and reinforce.
 
-    What the report gives is marked; the rest are common values, and ours. A step is an iteration: `data.batch_size`
-    responses of up to `new_tokens` tokens, scored, and then `epochs` times `minibatches` updates.
+    Values that the report gives are marked; the others are common choices. A step is one iteration: `data.batch_size`
+    responses of up to `max_new_tokens` tokens are sampled and scored, then come `epochs` x `minibatches` updates.
     """
 
     reward: str = ""  # a reward model's run, or a Python function: 'FILE.py:NAME' or 'MODULE:NAME'
-    gold_reward: str = ""  # a second judge, of the held-out prompts only: what it does not see rise is reward hacking
-    reward_timeout: float = 60.0  # a reward function that takes longer for one batch hangs
-    num_samples: int = 2  # per query, sampled at the same time (report)
-    max_new_tokens: int = 512  # of a response; a prompt has room for data.seq_len - new_tokens
+    gold_reward: str = ""  # a second reward, for evaluation only: a gain in `reward` alone is reward hacking
+    reward_timeout: float = 60.0  # seconds; a reward function that needs longer for one batch counts as hung
+    num_samples: int = 2  # responses to each prompt (report)
+    max_new_tokens: int = 512  # of a response; a prompt may have data.seq_len - max_new_tokens
     top_p: float = 0.9  # (report)
-    kl_coef: float = 0.04  # in the reward of every token (report); grpo: in the loss
-    kl_target: float = 0.0  # nats per response that an adaptive coefficient aims at; 0: it stays
-    normalize_std: bool = False  # scores also over their running deviation; the report has their mean alone
-    missing_eos_score: float = -1.0  # score of a response that did not end, in place of the normalised one
+    kl_coef: float = 0.04  # penalty in the reward of every token (report); grpo: in the loss
+    kl_target: float = 0.0  # nats per response; the coefficient adapts to reach it. 0: the coefficient is constant
+    normalize_std: bool = False  # divides scores by their running deviation; the report only subtracts their mean
+    missing_eos_score: float = -1.0  # normalised score of a response that did not end
     gamma: float = 1.0
     gae_lambda: float = 0.95
-    clip_ratio: float = 0.2  # of the policy's ratio
+    clip_ratio: float = 0.2  # of the ratio of new to old probabilities
     value_clip: float = 0.15  # (report)
-    value_warmup_steps: int = 50  # first iterations, in which the value model alone learns (report)
-    value_from: str = ""  # where the value model starts; '': from the reward model, or from the policy if that is none
-    value_optim: AdamW = field(
-        default_factory=lambda: AdamW(peak_lr=5e-6, schedule="constant", warmup_steps=0)
-    )  # (report)
+    value_warmup_steps: int = 50  # first iterations, which train only the value model (report)
+    value_from: str = ""  # checkpoint the value model starts from; '': the reward model, or the policy if there is none
+    # (report)
+    value_optim: AdamW = field(default_factory=lambda: AdamW(peak_lr=5e-6, schedule="constant", warmup_steps=0))
     epochs: int = 1
     minibatches: int = 1
-    ptx_coef: float = (
-        0.0  # weight of the loss on data.sources, against the alignment tax (report; coefficient not given)
-    )
-    ptx_batch: int = 0  # of data.sources, in each update; the report wants many more than of the policy's own
+    ptx_coef: float = 0.0  # weight of a loss on data.sources, against the alignment tax (report, without a value)
+    ptx_batch: int = 0  # sequences of data.sources in each update; the report has many more of these than of responses
     eval_prompts: int = 64  # held-out prompts that an evaluation answers
-    shuffle: bool = False  # control: the scores of a batch are dealt out anew, at random
+    shuffle: bool = False  # a control experiment: permutes the scores of a batch at random
 
     def __post_init__(self):
         for name in ("reward_timeout", "num_samples", "max_new_tokens", "epochs", "minibatches", "eval_prompts"):

@@ -1,24 +1,107 @@
-"""One run, all of it; the same value trains on a laptop, is compiled for a pod, and runs there."""
+"""One run: what it computes, how (dtype, recomputation, kernels) and on which devices."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qwenjax.config import overrides
 from qwenjax.config.alignment import RL, Lora, Preference
-from qwenjax.config.checks import check, one_of
-from qwenjax.config.compute import Compute, MeshShape
 from qwenjax.config.data import Chat, Data
 from qwenjax.config.model import ModelConfig
 from qwenjax.config.optim import AdamW, Recovery
+from qwenjax.config.overrides import check, one_of
 
 TASKS = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "reinforce")
 RL_TASKS = TASKS[4:]
+REMAT_POLICIES = ("none", "matmuls", "attention", "attn_out", "full")  # least memory last
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a step is computed: dtype, recomputation, kernels. Changes speed and memory, not the result."""
+
+    dtype: str = "bfloat16"  # activations and matmul operands; master parameters and optimizer are float32
+    remat: str = "full"  # recomputation, least first: none | matmuls | attention | attn_out | full
+    scan: bool = True  # scan over the layers (compile time does not grow with depth), or unroll them
+    attention: str = "auto"  # xla | splash (TPU) | cudnn (GPU); auto: the fastest that can do this run
+    fuse: str = "auto"  # q k v and gate up as one matmul each: yes | no; auto: on CPU without tensor axis
+    loss_chunk: int = 2048  # tokens per device whose logits are in memory at a time
+
+    def __post_init__(self):
+        one_of("compute.dtype", self.dtype, ("bfloat16", "float32"))
+        one_of("compute.remat", self.remat, REMAT_POLICIES)
+        one_of("compute.attention", self.attention, ("auto", "xla", "splash", "cudnn"))
+        one_of("compute.fuse", self.fuse, ("auto", "yes", "no"))
+        check(self.loss_chunk > 0, "compute.loss_chunk must be positive")
+
+    def resolved(self, platform: str, tensor: int, attention: str = "xla") -> "Compute":
+        """The same with every 'auto' replaced.
+
+        Args:
+          platform: 'cpu', 'gpu' or 'tpu'. tensor: size of the mesh axis.
+          attention: the backend that 'auto' stands for; `Experiment.compute_on` finds it.
+        """
+        fuse = self.fuse if self.fuse != "auto" else ("yes" if platform == "cpu" and tensor == 1 else "no")
+        return replace(self, attention=attention if self.attention == "auto" else self.attention, fuse=fuse)
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Devices per mesh axis. -1 takes what the other axes leave; `sizes` says what -1 for data and fsdp means."""
+
+    data: int = -1  # replicas of the parameters; slices of a TPU are replicas of each other
+    fsdp: int = -1  # parameters, gradients and optimizer are split over this axis, and so is the batch
+    tensor: int = 1  # heads, ffn and vocabulary are split over this axis
+    context: int = 1  # positions are split over this axis
+
+    def __post_init__(self):
+        check(all(n == -1 or n > 0 for n in self._asked), f"mesh axes must be positive or -1, got {self}")
+        check(
+            self._asked.count(-1) <= 1 or (self.data == self.fsdp == -1 and min(self.tensor, self.context) > 0),
+            f"only one mesh axis may be -1, or data and fsdp together, got {self}",
+        )
+
+    @property
+    def _asked(self) -> tuple[int, ...]:
+        return dataclasses.astuple(self)
+
+    def sizes(self, devices: int, embed: int, slices: int = 1) -> dict[str, int]:
+        """Size of every axis for a number of devices in equal slices.
+
+        With data and fsdp both -1, fsdp is as large as possible within a slice, with a multiple of 8 of the parameters'
+        `embed` rows on each device, and data takes the remaining devices. A TPU holds arrays in tiles of 8 rows: with
+        20 rows instead of 40 every matmul of a 14B step takes a fifth longer (compiler's model, v5e-256).
+
+        Raises:
+          ValueError: the axes do not multiply to the number of devices, or slices would share parameters.
+        """
+        fixed = math.prod(n for n in self._asked if n != -1)
+        rest, uneven = divmod(devices, fixed)
+        asked = " x ".join(f"{f.name}={n}" for f, n in zip(dataclasses.fields(self), self._asked))
+        if uneven or (-1 not in self._asked and rest != 1):
+            raise ValueError(
+                f"mesh {asked} does not fit {devices} device{'s' * (devices > 1)}; "
+                "axes must multiply to the device count, one may be -1 (--set mesh.fsdp=-1)"
+            )
+        sizes = dataclasses.asdict(self)
+        if self.data == self.fsdp == -1:
+            slice_size = rest // slices
+            even = [n for n in range(1, slice_size + 1) if slice_size % n == 0 and embed % (8 * n) == 0]
+            sizes["fsdp"] = max(even, default=1)
+            rest //= sizes["fsdp"]
+        sizes = {axis: rest if n == -1 else n for axis, n in sizes.items()}
+        if sizes["data"] % slices:
+            raise ValueError(
+                f"mesh {asked} has data={sizes['data']}, which {slices} slices cannot share: a slice holds whole "
+                f"replicas; use a multiple (--set mesh.data={slices} --set mesh.fsdp=-1)"
+            )
+        return sizes
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run: the same value trains on a laptop, is compiled for a pod by `plan`, and runs there."""
+    """One run. The same value trains on a laptop, is compiled for a pod by `plan`, and runs there."""
 
     name: str
     model: ModelConfig
@@ -33,16 +116,16 @@ class Experiment:
     recovery: Recovery = field(default_factory=Recovery)
     compute: Compute = field(default_factory=Compute)
     mesh: MeshShape = field(default_factory=MeshShape)
-    accumulate: int = 1  # micro-steps per optimizer step; the batch is split, the result is the same
+    accumulate: int = 1  # micro-batches that each batch is split into, to save memory; the result is the same
     dropout: float = 0.0  # on the embeddings and the attention probabilities
     seed: int = 0
-    init_from: str = ""  # a run or checkpoint whose parameters this one starts from, with fresh optimizer and schedule
+    init_from: str = ""  # run or checkpoint that gives the first parameters; optimizer and schedule start anew
     log_every: int = 10
     eval_every: int = 1000  # 0: only at the end
-    sample_every: int = 0  # 0: only at the end; texts continue `prompts`
+    sample_every: int = 0  # samples that continue `prompts`; 0: only at the end
     save_every: int = 1000
     keep: int = 3  # newest checkpoints kept
-    keep_every: int = 0  # checkpoints at multiples of this many steps are kept for good; 0: none
+    keep_every: int = 0  # checkpoints at multiples of this step are kept for good; 0: none
     prompts: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -60,16 +143,16 @@ class Experiment:
         check(
             self.data.seq_len <= self.model.context,
             f"data.seq_len={self.data.seq_len} exceeds model.context={self.model.context}: "
-            "context extension is for inference; raise model.context to train longer",
+            "context extension is for inference; raise model.context to train on longer rows",
         )
-        check(self.model.gated or not self.lora.rank, "lora.rank: adapters are for the projections of gated models")
+        check(self.model.gated or not self.lora.rank, "lora.rank: adapters need model.gated=true")
         check(
             self.task != "dpo" or not self.preference.margin,
-            f"preference.margin={self.preference.margin} is of reward models; dpo has preference.beta",
+            f"preference.margin={self.preference.margin} is for reward models; dpo has preference.beta",
         )
         check(
             self.task == "dpo" or not self.preference.smoothing,
-            f"preference.smoothing={self.preference.smoothing} is of dpo; a reward model has preference.margin",
+            f"preference.smoothing={self.preference.smoothing} is for dpo; reward models have preference.margin",
         )
         if self.task in RL_TASKS:
             self._check_rl()
@@ -89,44 +172,47 @@ class Experiment:
             self.task == "ppo" or rl.num_samples > 1,
             f"{self.task} compares the responses to one prompt; rl.num_samples={rl.num_samples} is too few",
         )
-        check(self.dropout == 0, f"dropout={self.dropout}: {self.task} learns from what the whole network wrote; use 0")
+        check(
+            self.dropout == 0, f"dropout={self.dropout}: the ratios of {self.task} need the network that sampled; use 0"
+        )
         check(
             self.recovery.deviations == 0,
-            f"recovery.deviations={self.recovery.deviations} is for losses that do not depend on the model's own "
-            f"samples; use 0 with {self.task}",
+            f"recovery.deviations={self.recovery.deviations}: skipping batches is for losses on fixed data; use 0 with "
+            f"{self.task}",
         )
         check(
             self.task != "grpo" or not rl.kl_target,
-            "rl.kl_target adapts a penalty in the reward; grpo's is in its loss",
+            "rl.kl_target adapts a penalty in the reward, but grpo has it in the loss; use 0",
         )
         check(
             self.task != "reinforce" or rl.epochs * rl.minibatches == 1,
             f"rl.epochs={rl.epochs}, rl.minibatches={rl.minibatches}: reinforce has no ratio that would correct for "
-            "responses of an older policy; use 1 of each",
+            "responses of an older policy; use 1 for both",
         )
         check(
             self.task != "ppo" or rl.value_warmup_steps < self.steps,
-            f"rl.value_warmup_steps={rl.value_warmup_steps} of steps={self.steps} leave none to the policy; "
+            f"rl.value_warmup_steps={rl.value_warmup_steps} leaves no step to the policy, for steps={self.steps}; "
             "lower rl.value_warmup_steps",
         )
         check(rl.ptx_batch % self.accumulate == 0, f"rl.ptx_batch={rl.ptx_batch} does not divide by accumulate")
 
     @property
     def tokens_per_step(self) -> int:
-        each = self.preference.responses if self.task in ("reward", "dpo") else 1  # rows of a list
-        return self.data.batch_size * self.data.seq_len * each
+        """Tokens of one batch, padding included; an example of preferences has several responses."""
+        sequences = self.preference.responses if self.task in ("reward", "dpo") else 1
+        return self.data.batch_size * self.data.seq_len * sequences
 
     def compute_on(self, platform: str, mesh: Mapping[str, int]) -> Compute:
-        """`compute` with every 'auto' decided for a platform ('cpu', 'gpu', 'tpu') and sizes of mesh axes."""
+        """`compute` with every 'auto' decided, for a platform ('cpu', 'gpu', 'tpu') and sizes of the mesh axes."""
         width, length, context = self.model.head_size, self.data.seq_len, mesh["context"]
-        chunks = 1 if context == 1 else 2 * context  # model/zigzag.py
-        whole = not self.dropout and self.model.kv % mesh["tensor"] == 0  # no kernel drops, or splits a KV head
-        whole = whole and len(set(self.model.windows)) < 2  # and all layers run the same one
-        splash = whole and width % 128 == 0 and length % (128 * chunks) == 0
-        cudnn = whole and width % 8 == 0 and width <= 128 and length % 2 == 0 and context == 1
+        chunks = 1 if context == 1 else 2 * context  # model/attention/zigzag.py
+        # a kernel has no dropout, does not split a KV head, and has one window for all layers
+        kernel = not self.dropout and self.model.kv % mesh["tensor"] == 0 and len(set(self.model.windows)) < 2
+        splash = kernel and width % 128 == 0 and length % (128 * chunks) == 0
+        cudnn = kernel and width % 8 == 0 and width <= 128 and length % 2 == 0 and context == 1
         able = {"tpu": splash, "gpu": cudnn and self.compute.dtype == "bfloat16"}
-        kernel = {"tpu": "splash", "gpu": "cudnn"}[platform] if able.get(platform) else "xla"
-        return self.compute.resolved(platform, mesh["tensor"], kernel)
+        backend = {"tpu": "splash", "gpu": "cudnn"}[platform] if able.get(platform) else "xla"
+        return self.compute.resolved(platform, mesh["tensor"], backend)
 
 
 def to_dict(experiment: Experiment) -> dict:

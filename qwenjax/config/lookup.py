@@ -1,11 +1,15 @@
-"""From a name or path to an `Experiment`: what `--exp` and `qwenjax.experiment` mean.
+"""From a name or path to an `Experiment`: the meaning of `--exp` and `qwenjax.experiment`.
 
-A name is looked up in ./experiments, then in the experiments shipped inside the package, then beside an editable
-checkout; a path may be a Python file with `def experiment()`, or a run (its config.json).
+A name is searched in ./experiments, then in the experiments inside the package, then in those of an editable
+checkout. A path may be a Python file with `def experiment()`, a config.json, or the folder of a run. A file
+qwen_STAGE.py with `def experiment(size)` holds an experiment for each size: qwen_ppo.py has qwen1b8_ppo, qwen7b_ppo
+and qwen14b_ppo.
 """
 
 import argparse
+import inspect
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -20,16 +24,23 @@ FOLDERS = (Path("experiments"), PACKAGE / "experiments", PACKAGE.parent / "exper
 
 
 def known() -> dict[str, Path]:
-    """Name -> file of every experiment that can be found by name; earlier folders win."""
-    found: dict[str, Path] = {}
+    """Name -> file of every experiment that has a name; the first folder that has it wins."""
+    files: dict[str, Path] = {}
     for folder in FOLDERS:
         for file in sorted(folder.glob("*.py")):
-            found.setdefault(file.stem, file)
-    return {name: path for name, path in sorted(found.items()) if not name.startswith("_")}
+            files.setdefault(file.stem, file)
+    named: dict[str, Path] = {}
+    for stem, path in files.items():
+        if stem.startswith("qwen_"):
+            stage = stem.removeprefix("qwen").removesuffix("_pretrain")
+            named |= {f"qwen{size}{stage}": path for size in config.QWEN_SIZES}
+        elif not stem.startswith("_"):
+            named[stem] = path
+    return dict(sorted(named.items()))
 
 
 def settings(items: list[str]) -> dict[str, str]:
-    """The overrides that `--set FIELD=VALUE …` of a command line means.
+    """{"FIELD": "VALUE"} from the items of `--set FIELD=VALUE …`.
 
     Raises:
       ValueError: an item without "=".
@@ -44,7 +55,7 @@ def experiment(name: str, overrides: dict[str, Any] | None = None) -> config.Exp
     """The experiment of a name, a .py file, a config.json or a run directory, with overrides applied.
 
     Raises:
-      ValueError: unknown name (all known ones are listed and the nearest named), a file without `experiment()`,
+      ValueError: an unknown name (the message suggests the nearest and lists all), a file without `experiment()`,
         or overrides that do not fit.
     """
     return override(_load(name), overrides or {})
@@ -59,10 +70,13 @@ def _load(name: str) -> config.Experiment:
             return config.from_dict(json.loads(path.read_text()))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     if path.suffix != ".py":
         found = known()
         if name not in found:
-            listed = "\n  ".join(f"{key:<12} {_summary(file)}" for key, file in found.items())
+            width = max(map(len, found))
+            listed = "\n  ".join(f"{key:<{width}}  {_summary(file)}" for key, file in found.items())
             raise ValueError(f"no experiment {name!r}.{suggest(name, found)} Known:\n  {listed}")
         path = found[name]
     if not path.is_file():
@@ -70,14 +84,18 @@ def _load(name: str) -> config.Experiment:
     make = runpy.run_path(str(path)).get("experiment")
     if make is None:
         raise ValueError(f"{path} defines no experiment(); see the files in experiments/")
-    made = make()
-    if not isinstance(made, config.Experiment):
-        raise ValueError(f"experiment() in {path} returned {type(made).__name__}, not an Experiment")
-    return made
+    size = re.fullmatch(r"qwen([^_]+).*", name)
+    if inspect.signature(make).parameters and not size:
+        stage = path.stem.removeprefix("qwen").removesuffix("_pretrain")
+        raise ValueError(f"{path} is for several sizes: use a name, such as --exp=qwen7b{stage}")
+    result = make(size[1]) if inspect.signature(make).parameters else make()
+    if not isinstance(result, config.Experiment):
+        raise ValueError(f"experiment() in {path} returned {type(result).__name__}, not an Experiment")
+    return result
 
 
 def _summary(path: Path) -> str:
-    """First line of the file's docstring."""
+    """First line of a file's docstring."""
     for line in path.read_text().splitlines():
         if line.strip():
             return line.strip().strip('"').strip()
@@ -97,7 +115,7 @@ def experiment_from(options: argparse.Namespace) -> config.Experiment:
 
 
 def experiment_arguments(add, **exp) -> None:
-    """Declares `--exp` and `--set`; `exp` goes to the former (required=True, or a default)."""
+    """Declares `--exp`, with the options `exp` (required=True, or a default), and `--set`."""
     add("--exp", metavar="NAME", help="an experiment's name, .py file, run or config.json", **exp)
     add(
         "--set",

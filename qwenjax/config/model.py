@@ -1,19 +1,19 @@
-"""The shape of the decoder, and the sizes that were released (report Table 1)."""
+"""The shape of the decoder, and the released sizes (report Table 1; the 72B from its config.json)."""
 
 from dataclasses import dataclass, replace
 
-from qwenjax.config.checks import check, one_of
+from qwenjax.config.overrides import check, one_of
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Rotary frequencies changed for good, for texts longer than `original`, as later Qwens use it."""
+    """Rotary frequencies rescaled for texts longer than `original`, at every length, as in later Qwens."""
 
     kind: str = "none"  # none | linear (position interpolation, arXiv 2306.15595) | yarn (arXiv 2309.00071)
     factor: float = 1.0
     original: int = 0  # yarn: the context before scaling; 0: model.context
-    beta_fast: float = 32.0  # yarn: frequencies of more turns than this in `original` stay
-    beta_slow: float = 1.0  # yarn: those of fewer turns are divided by the factor
+    beta_fast: float = 32.0  # yarn: frequencies with more turns than this in `original` are kept
+    beta_slow: float = 1.0  # yarn: frequencies with fewer turns are divided by the factor
 
     def __post_init__(self):
         one_of("model.rope_scaling.kind", self.kind, ("none", "linear", "yarn"))
@@ -31,22 +31,22 @@ class ModelConfig:
     heads: int = 16
     ffn: int = 5504  # the real width; config.json of the releases stores twice this
     kv_heads: int = 0  # 0: as many as heads (all of Qwen-1); see `kv`
-    head_dim: int = 0  # 0: embed / heads; `head_size` is what results
-    context: int = 2048  # training length T; also what context extension measures lengths against
+    head_dim: int = 0  # width of a head as config.json gives it; 0: embed / heads. Code reads `head_size`
+    context: int = 2048  # training length T; longer texts need context extension
     rope_base: float = 10_000.0
     norm_eps: float = 1e-6
     qkv_bias: bool = True
     qk_norm: bool = False  # RMSNorm over each query and key head (Qwen3)
     tie_embeddings: bool = False
-    # What the report chose against (§2.3.1), to measure what the choice is worth; no layout of others has these
-    gated: bool = True  # SwiGLU; False: GELU between two matrices, of 4·embed for as many parameters as 8/3·embed
-    norm: str = "rms"  # rms | layer (LayerNorm: with a mean taken off, and a bias)
+    # Alternatives that the report decided against (§2.3.1), for ablations; no format of other libraries holds them
+    gated: bool = True  # SwiGLU; False: GELU between two matrices (4·embed has as many parameters as 8/3·embed here)
+    norm: str = "rms"  # rms | layer (LayerNorm, which subtracts the mean and adds a bias)
     rope_dtype: str = "float32"  # of the rotary frequencies: float32 | bfloat16
     rope_scaling: RopeScaling = RopeScaling()
-    # Beyond `context`, when the model reads and not when it trains (report §2.3.2): each sequence by its own length
+    # Context extension at inference (report §2.3.2), for each sequence that is longer than `context`
     ntk: bool = False  # dynamic NTK-aware interpolation of the rotary base
-    logn: bool = False  # queries behind `context` scaled by log_context(position + 1)
-    windows: tuple[int, ...] = ()  # positions that each layer sees back, 0: all; (): all in every layer
+    logn: bool = False  # scales the query at a position >= context by log(position + 1) / log(context)
+    windows: tuple[int, ...] = ()  # latest positions that each layer attends to, 0: all of them; (): all in all layers
 
     def __post_init__(self):
         check(
@@ -73,12 +73,12 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        """Width of one head."""
+        """Width of one head: `head_dim`, or embed / heads where that is 0."""
         return self.head_dim or self.embed // self.heads
 
     @property
     def kv(self) -> int:
-        """Key/value heads in effect."""
+        """Number of key/value heads: `kv_heads`, or `heads` where that is 0."""
         return self.kv_heads or self.heads
 
     @property
@@ -88,7 +88,7 @@ class ModelConfig:
 
     @property
     def params(self) -> int:
-        """Exact parameter count (spec: 2Vh + L(4h² + 3h + 3hf + 2h) + h for Qwen-1)."""
+        """Exact parameter count (docs/report.md, Sizes: 2Vh + L(4h² + 3h + 3hf + 2h) + h for Qwen-1)."""
         q, kv = self.heads * self.head_size, self.kv * self.head_size
         norm = self.embed * (1 + (self.norm == "layer"))
         layer = self.embed * (2 * q + 2 * kv) + (2 + self.gated) * self.embed * self.ffn + 2 * norm
@@ -97,7 +97,7 @@ class ModelConfig:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is as the report chose against."""
+        """Whether none of the ablations is on."""
         return self.gated and self.norm == "rms" and self.rope_dtype == "float32"
 
     def flops_per_token(self, length: int) -> int:
@@ -111,9 +111,10 @@ class ModelConfig:
 
 
 def doubling_windows(context: int, layers: int, every: int = 4) -> tuple[int, ...]:
-    """`model.windows`: lower layers, more sensitive to length (report §2.3.2), see less: T, then 2T, 4T, …
+    """`model.windows` that grow with depth: T, 2T, 4T, …; lower layers are more sensitive to length (report §2.3.2).
 
-    The report has no table; its authors' example doubles every four layers from the training length (spec §17).
+    The report has no table; its authors' example doubles every four layers from the training length (docs/report.md,
+    Context extension).
     """
     return tuple(context << (layer // every) for layer in range(layers))
 
@@ -121,10 +122,11 @@ def doubling_windows(context: int, layers: int, every: int = 4) -> tuple[int, ..
 QWEN_1B8 = ModelConfig()
 QWEN_7B = replace(QWEN_1B8, layers=32, embed=4096, heads=32, ffn=11008)
 QWEN_14B = replace(QWEN_1B8, vocab=152_064, layers=40, embed=5120, heads=40, ffn=13696)
-QWEN_72B = replace(  # not in the report; as released (spec §3.1)
+QWEN_72B = replace(  # not in the report; as in the released config.json
     QWEN_1B8, vocab=152_064, layers=80, embed=8192, heads=64, ffn=24576, rope_base=1e6, context=32_768
 )
-SMOLLM2_135M = ModelConfig(  # not a Qwen: small enough to be aligned on a laptop, and it speaks ChatML
+QWEN_SIZES = {"1b8": QWEN_1B8, "7b": QWEN_7B, "14b": QWEN_14B}  # of the report's experiments, experiments/qwen_*.py
+SMOLLM2_135M = ModelConfig(  # not a Qwen: it uses ChatML and is small enough to be aligned on a laptop
     vocab=49_152,
     layers=30,
     embed=576,

@@ -1,21 +1,21 @@
-"""The optimizer, its schedule, and what a run does about loss spikes (report §2.4)."""
+"""The optimizer, its schedule, and how a run recovers from loss spikes (report §2.4)."""
 
 from dataclasses import dataclass
 
-from qwenjax.config.checks import check, one_of
+from qwenjax.config.overrides import check, one_of
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """Optimizer and schedule; the defaults are the report's (§2.4; warm-up, decay and clip from the tech memo)."""
+    """Optimizer and schedule. The defaults are the report's (§2.4; warm-up, decay and clip from the tech memo)."""
 
     peak_lr: float = 3e-4
     schedule: str = "cosine"  # cosine | linear | wsd (warm-up, stable, decay) | constant; all start with the warm-up
     warmup_steps: int = 2000
     min_lr_ratio: float = 0.1  # last learning rate as a fraction of the peak
-    decay_fraction: float = 0.2  # wsd: the last fraction of the steps decays
+    decay_fraction: float = 0.2  # wsd: share of the steps, at the end, in which the rate falls
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -36,17 +36,17 @@ class AdamW:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a run does when loss or gradient norm leap out of their recent range: leave the batch out, then rewind.
+    """What a run does when loss or gradient norm spike: skip the batch, and rewind if spikes persist.
 
-    Off by default, so that a small run shows its troubles; one of months needs it. What is usual is the median of the
-    last steps, a leap is measured in their (robust) standard deviations.
+    Off by default, so that a small run shows its problems; a run of months needs it. A spike is measured from the
+    median of the last steps, in their (robust) standard deviations.
     """
 
-    deviations: float = 0.0  # beyond so many a batch is left out; 8 is far outside noise. 0: off, and NaN ends the run
-    window: int = 128  # steps that say what is usual; until there are so many, only what is not finite is left out
-    spikes: int = 3  # so many leaps …
-    among: int = 10  # … in so many batches: back to the checkpoint before them, and on behind their rows
-    rewinds: int = 3  # in one place, each a checkpoint further back; then the run stops
+    deviations: float = 0.0  # a batch beyond so many is skipped; 8 is far outside noise. 0: off, and NaN ends the run
+    window: int = 128  # steps that the median is taken over; until there are so many, only NaN and Inf are skipped
+    spikes: int = 3  # so many spikes …
+    among: int = 10  # … among so many batches: go back to the checkpoint before them and skip their rows
+    rewinds: int = 3  # to one point of the data, each a checkpoint further back; then the run stops
 
     def __post_init__(self):
         check(self.deviations >= 0, f"recovery.deviations={self.deviations} must not be negative; 0: off")

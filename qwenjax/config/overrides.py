@@ -1,4 +1,4 @@
-"""Fields of frozen dataclasses from strings and JSON, typed and checked: how `--set a.b=c` and config.json come in."""
+"""Dataclass fields from strings and JSON, typed and checked: how `--set a.b=c` and config.json are read."""
 
 import dataclasses
 import difflib
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-# Fields under their old names, which a run or a script may still use: (dataclass, field) -> the new name. Goes with
-# the first release.
+# Old names of fields, which a script or a run may still use: dataclass -> old name -> new name ("" if it is gone).
+# To be deleted with the first release.
 RENAMED = {
     "AdamW": {
         "peak": "peak_lr", "floor": "min_lr_ratio", "cooldown": "decay_fraction", "decay": "weight_decay",
@@ -26,11 +26,23 @@ RENAMED = {
     "ModelConfig": {"head_width": "head_dim"},
     "Lora": {"whole": "modules_to_save", "base": "base_dtype"},
     "Chat": {"policy": "loss_mask"},
+    "Preference": {"calibrate": ""},
 }  # fmt: skip
 
 
+def check(condition: bool, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError, naming the nearest, for a value that is not among those known."""
+    check(value in known, f"{field}={value!r} is unknown; known: {', '.join(known)}.{suggest(value, known)}")
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean X?' for the nearest of the known names, or ''."""
+    """ " Did you mean 'X'?" for the nearest of the known names, or ""."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -38,8 +50,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def override(value: Any, settings: dict[str, Any]) -> Any:
     """The dataclass with `{"optim.peak_lr": 1e-3, "data.sources.0.text": "books/"}` applied, typed and checked.
 
-    Values may be Python values or the strings of a command line. All settings are applied before the dataclasses
-    check themselves, so their order does not matter.
+    Values are Python values or strings from a command line. All settings are applied before the dataclasses check
+    themselves, so their order does not matter.
 
     Raises:
       ValueError: unknown field (the nearest one is named), wrong type, or a value that the dataclass refuses.
@@ -48,10 +60,10 @@ def override(value: Any, settings: dict[str, Any]) -> Any:
 
 
 def _unknown(name: str, known: list[str], cls: str, where: str) -> str:
-    """The message about a field that a dataclass does not have; a renamed one is told its new name."""
+    """The message about a field that a dataclass does not have; for a renamed field it has the new name."""
     if name in RENAMED.get(cls, {}):
         old, new = (f"{where}.{word}".lstrip(".") for word in (name, RENAMED[cls][name]))
-        return f"{old} is now called {new}"
+        return f"{old} is now called {new}" if RENAMED[cls][name] else f"{old} no longer exists"
     return f"no field {name!r} in {where or cls}; known: {', '.join(known)}.{suggest(name, known)}"
 
 
@@ -66,17 +78,17 @@ def _rebuild(node: Any, settings: dict[tuple, Any], at: tuple) -> Any:
         where = ".".join((*at, name))
         if name not in names:
             raise ValueError(_unknown(name, names, type(node).__name__, ".".join(at)))
-        below = {path[1:]: value for path, value in settings.items() if path[0] == name}
+        inner = {path[1:]: value for path, value in settings.items() if path[0] == name}
         old = node[int(name)] if isinstance(node, tuple) else getattr(node, name)
-        if () not in below:
+        if () not in inner:
             if not (dataclasses.is_dataclass(old) or (isinstance(old, tuple) and old)):
-                raise ValueError(f"{where} is a single value, it has no field {'.'.join(next(iter(below)))!r}")
-            changes[name] = _rebuild(old, below, (*at, name))
-        elif len(below) > 1:
+                raise ValueError(f"{where} is a single value and has no field {'.'.join(next(iter(inner)))!r}")
+            changes[name] = _rebuild(old, inner, (*at, name))
+        elif len(inner) > 1:
             raise ValueError(f"{where} is set both as a whole and in part")
         else:
             hint = type(old) if isinstance(node, tuple) else typing.get_type_hints(type(node))[name]
-            changes[name] = convert(below[()], hint, where)
+            changes[name] = convert(inner[()], hint, where)
     if isinstance(node, tuple):
         return tuple(changes.get(str(i), item) for i, item in enumerate(node))
     return replace(node, **changes)
@@ -86,7 +98,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     """`value` (a JSON value, or a string from the command line) as the annotated type `hint`.
 
     Raises:
-      ValueError: naming the field `where`, what came and what was wanted.
+      ValueError: names the field `where`, the value and what is wanted.
     """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
@@ -135,12 +147,19 @@ def _first(hint: type) -> str:
 
 
 def from_dict(values: dict, cls: type, where: str = "") -> Any:
-    """The inverse of `to_dict`, typed and checked; what a run's config.json is read with."""
+    """A dataclass from plain JSON values, typed and checked: the inverse of `dataclasses.asdict`.
+
+    Raises:
+      ValueError: names the field that is unknown, missing or of the wrong type.
+    """
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(_unknown(unknown[0], list(hints), cls.__name__, where))
+        message = _unknown(unknown[0], list(hints), cls.__name__, where)
+        if unknown[0] in RENAMED.get(cls.__name__, {}):
+            message += "; these settings are of an earlier version: correct them in config.json, or start the run again"
+        raise ValueError(message)
     try:
         return cls(**{k: convert(v, hints[k], f"{where}.{k}".lstrip(".")) for k, v in values.items()})
-    except TypeError as error:  # a required field is absent
+    except TypeError as error:  # a required field is missing
         raise ValueError(f"{where or cls.__name__}: {error}") from None
