@@ -56,7 +56,7 @@ def worker_pool(count: int, start: Callable[..., Any], *arguments: Any) -> Itera
     except BrokenProcessPool:
         raise ChildProcessError(
             "a worker process died: out of memory (use fewer workers), or the calling script lacks an "
-            "`if __name__ == '__main__':` guard. Run again; finished work is kept"
+            "`if __name__ == '__main__':` guard. What is finished is kept; run again to resume"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from qwenjax.config import Source
 from qwenjax.sources import files, records
-from qwenjax.sources.slices import Document, Report, Slice, checked, joined
+from qwenjax.sources.slices import Document, Report, Slice, text_document, rows_to_documents
 
 STDLIB = "python-stdlib"
 NOT_READ = "file type not read"  # what a folder holds beside text is told, but no fault
@@ -114,7 +114,7 @@ def cut(piece: Slice, size: int) -> list[Slice]:
 def modified(piece: Slice) -> int:
     """When the file of a slice was last written, in nanoseconds; 0 if there is no saying."""
     try:
-        return os.stat(records.opened(piece.file).place if piece.kind == "records" else piece.file).st_mtime_ns
+        return os.stat(records.open_records(piece.file).path if piece.kind == "records" else piece.file).st_mtime_ns
     except OSError:
         return 0
 
@@ -144,7 +144,7 @@ def _file(file: Path, origin: str, source: Source, report: Report, alone: bool =
         report.note(f"{NOT_READ}: {name.suffix or 'no suffix'}", origin)
         return []
     if packed:
-        size = int(size * (files.expansion(str(file)) if source.limit else 4))  # text packs about 4:1
+        size = int(size * (files.expansion_ratio(str(file)) if source.limit else 4))  # text packs about 4:1
     elif kind == "jsonl":
         stop = size
     return [Slice(kind, str(file), origin, size, 0, stop or None, source)]
@@ -207,7 +207,7 @@ def _topics(piece: Slice, report: Report) -> Iterator[Document]:
 
     for name in sorted(topics):
         if piece.keeps(origin := f"{piece.origin}:{name}"):
-            yield from checked(topics[name], origin, report)
+            yield from text_document(topics[name], origin, report)
 
 
 ROWS = {"jsonl": files.json_lines, "list": files.json_list, "parquet": files.parquet, "records": records.read}
@@ -218,7 +218,7 @@ def read(piece: Slice, report: Report) -> Iterator[Document]:
     """The documents of one slice."""
     try:
         if piece.kind in ROWS:
-            yield from joined(ROWS[piece.kind](piece, report), piece, report)
+            yield from rows_to_documents(ROWS[piece.kind](piece, report), piece, report)
         else:
             yield from TEXTS[piece.kind](piece, report)
     except OSError as error:

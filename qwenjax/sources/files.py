@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qwenjax.sources import slices
-from qwenjax.sources.slices import Document, Report, Slice, checked
+from qwenjax.sources.slices import Document, Report, Slice, text_document
 
 PART = 16 << 10  # bytes, about, of the documents that a text file named as a source of its own is cut into
 BATCH = 8 << 20  # bytes, about, of the rows held at a time
@@ -28,7 +28,7 @@ Row = tuple[str, Mapping]  # origin and fields
 # ---- bytes ----
 
 
-def opened(path: str) -> BinaryIO:
+def open_unpacked(path: str) -> BinaryIO:
     """A file's bytes for buffered reading, unpacked if its name ends in .gz or .zst (all members and frames of it)."""
     if path.endswith(".gz"):
         return io.BufferedReader(gzip.open(path, "rb"))
@@ -39,7 +39,7 @@ def opened(path: str) -> BinaryIO:
     return open(path, "rb")
 
 
-def expansion(path: str) -> float:
+def expansion_ratio(path: str) -> float:
     """Bytes that a byte of a packed file becomes, measured on its beginning."""
     with open(path, "rb") as raw:
         if path.endswith(".gz"):
@@ -54,7 +54,7 @@ def expansion(path: str) -> float:
             return 1.0
 
 
-def damage(error: Exception, path: str) -> str:
+def describe_damage(error: Exception, path: str) -> str:
     """What is wrong with a compressed stream; raises the error again if it is not that."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error  # the disk's, not the file's
@@ -71,7 +71,7 @@ def json_kind(file: Path, columns: tuple[str, ...], alone: bool) -> str | None:
     In a folder only what has one of the columns is a list of rows: a setting's file is a text like any other.
     """
     try:
-        with opened(str(file)) as stream:
+        with open_unpacked(str(file)) as stream:
             head = stream.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
             if not alone and not any(json.dumps(column).encode() in head for column in columns):
                 return None
@@ -86,7 +86,7 @@ def json_kind(file: Path, columns: tuple[str, ...], alone: bool) -> str | None:
 def json_lines(piece: Slice, report: Report) -> Iterator[Row]:
     """The objects on the lines that begin in a slice; the origin is FILE@BYTE, counted in the unpacked file."""
     at = piece.start
-    with opened(piece.file) as lines:
+    with open_unpacked(piece.file) as lines:
         if at:  # a line belongs to the slice that holds its first byte: finish the one that began before
             lines.seek(at - 1)
             at += _skip_line(lines) - 1
@@ -103,9 +103,9 @@ def json_lines(piece: Slice, report: Report) -> Iterator[Row]:
                     report.note(f"line over {slices.LIMIT >> 20} MiB", here)
                     continue
             except BROKEN as error:
-                report.note(f"{damage(error, piece.file)}, the rest of the file", f"{piece.origin}@{at}")
+                report.note(f"{describe_damage(error, piece.file)}, the rest of the file", f"{piece.origin}@{at}")
                 return
-            if piece.wants(here) and (row := _object(line, here, report)) is not None:
+            if piece.needs_row(here) and (row := _object(line, here, report)) is not None:
                 yield here, row
 
 
@@ -140,14 +140,14 @@ def _object(line: bytes, origin: str, report: Report) -> dict | None:
 def json_list(piece: Slice, report: Report) -> Iterator[Row]:
     """The objects of one JSON list, which has to be read whole; the origin is FILE#INDEX."""
     try:
-        with opened(piece.file) as stream:
+        with open_unpacked(piece.file) as stream:
             data = stream.read(slices.LIMIT + 1)
         if len(data) > slices.LIMIT:
             report.note(f"JSON list over {slices.LIMIT >> 20} MiB; write it as JSON lines", piece.origin)
             return
         items = json.loads(data.decode("utf-8").removeprefix("\ufeff"))
     except BROKEN as error:
-        report.note(damage(error, piece.file), piece.origin)
+        report.note(describe_damage(error, piece.file), piece.origin)
     except UnicodeDecodeError:
         report.note("invalid UTF-8", piece.origin)
     except (ValueError, RecursionError):
@@ -157,7 +157,7 @@ def json_list(piece: Slice, report: Report) -> Iterator[Row]:
             here = f"{piece.origin}#{i}"
             if not isinstance(item, dict):
                 report.note("JSON item that is no object", here)
-            elif piece.wants(here):
+            elif piece.needs_row(here):
                 yield here, item
 
 
@@ -206,7 +206,7 @@ def parquet(piece: Slice, report: Report) -> Iterator[Row]:
             try:
                 size = max(1, min(1024, BATCH // max(width, 1)))
                 for batch in file.iter_batches(size, row_groups=[g], columns=columns):
-                    wanted = [i for i in range(batch.num_rows) if piece.wants(f"{piece.origin}#{at + i}")]
+                    wanted = [i for i in range(batch.num_rows) if piece.needs_row(f"{piece.origin}#{at + i}")]
                     values = _rows(batch.take(wanted) if len(wanted) < batch.num_rows else batch)
                     for i, row in zip(wanted, values):
                         yield f"{piece.origin}#{at + i}", blank | row if blank else row
@@ -244,21 +244,21 @@ def text(piece: Slice, report: Report) -> Iterator[Document]:
     if not piece.keeps(piece.origin):
         return
     try:
-        with opened(piece.file) as stream:
+        with open_unpacked(piece.file) as stream:
             data = stream.read(slices.LIMIT + 1)
     except BROKEN as error:
-        report.note(damage(error, piece.file), piece.origin)
+        report.note(describe_damage(error, piece.file), piece.origin)
         return
     if len(data) > slices.LIMIT:
         report.note(f"file over {slices.LIMIT >> 20} MiB is not one document", piece.origin)
     else:
-        yield from checked(data, piece.origin, report)
+        yield from text_document(data, piece.origin, report)
 
 
 def parts(piece: Slice, report: Report) -> Iterator[Document]:
     """A text file as documents of about PART bytes that end where a line ends; the origin is FILE@BYTE."""
     at = 0
-    with opened(piece.file) as stream:
+    with open_unpacked(piece.file) as stream:
         while True:
             try:
                 part = stream.read(PART) + stream.readline(1 << 20)
@@ -267,12 +267,12 @@ def parts(piece: Slice, report: Report) -> Iterator[Document]:
                         break
                     part += stream.read(1)
             except BROKEN as error:
-                report.note(f"{damage(error, piece.file)}, the rest of the file", f"{piece.origin}@{at}")
+                report.note(f"{describe_damage(error, piece.file)}, the rest of the file", f"{piece.origin}@{at}")
                 return
             if not part:
                 break
             if piece.keeps(here := f"{piece.origin}@{at}"):
-                yield from checked(part, here, report)
+                yield from text_document(part, here, report)
             at += len(part)
     if not at:
         report.note("empty file", piece.origin)

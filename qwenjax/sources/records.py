@@ -27,7 +27,7 @@ class Records(Protocol):
     """Rows by number."""
 
     name: str  # the same on every machine
-    place: str  # where the data lies, or ''
+    path: str  # where the data lies, or ''
     fields: tuple[str, ...]
 
     def __len__(self) -> int: ...
@@ -47,8 +47,8 @@ def slices(source: Source, report: Report) -> list[Slice]:
     Raises:
       ValueError: no such data set, split or column, or not one that can be read by row number.
     """
-    opened.cache_clear()  # it may have been prepared anew since it was last looked at
-    records = opened(source.text)
+    open_records.cache_clear()  # it may have been prepared anew since it was last looked at
+    records = open_records(source.text)
     wanted = (*source.column, *filter(None, [source.group]))
     if missing := [name for name in wanted if name not in records.fields]:
         raise ValueError(
@@ -70,9 +70,9 @@ def slices(source: Source, report: Report) -> list[Slice]:
 
 def read(piece: Slice, report: Report) -> Iterator[Row]:
     """Rows [start, stop) of a data set; the origin is NAME@SPLIT#ROW."""
-    records, source = opened(piece.file), piece.source
+    records, source = open_records(piece.file), piece.source
     fields = [name for name in dict.fromkeys((*source.column, source.group)) if name]
-    wanted = (i for i in range(piece.start, piece.stop) if piece.wants(f"{piece.origin}#{i}"))
+    wanted = (i for i in range(piece.start, piece.stop) if piece.needs_row(f"{piece.origin}#{i}"))
     size = max(1, min(1024, BATCH * (piece.stop - piece.start) // piece.size))
     while numbers := list(islice(wanted, size)):
         try:
@@ -92,7 +92,7 @@ def _one_by_one(records: Records, numbers, fields, origin: str, report: Report) 
 
 
 @lru_cache(8)
-def opened(text: str) -> Records:
+def open_records(text: str) -> Records:
     """The data set that a source names; kept open, because opening takes longer than reading a slice."""
     if text.startswith(HF):
         return _hugging_face(text)

@@ -44,7 +44,7 @@ class Slice:
         drawn = hashlib.blake2b(origin.encode("utf-8"), digest_size=8, key=b"limit").digest()
         return int.from_bytes(drawn, "little") < self.share * (1 << 64)
 
-    def wants(self, origin: str) -> bool:
+    def needs_row(self, origin: str) -> bool:
         """Whether a row has to be read at all: a group is kept or not by the name of its first row."""
         return bool(self.source.group) or self.keeps(origin)
 
@@ -65,7 +65,7 @@ class Report(dict):
         return [f"skipped {count:,} x {reason} (first: {origin})" for reason, (count, origin) in items]
 
 
-def checked(text: str | bytes, origin: str, report: Report) -> Iterator[Document]:
+def text_document(text: str | bytes, origin: str, report: Report) -> Iterator[Document]:
     """The document, unless it is not text."""
     try:
         if isinstance(text, bytes):
@@ -83,7 +83,7 @@ def checked(text: str | bytes, origin: str, report: Report) -> Iterator[Document
         yield Document(text, origin)
 
 
-def joined(rows: Iterable[tuple[str, Mapping]], piece: Slice, report: Report) -> Iterator[Document]:
+def rows_to_documents(rows: Iterable[tuple[str, Mapping]], piece: Slice, report: Report) -> Iterator[Document]:
     """The documents of the rows of a slice, given with their origins: one each, or one per group of rows."""
     source, fields = piece.source, _RowFields(piece.source, report)
     texts, first, key, size = [], "", None, 0  # of the group at hand
@@ -92,13 +92,13 @@ def joined(rows: Iterable[tuple[str, Mapping]], piece: Slice, report: Report) ->
         if size > LIMIT:
             report.note(f"group over {LIMIT >> 20} MiB", first)
         elif texts and piece.keeps(first):
-            yield from checked(source.join.join(texts), first, report)
+            yield from text_document(source.join.join(texts), first, report)
 
     for origin, row in rows:
         text = fields.text(row, origin)
         if not source.group:
             if text is not None:
-                yield from checked(text, origin, report)
+                yield from text_document(text, origin, report)
             continue
         mine = row.get(source.group)
         if mine is None or mine != key:

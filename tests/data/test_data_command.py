@@ -13,7 +13,7 @@ from data_doubles import ByteTokenizer, corpus
 import qwenjax.tokenizer
 from qwenjax.data.__main__ import main
 from qwenjax.data.batches.text import TextMixture
-from qwenjax.data.inspect.show import END, describe
+from qwenjax.data.inspect.show import END, text_row_lines
 from qwenjax.data.shards.format import Shards
 from qwenjax.data.shards.write import tokenize
 
@@ -75,7 +75,7 @@ def experiment():
     assert main(["show", "--exp=exp.py", "--step=2", "--rows=2", "--set=seed=3", "--set=data.seq_len=100"]) == 0
     shown = capsys.readouterr().out
     mixture = TextMixture([Shards(tmp_path / "shards")], [1], 100, 3)
-    assert shown == "\n".join(line for row in (6, 7) for line in describe(mixture, row, ByteTokenizer())) + "\n"
+    assert shown == "\n".join(line for row in (6, 7) for line in text_row_lines(mixture, row, ByteTokenizer())) + "\n"
     assert main(["show", "--exp=exp.py", "--row=6", "--rows=2", "--set=seed=3", "--set=data.seq_len=100"]) == 0
     assert capsys.readouterr().out == shown
     # and what is described is what the source file holds
@@ -100,7 +100,7 @@ def test_describe_marks_borders_and_cuts(tmp_path):
     mixture = TextMixture([made], [1], 4, 0)
     whole = "".join(chr(t) if t < 256 else END for t in made.read("train", 0, 19).tolist())
     for row in range(20):
-        place, lines = mixture.locate(row), describe(mixture, row, ByteTokenizer())
+        place, lines = mixture.locate(row), text_row_lines(mixture, row, ByteTokenizer())
         assert f"tokens {place.offset} to {place.offset + 4}" in lines[0]
         texts = [line for line in lines[1:] if line and not line.startswith("---")]
         joined = "".join(texts).replace("…", "")
@@ -133,7 +133,7 @@ def test_interrupted_is_3_and_resumes(tmp_path, sign):
     code = (
         "import sys; sys.path.insert(0, {here!r})\n"
         "import qwenjax.tokenizer; from data_doubles import ByteTokenizer\n"
-        "from qwenjax.data import tokenize as room; room.UNIT_BYTES = (3000, 3000)\n"
+        "from qwenjax.data.shards import write as room; room.UNIT_BYTES = (3000, 3000)\n"
         "qwenjax.tokenizer.load_tokenizer = lambda name: ByteTokenizer({delay})\n"
         "from qwenjax.data.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )

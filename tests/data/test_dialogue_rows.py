@@ -14,9 +14,8 @@ from qwenjax.data.batches.conversations import ConversationMixture, pack, valida
 from qwenjax.data.batches.text import Batches
 from qwenjax.data.conversations.convert import convert
 from qwenjax.data.conversations.encode import Encoding
-from qwenjax.data.conversations.folder import ChatDataset
 from qwenjax.data.conversations.schema import ConversationRow, validate
-from qwenjax.data.conversations.store import encode_file
+from qwenjax.data.conversations.store import ChatDataset, encode_file
 
 
 @pytest.fixture
@@ -150,7 +149,7 @@ def test_mixtures_that_cannot_be_are_refused(two, tmp_path):
     shorter = made(tmp_path / "big.jsonl", tmp_path / "data", length=500)
     with pytest.raises(ValueError, match="encoded with another row length: 500 and 600"):
         ConversationMixture([files[0], shorter], [1, 1], 0)
-    with pytest.raises(ValueError, match="no files of dialogues"):
+    with pytest.raises(ValueError, match="no chat files"):
         ConversationMixture([], [], 0)
     with pytest.raises(ValueError, match="2 sources and 1 weights"):
         ConversationMixture(files, [1], 0)

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenjax.chat_format.loss_mask import LOSS_MASKS
-from qwenjax.data.conversations import folder, store
+from qwenjax.data.conversations import store
 from qwenjax.data.conversations.encode import Encoding, encode
-from qwenjax.data.conversations.folder import ChatDataset
 from qwenjax.data.conversations.schema import RowError, validate
-from qwenjax.data.conversations.store import encode_file
+from qwenjax.data.conversations.store import ChatDataset, encode_file
 
 SYSTEM = {"role": "system", "content": "S"}
 PAIR = {"prompt": [user("a")], "responses": [says("b"), says("c")]}
@@ -154,11 +153,11 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, monkeypat
     monkeypatch.setattr(store, "CHUNK", 7)
     path = write(tmp_path / "x.jsonl", *chats(tmp_path / "x.jsonl", 60), {"x": 1})
     one, two = (made(path, tmp_path / str(n), workers=n).directory for n in (1, 2))
-    for name in (*folder.FILES[:-1], "index.json"):
+    for name in (*store.FILES[:-1], "index.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", folder.FILES)
+@pytest.mark.parametrize("name", store.FILES)
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete"])
 def test_a_damaged_folder_is_noticed(tmp_path, name, harm):
     chats(tmp_path / "x.jsonl", 5)
@@ -232,5 +231,3 @@ def test_what_cannot_work_is_refused(tmp_path):
     plain.im_start = None
     with pytest.raises(ValueError, match="does not chat in ChatML"):
         encode_file(tmp_path / "x.jsonl", plain, Encoding(), tmp_path / "data")
-    with pytest.raises(ValueError, match="was encoded with 'chat-bytes'"):
-        made(tmp_path / "x.jsonl", tmp_path / "data").check_tokenizer(ChatBytes(fingerprint="d" * 64))

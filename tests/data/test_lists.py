@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from qwenjax.chat_format import chatml
 from qwenjax.chat_format.react import react_messages
-from qwenjax.data.batches.preferences import ListMixture, batch_shapes, validation_lists
+from qwenjax.data.batches.preferences import PreferenceMixture, batch_shapes, validation_batches
 from qwenjax.data.batches.text import Batches
 from qwenjax.data.conversations.convert import convert
 from qwenjax.data.conversations.encode import Encoding, encode
-from qwenjax.data.conversations.folder import Dialogues
 from qwenjax.data.conversations.schema import RowError, validate
-from qwenjax.data.conversations.store import prepare
+from qwenjax.data.conversations.store import ChatDataset, encode_file
 
 SYSTEM = {"role": "system", "content": "S"}
 
@@ -42,10 +41,10 @@ def two(tmp_path):
 def test_responses_follow_the_prompt_as_a_rollout_would_and_end_with_im_end(tmp_path):
     rows = lists(tmp_path / "x.jsonl", 12)
     file, at = made(tmp_path / "x.jsonl", tmp_path / "data", kind="preference"), 0
-    assert (file.rows, len(file)) == (12, sum(len(row["responses"]) for row in rows))
+    assert (file.num_rows, len(file)) == (12, sum(len(row["responses"]) for row in rows))
     for r, row in enumerate(rows):
         prompt = prompt_ids(row)
-        assert file.of_row(r).tolist() == list(range(at, at + len(row["responses"])))
+        assert file.sequences_of_row(r).tolist() == list(range(at, at + len(row["responses"])))
         for j, response in enumerate(row["responses"]):
             ids, mask = file.read(at)
             answer = response_ids(response["content"])
@@ -55,7 +54,7 @@ def test_responses_follow_the_prompt_as_a_rollout_would_and_end_with_im_end(tmp_
             entry = file.table[at]
             assert (entry["group"], entry["tokens"], entry["trained"]) == (r, len(ids), len(answer))
             assert entry["rating"] == row.get("scores", [0, -1, -2, -3])[j]
-            assert file.place(at) == f"x.jsonl:{r + 1}"
+            assert file.origin(at) == f"x.jsonl:{r + 1}"
             at += 1
 
 
@@ -101,7 +100,7 @@ def test_all_responses_have_the_newest_exchanges_that_fit_the_longest(sizes, ans
     if not fitting:
         with pytest.raises(RowError) as error:
             encoded(row, length)
-        assert error.value.reason == f"preference longer than {length} tokens, even its last exchange"
+        assert error.value.reason == f"preference longer than {length} tokens, even after dropping earlier turns"
         assert str(error.value) == f"{len(asked(0)) + max(answers) + 1} tokens"
         return
     dialogues, change, _ = encoded(row, length)
@@ -124,9 +123,9 @@ class Normalising(ChatBytes):
     [
         (["e\u0301", "é"], None, "equal responses"),
         (["b", "\xad"], None, "empty response"),
-        (["b", "c"], [1.000000001, 1], "scores that float32 cannot tell apart"),
-        (["b", "c"], [1e300, 1], "scores that float32 cannot tell apart"),
-        (["b", "c", "d"], [1e300, 1e299, 0], "scores that float32 cannot tell apart"),
+        (["b", "c"], [1.000000001, 1], "scores that are equal in float32"),
+        (["b", "c"], [1e300, 1], "scores that are equal in float32"),
+        (["b", "c", "d"], [1e300, 1e299, 0], "scores that are equal in float32"),
     ],
 )
 def test_lists_that_prefer_nothing_are_left_out(responses, scores, reason):
@@ -149,9 +148,9 @@ def test_rows_are_numbered_through_chunks_and_what_is_left_out(tmp_path, monkeyp
     write(tmp_path / "x.jsonl", *([{"x": 1}] * 9), *rows[:10], {"x": 1}, *rows[10:])
     file = made(tmp_path / "x.jsonl", tmp_path / "data", kind="preference", workers=workers)
     assert file.table["group"].tolist() == [r for r, row in enumerate(rows) for _ in row["responses"]]
-    assert file.place(int(file.of_row(10)[0])) == "x.jsonl:21"
+    assert file.origin(int(file.sequences_of_row(10)[0])) == "x.jsonl:21"
     assert f"x.jsonl: 30 lists of {len(file)} responses to 30 different prompts" in file.lines()[0]
-    with pytest.raises(ValueError, match="holds preferences; only of prompts the text is kept"):
+    with pytest.raises(ValueError, match="holds preferences; the text is kept for prompts only"):
         file.text(0)
 
 
@@ -168,8 +167,8 @@ def test_a_batch_written_out(tmp_path):
         {"prompt": asked, "responses": [says("a"), says("bc"), says("d")], "scores": [1, 0.5, -2]},
         {"prompt": asked, "responses": [says("e"), says("fg")]},
     )
-    mixture = ListMixture([made(path, tmp_path, kind="preference", length=34)], [1], 0, validation=0, responses=3)
-    assert (mixture.k, mixture.length, mixture.eot, mixture.bins) == (3, 34, 256, (2,))
+    mixture = PreferenceMixture([made(path, tmp_path, kind="preference", length=34)], [1], 0, validation=0, responses=3)
+    assert (mixture.k, mixture.seq_len, mixture.eot, mixture.rows_per_epoch) == (3, 34, 256, (2,))
     order = [mixture.locate(row).window for row in range(2)]
     batch = mixture.batch([order.index(0), order.index(1)])
     a, bc, d, e, fg = ([*prompt, *text, E] + [256] * (3 - len(text)) for text in (b"a", b"bc", b"d", b"e", b"fg"))
@@ -220,33 +219,35 @@ def wanted(row):
 
 def test_every_list_is_read_once_per_epoch_as_it_was_encoded(two):
     files, rows = two
-    mixture = ListMixture(files, [1, 1], seed=3, validation=0.1, responses=4)
+    mixture = PreferenceMixture(files, [1, 1], seed=3, validation=0.1, responses=4)
     held = [file.held_out(0.1) for file in files]
     assert all(0 < h.sum() < len(h) / 2 for h in held)
-    assert mixture.bins == tuple(int((~h).sum()) for h in held)
+    assert mixture.rows_per_epoch == tuple(int((~h).sum()) for h in held)
     seen = {0: Counter(), 1: Counter()}
     found = taken_apart(mixture.batch(range(400)))
     for row, got in enumerate(found):
-        place, (s, numbers) = mixture.locate(row), mixture.dialogues(row)
+        place, (s, numbers) = mixture.locate(row), mixture.sequences(row)
         r = int(files[s].table["group"][numbers[0]])
         assert got == wanted(rows[s][r])
         assert (
             mixture.describe(row)
-            == f"row {row}: epoch {place.epoch}, list {place.window}, {files[s].place(numbers[0])}"
+            == f"row {row}: epoch {place.epoch}, list {place.window}, {files[s].origin(numbers[0])}"
         )
         seen[s][place.epoch, r] += 1
     for s in (0, 1):
         assert {r: n for (epoch, r), n in seen[s].items() if epoch == 0} == dict.fromkeys(np.flatnonzero(~held[s]), 1)
-    assert mixture.lines()[1].startswith(f"small.jsonl: {mixture.bins[1]} lists of up to 4 responses to train on, ")
+    assert mixture.lines()[1].startswith(
+        f"small.jsonl: {mixture.rows_per_epoch[1]} lists of up to 4 responses to train on, "
+    )
     assert mixture.lines()[1].endswith(f"% filled; {held[1].sum()} held out")
     tokens = files[1].per_row("tokens")[~held[1]].sum()
-    assert mixture.utilisation[1] == pytest.approx(tokens / (mixture.bins[1] * 4 * 600))
+    assert mixture.utilisation[1] == pytest.approx(tokens / (mixture.rows_per_epoch[1] * 4 * 600))
 
 
 def test_resuming_anywhere_on_any_hosts_equals_reading_on(two):
     files, _ = two
-    whole = ListMixture(files, [3, 1], seed=7).batch(range(48))
-    again = ListMixture([Dialogues(file.directory) for file in files], [3, 1], seed=7)  # as a new process would
+    whole = PreferenceMixture(files, [3, 1], seed=7).batch(range(48))
+    again = PreferenceMixture([ChatDataset(file.directory) for file in files], [3, 1], seed=7)  # as a new process would
     for batch, start, mine in [(8, 0, range(8)), (8, 24, range(8)), (6, 7, [1, 4]), (12, 12, range(6, 12))]:
         with Batches(again.batch, batch, mine, next_row=start) as batches:
             for step in range((48 - start) // batch):
@@ -254,15 +255,17 @@ def test_resuming_anywhere_on_any_hosts_equals_reading_on(two):
                 assert after == start + (step + 1) * batch
                 for name, array in whole.items():
                     assert np.array_equal(found[name], array[start + step * batch + np.array(mine)])
-    assert [ListMixture(files, [3, 1], seed=8).locate(r) for r in range(48)] != [again.locate(r) for r in range(48)]
+    assert [PreferenceMixture(files, [3, 1], seed=8).locate(r) for r in range(48)] != [
+        again.locate(r) for r in range(48)
+    ]
 
 
 def test_of_longer_lists_some_are_read_others_each_time(two):
     files, rows = two
-    mixture = ListMixture(files, [1, 1], seed=3, validation=0.1, responses=2)
+    mixture = PreferenceMixture(files, [1, 1], seed=3, validation=0.1, responses=2)
     found, drawn = taken_apart(mixture.batch(range(400))), {}
     for row, got in enumerate(found):
-        s, numbers = mixture.dialogues(row)
+        s, numbers = mixture.sequences(row)
         r = int(files[s].table["group"][numbers[0]])
         everything = wanted(rows[s][r])
         assert [pair for pair in everything if pair in got] == list(got)  # in their order, each once
@@ -288,7 +291,7 @@ def test_equal_prompts_are_on_one_side_under_every_encoding(tmp_path):
     assert np.array_equal(made(path, tmp_path / "data", kind="prompt").held_out(0.2), held)
     file = made(path, tmp_path / "data", kind="preference")
     trained = {
-        t for row in range(1000) for t in file.table["prompt"][ListMixture([file], [1], 0, 0.2).dialogues(row)[1]]
+        t for row in range(1000) for t in file.table["prompt"][PreferenceMixture([file], [1], 0, 0.2).sequences(row)[1]]
     }
     assert len(trained) == 300 - held[:300].sum()
 
@@ -301,7 +304,7 @@ def test_few_prompts_are_split_by_prompt_and_responses(tmp_path):
     assert 55 < held[:980].sum() < 150
     assert len(set(np.flatnonzero(held) % 49)) > 30
     assert np.array_equal(held[:50], held[980:])  # equal lists stay together
-    mixture = ListMixture([file], [1], 0, validation=0.1)
+    mixture = PreferenceMixture([file], [1], 0, validation=0.1)
     assert mixture.lines()[0].endswith(f"{held.sum()} held out (only 49 different prompts)")
     more = [{"prompt": [user("new")], "responses": [says("b"), says("c")]}]
     by_prompt = made(write(tmp_path / "y.jsonl", *rows, *more), tmp_path, kind="preference").held_out(0.1)
@@ -310,7 +313,7 @@ def test_few_prompts_are_split_by_prompt_and_responses(tmp_path):
 
 def test_held_out_lists_are_evaluated_once_each(two):
     files, rows = two
-    batches = validation_lists(files, 1 << 30, batch=7, validation=0.3, responses=4)
+    batches = validation_batches(files, 1 << 30, batch_size=7, validation=0.3, responses=4)
     assert all(batch["tokens"].shape == (7, 4, 600) for batch in batches)
     found = [pair for batch in batches for pair in zip(batch["file"].tolist(), taken_apart(batch))]
     held = [(s, int(r)) for s, file in enumerate(files) for r in np.flatnonzero(file.held_out(0.3))]
@@ -321,7 +324,7 @@ def test_held_out_lists_are_evaluated_once_each(two):
     trained = {
         tuple(ids)
         for row in range(400)
-        for ids in ListMixture(files, [1, 1], 0, 0.3, 4).batch([row])["tokens"][0].tolist()
+        for ids in PreferenceMixture(files, [1, 1], 0, 0.3, 4).batch([row])["tokens"][0].tolist()
     }
     assert not trained & {tuple(ids) for batch in batches for ids in batch["tokens"].reshape(-1, 600).tolist()}
 
@@ -330,28 +333,28 @@ def test_a_smaller_limit_evaluates_a_part(two):
     files, _ = two
 
     def evaluated(limit):
-        return {got for batch in validation_lists(files, limit, 4, 0.3) for got in taken_apart(batch) if got}
+        return {got for batch in validation_batches(files, limit, 4, 0.3) for got in taken_apart(batch) if got}
 
     little, more, everything = evaluated(1), evaluated(9000), evaluated(1 << 30)
     assert len(little) == 2  # one of each file, at least
     assert little < more < everything
     assert sum(len(ids) for got in more for ids, _ in got) <= 9000
-    assert validation_lists(files, 1 << 30, 4, validation=0) == []
+    assert validation_batches(files, 1 << 30, 4, validation=0) == []
 
 
 def test_mixtures_that_cannot_be_are_refused(two, tmp_path):
     files, _ = two
     chats(tmp_path / "chat.jsonl", 5)
     chat = made(tmp_path / "chat.jsonl", tmp_path / "data")
-    for read in (lambda: ListMixture([files[0], chat], [1, 1], 0), lambda: validation_lists([chat], 9, 1)):
+    for read in (lambda: PreferenceMixture([files[0], chat], [1, 1], 0), lambda: validation_batches([chat], 9, 1)):
         with pytest.raises(
-            ValueError, match=r"holds conversations; wanted preferences: prepare it with Encoding\(kind="
+            ValueError, match=r"holds conversations; wanted preferences: encode it with Encoding\(kind="
         ):
             read()
-    with pytest.raises(ValueError, match="no files of dialogues"):
-        ListMixture([], [], 0)
+    with pytest.raises(ValueError, match="no chat files"):
+        PreferenceMixture([], [], 0)
     with pytest.raises(ValueError, match=r"all 60 rows of small\.jsonl are held out; lower validation=0\.99"):
-        ListMixture(files[1:], [1], 0, validation=0.9999999)
+        PreferenceMixture(files[1:], [1], 0, validation=0.9999999)
 
 
 # ---- real data ----
@@ -361,12 +364,12 @@ def test_real_preferences_become_lists(shared, qwen_vocab, tmp_path):
     """hh-rlhf's pairs and OpenAssistant's Chinese rankings: ids are chatml's, every list is whole."""
     path = tmp_path / "rankings.jsonl"
     convert([shared / "oasst_zh" / "oaast_rm_zh.jsonl.gz"], path, to="preference")
-    file = prepare(path, qwen_vocab, Encoding("assistant", 1024, "turns", "preference"), tmp_path, progress=False)
+    file = encode_file(path, qwen_vocab, Encoding("assistant", 1024, "turns", "preference"), tmp_path, progress=False)
     lines = path.read_text(encoding="utf-8").splitlines()
     whole = 0
-    for r in range(file.rows):
-        numbers = file.of_row(r)
-        row = json.loads(lines[int(file.place(int(numbers[0])).rpartition(":")[2]) - 1])
+    for r in range(file.num_rows):
+        numbers = file.sequences_of_row(r)
+        row = json.loads(lines[int(file.origin(int(numbers[0])).rpartition(":")[2]) - 1])
         assert len(numbers) == len(row["responses"])
         asked = chatml.encode_chat(qwen_vocab, react_messages(row["prompt"]))
         ids = [file.read(int(i))[0].tolist() for i in numbers]
@@ -375,9 +378,9 @@ def test_real_preferences_become_lists(shared, qwen_vocab, tmp_path):
             for got, response in zip(ids, row["responses"]):
                 content = response["content"].lstrip("\n").rstrip()
                 assert got == [*asked, *qwen_vocab.encode_ordinary(content), qwen_vocab.im_end]
-    assert file.rows > 550
+    assert file.num_rows > 550
     assert whole > 500
-    mixture = ListMixture([file], [1], 0)
+    mixture = PreferenceMixture([file], [1], 0)
     batch = mixture.batch(range(64))
     assert (
         batch["tokens"][np.arange(64)[:, None], np.arange(mixture.k), batch["end"]][batch["real"]] == qwen_vocab.im_end

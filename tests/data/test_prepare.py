@@ -11,7 +11,7 @@ from data_doubles import ByteTokenizer, corpus
 import qwenjax.tokenizer
 from qwenjax import config
 from qwenjax.config import Source
-from qwenjax.data.shards.prepare import prepare, sample
+from qwenjax.data.shards.prepare import prepare, sample_text
 from qwenjax.data.shards.write import tokenize
 
 pytest_plugins = ["data_fixtures"]
@@ -61,16 +61,16 @@ def test_what_is_missing_is_said(tmp_path, as_bytes, shards):
 
 def test_sample_is_spread_over_the_text_and_of_the_size_asked(tmp_path):
     texts = list(corpus(tmp_path / "a.jsonl", 2000).values())
-    taken = sample([str(tmp_path / "a.jsonl")], 40_000)
+    taken = sample_text([str(tmp_path / "a.jsonl")], 40_000)
     # the file is 1.7 times its text, as JSON spells Chinese in escapes, and sizes are taken from files
     assert 20_000 < sum(len(t.encode()) for t in taken) < 50_000
     places = [texts.index(t) for t in taken]
     assert min(places) < 200
     assert max(places) > 1800
-    assert set(sample([str(tmp_path / "a.jsonl")], 10**9)) == set(texts)
+    assert set(sample_text([str(tmp_path / "a.jsonl")], 10**9)) == set(texts)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no document"):
-        sample([str(tmp_path / "empty")], 100)
+        sample_text([str(tmp_path / "empty")], 100)
 
 
 def test_two_processes_make_it_once_with_a_trained_vocabulary(tmp_path):
@@ -117,5 +117,5 @@ def test_options_of_reading_are_part_of_the_name(tmp_path, as_bytes):
 def test_a_vocabulary_is_trained_on_what_is_read(tmp_path):
     rows = [{"text": "the wrong one", "body": f"right {i}"} for i in range(50)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    taken = sample([Source(text=str(tmp_path / "a.jsonl"), column=("body",))], 10**6)
+    taken = sample_text([Source(text=str(tmp_path / "a.jsonl"), column=("body",))], 10**6)
     assert sorted(taken) == sorted(row["body"] for row in rows)

@@ -16,9 +16,8 @@ from qwenjax.data.batches.prompts import PromptMixture, batch_shapes
 from qwenjax.data.batches.text import Batches
 from qwenjax.data.conversations.convert import convert
 from qwenjax.data.conversations.encode import Encoding, encode
-from qwenjax.data.conversations.folder import Dialogues
 from qwenjax.data.conversations.schema import RowError, validate
-from qwenjax.data.conversations.store import prepare
+from qwenjax.data.conversations.store import ChatDataset, encode_file
 
 SYSTEM = {"role": "system", "content": "S"}
 
@@ -81,7 +80,7 @@ def test_the_newest_exchanges_that_fit_are_kept(sizes, length):
     if not fitting:
         with pytest.raises(RowError) as error:
             encoded({"prompt": whole[0]}, length)
-        assert error.value.reason == f"prompt longer than {length} tokens, even its last exchange"
+        assert error.value.reason == f"prompt longer than {length} tokens, even after dropping earlier turns"
         return
     ids, change, turns, _ = encoded({"prompt": whole[0]}, length)
     assert turns == fitting[0]
@@ -101,9 +100,9 @@ def test_texts_are_read_back(tmp_path, monkeypatch, workers):
     file = made(path, tmp_path / "data", kind="prompt", workers=workers)
     assert [file.text(i) for i in range(30)] == rows
     assert file.text(30) == {"prompt": [user("e\u2028\n")], "answer": None}
-    assert file.place(0) == "x.jsonl:2"
+    assert file.origin(0) == "x.jsonl:2"
     assert file.lines()[0].startswith("x.jsonl: 31 prompts, 31 different, of ")
-    assert file.lines()[1].startswith("left out 1 x no row of the schema (first: x.jsonl:1")
+    assert file.lines()[1].startswith("left out 1 x not a row of the schema (first: x.jsonl:1")
 
 
 # ---- batches ----
@@ -128,7 +127,7 @@ def test_batches_and_texts_are_of_the_same_rows(tmp_path):
 def test_resuming_anywhere_equals_reading_on(tmp_path):
     file = made(questions(tmp_path / "x.jsonl", 80)[0], tmp_path, kind="prompt")
     straight = PromptMixture([file], [1], seed=5)
-    again = PromptMixture([Dialogues(file.directory)], [1], seed=5)
+    again = PromptMixture([ChatDataset(file.directory)], [1], seed=5)
     with Batches(again.batch, 16, range(4, 12), next_row=37) as batches:
         for step in range(6):
             after, found = next(batches)
@@ -180,17 +179,17 @@ def test_held_out_prompts_are_a_fixed_sample_of_those_not_trained_on(tmp_path):
         tokens[:n].tolist() for tokens, n in zip(everything["prompts"], everything["lengths"])
     ]
     assert mixture.held_out(2)[1][1] in [files[1].text(i) for i in range(90)]  # files take turns
-    assert mixture.shared == []
+    assert mixture.files_without_held_out == []
     none = PromptMixture(files, [1, 1], 0, validation=0)  # an evaluation needs prompts all the same
     assert len(none.held_out(5)[1]) == 5
-    assert none.shared == [file.index["source"] for file in files]
+    assert none.files_without_held_out == [file.index["source"] for file in files]
 
 
 def test_a_held_out_prompt_comes_once(tmp_path):
     _, rows = questions(tmp_path / "x.jsonl", 100)
     mixture = PromptMixture([made(write(tmp_path / "x.jsonl", *rows * 3), tmp_path, kind="prompt")], [1], 0, 0.2)
     _, texts = mixture.held_out(1000)
-    assert len({text["answer"] for text in texts}) == len(texts) == 100 - mixture.bins[0] / 3
+    assert len({text["answer"] for text in texts}) == len(texts) == 100 - mixture.rows_per_epoch[0] / 3
 
 
 def test_a_reward_model_and_a_policy_hold_out_the_same_prompts(tmp_path):
@@ -199,7 +198,7 @@ def test_a_reward_model_and_a_policy_hold_out_the_same_prompts(tmp_path):
     assert np.array_equal(one.held_out(0.2), other.held_out(0.2))
     assert other.held_out(0.2).any()
     with pytest.raises(
-        ValueError, match=r"holds preferences; wanted prompts: prepare it with Encoding\(kind='prompt'\)"
+        ValueError, match=r"holds preferences; wanted prompts: encode it with Encoding\(kind='prompt'\)"
     ):
         PromptMixture([one], [1], 0)
 
@@ -210,7 +209,7 @@ def test_a_reward_model_and_a_policy_hold_out_the_same_prompts(tmp_path):
 def test_real_questions_become_prompts(shared, qwen_vocab, tmp_path):
     convert([shared / "gsm8k" / "test.jsonl.gz"], tmp_path / "gsm8k.jsonl")
     encoding = Encoding("assistant", 256, "turns", "prompt")
-    file = prepare(tmp_path / "gsm8k.jsonl", qwen_vocab, encoding, tmp_path, progress=False)
+    file = encode_file(tmp_path / "gsm8k.jsonl", qwen_vocab, encoding, tmp_path, progress=False)
     assert len(file) > 600
     mixture = PromptMixture([file], [1], 0)
     batch, texts = mixture.batch(range(50)), mixture.texts(range(50))

@@ -145,7 +145,7 @@ def test_all_documents_reads_pages_forward(shards, monkeypatch):
         tokens = shards.read(split, 0, shards.tokens(split))
         spans = shards.documents(split, 0, shards.tokens(split))
         for ahead in (0, 1, 1000):
-            monkeypatch.setattr("qwenjax.data.shards.format.AHEAD", ahead)
+            monkeypatch.setattr("qwenjax.data.shards.format.READ_AHEAD", ahead)
             found = list(Shards(shards.directory).all_documents(split))
             assert [span for span, _ in found] == spans
             assert all((tokens[span.start : span.stop] == ids).all() for span, ids in found)

@@ -6,13 +6,17 @@ from hypothesis import strategies as st
 
 from qwenjax.config import Source
 from qwenjax.sources import slices
-from qwenjax.sources.slices import Document, Report, Slice, joined
+from qwenjax.sources.slices import Document, Report, Slice, rows_to_documents
 
 
 def read(values, report=None, share=1.0, **reading):
     """Documents of rows whose origins are '0', '1', …"""
     piece = Slice("jsonl", "f", "f", 0, source=Source(text="f", **reading), share=share)
-    return list(joined(((str(i), row) for i, row in enumerate(values)), piece, Report() if report is None else report))
+    return list(
+        rows_to_documents(
+            ((str(i), row) for i, row in enumerate(values)), piece, Report() if report is None else report
+        )
+    )
 
 
 def texts(values, report=None, **reading):

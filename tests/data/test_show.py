@@ -10,24 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenjax.chat_format import chatml
+from qwenjax.chat_format.loss_mask import LOSS_MASKS, encode_with_mask
 from qwenjax.common import command_line
 from qwenjax.data.batches.text import TextMixture
 from qwenjax.data.commands import show as command
 from qwenjax.data.conversations.schema import validate
 from qwenjax.data.inspect.html import page
-from qwenjax.data.inspect.picture import draw
+from qwenjax.data.inspect.picture import draw_rows
 from qwenjax.data.inspect.show import (
     END,
     LOSS,
     Piece,
-    Shown,
     ShownBlock,
-    describe,
-    dialogue,
-    documents,
+    ShownRow,
+    chat_row,
+    chat_row_lines,
     pieces,
     printable,
-    terminal,
+    text_row,
+    text_row_lines,
 )
 
 pytest_plugins = ["data_fixtures"]
@@ -86,10 +87,10 @@ def test_pieces_of_any_bytes_are_their_decoding(data):
     assert [i for piece in made for i in piece.ids] == list(data)
 
 
-@pytest.mark.parametrize("policy", chatml.POLICIES)
-def test_a_conversation_is_marked_by_its_mask(qwen_vocab, policy):
-    shown = dialogue(validate(CONVERSATION), qwen_vocab, policy, "row 3")
-    ids, mask = chatml.encode_with_mask(qwen_vocab, CONVERSATION["messages"], policy)
+@pytest.mark.parametrize("loss_mask", LOSS_MASKS)
+def test_a_conversation_is_marked_by_its_mask(qwen_vocab, loss_mask):
+    shown = chat_row(validate(CONVERSATION), qwen_vocab, loss_mask, "row 3")
+    ids, mask = encode_with_mask(qwen_vocab, CONVERSATION["messages"], loss_mask)
     made = [piece for block in shown.blocks for piece in block.pieces]
     assert [i for piece in made for i in piece.ids] == ids
     assert [piece.mark for piece in made for _ in piece.ids] == mask
@@ -100,19 +101,19 @@ def test_a_conversation_is_marked_by_its_mask(qwen_vocab, policy):
 
 
 def test_without_colour_what_carries_loss_is_between_signs(qwen_vocab):
-    lines = terminal(dialogue(validate(CONVERSATION), qwen_vocab, "assistant"), colour=False)
+    lines = chat_row_lines(chat_row(validate(CONVERSATION), qwen_vocab, "assistant"), colour=False)
     text = "\n".join(lines)
     assert re.findall(f"{LOSS[0]}(.*?){LOSS[1]}", text) == ["Hello!<|im_end|>", f"{BYE['content']}<|im_end|>"]
     unmarked = text.replace(LOSS[0], "").replace(LOSS[1], "")
     assert chatml.render(CONVERSATION["messages"], add_generation_prompt=False) in unmarked
     assert "\x1b" not in text
-    coloured = "\n".join(terminal(dialogue(validate(CONVERSATION), qwen_vocab, "assistant"), colour=True))
+    coloured = "\n".join(chat_row_lines(chat_row(validate(CONVERSATION), qwen_vocab, "assistant"), colour=True))
     assert re.findall("\x1b\\[32m(.*?)\x1b\\[0m", coloured)[0] == "Hello!<|im_end|>"
     assert re.sub("\x1b\\[\\d*m", "", coloured) == unmarked
 
 
 def test_a_preference_shows_what_each_response_adds(qwen_vocab):
-    shown = dialogue(validate(PREFERENCE), qwen_vocab)
+    shown = chat_row(validate(PREFERENCE), qwen_vocab)
     prompt, chosen, rejected = shown.blocks
     assert shown.alternatives == 2
     ids = {name: [i for piece in b.pieces for i in piece.ids] for name, b in zip("pcr", shown.blocks)}
@@ -123,26 +124,26 @@ def test_a_preference_shows_what_each_response_adds(qwen_vocab):
     assert {piece.mark for block in (chosen, rejected) for piece in block.pieces} == {1}
     assert chosen.title == f"chosen, {len(ids['c'])} tokens, score 1.5"
     assert "margin: 2" in shown.facts
-    lines = terminal(shown, colour=False)
+    lines = chat_row_lines(shown, colour=False)
     assert lines.index(f"--- {chosen.title}") < lines.index(f"{LOSS[0]}Hello!<|im_end|>{LOSS[1]}") < len(lines)
-    ranked = dialogue(validate({"prompt": [USER], "responses": [HELLO, BYE, USER | {"role": "assistant"}]}), qwen_vocab)
+    ranked = chat_row(validate({"prompt": [USER], "responses": [HELLO, BYE, USER | {"role": "assistant"}]}), qwen_vocab)
     assert [b.title.split(",")[0] for b in ranked.blocks[1:]] == [f"response {i} of 3" for i in (1, 2, 3)]
 
 
 def test_tool_turns_are_shown_as_they_are_trained(qwen_vocab):
     row = validate({"messages": [USER, CALL, RESULT, HELLO], "tools": TOOLS})
-    text = "\n".join(terminal(dialogue(row, qwen_vocab, "assistant"), colour=False))
+    text = "\n".join(chat_row_lines(chat_row(row, qwen_vocab, "assistant"), colour=False))
     assert f"Observation:{LOSS[1]} the result is 4{LOSS[0]}\nThought: I now know" in text
     assert "add: Call this tool to interact with the add API." in text
     prompt = validate({"prompt": [USER, CALL, RESULT], "responses": [HELLO, BYE], "tools": TOOLS})
-    shown = dialogue(prompt, qwen_vocab)
+    shown = chat_row(prompt, qwen_vocab)
     said = ["".join(piece.text for piece in block.pieces) for block in shown.blocks]
     assert said[0].endswith("\nObservation: the result is 4\nThought:")
     assert said[1] == " I now know the final answer.\nFinal Answer: Hello!<|im_end|>"
 
 
 def test_a_prompt_ends_where_the_assistant_speaks(qwen_vocab):
-    shown = dialogue(validate({"prompt": [USER], "answer": "72"}), qwen_vocab)
+    shown = chat_row(validate({"prompt": [USER], "answer": "72"}), qwen_vocab)
     assert "".join(piece.text for piece in shown.blocks[0].pieces).endswith("<|im_start|>assistant\n")
     assert "answer: 72" in shown.facts
 
@@ -152,7 +153,7 @@ def test_data_cannot_steer_the_terminal(qwen_vocab):
     assert printable(evil) == "␛[2J␛]0;owned␇⟨009B⟩31m␍⟨202E⟩abc␀␡"
     assert printable("a\n\tb 中 עברית 👩‍👧") == "a\n\tb 中 עברית 👩‍👧"
     row = validate({"messages": [{**USER, "content": evil}, HELLO], "id": evil, "source": evil})
-    text = "\n".join(terminal(dialogue(row, qwen_vocab), colour=False))
+    text = "\n".join(chat_row_lines(chat_row(row, qwen_vocab), colour=False))
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
 
 
@@ -167,7 +168,7 @@ EVIL = [
 def test_data_cannot_act_in_the_page(qwen_vocab):
     said = " ".join(EVIL)
     row = {"prompt": [{**USER, "content": said}], "responses": [HELLO, BYE], "id": said, "source": said}
-    text = page(said, said, [dialogue(validate(row), qwen_vocab, title=said)])
+    text = page(said, said, [chat_row(validate(row), qwen_vocab, title=said)])
     made = Page(text)
     assert not {"script", "img", "b"} & set(made.tags)
     assert made.tags.count("style") == 1
@@ -181,7 +182,7 @@ def test_data_cannot_act_in_the_page(qwen_vocab):
 
 
 def test_the_page_shows_every_token(qwen_vocab):
-    shown = dialogue(validate(CONVERSATION), qwen_vocab, "assistant")
+    shown = chat_row(validate(CONVERSATION), qwen_vocab, "assistant")
     made = Page(page("h", "l", [shown]))
     ids = [int(i) for tag, name, value in made.attributes if name == "title" for i in re.findall(r"\d+", value)]
     assert ids == [i for block in shown.blocks for piece in block.pieces for i in piece.ids]
@@ -193,7 +194,7 @@ def test_the_page_shows_every_token(qwen_vocab):
 
 def test_alternatives_stand_side_by_side_and_control_tokens_keep_their_order(qwen_vocab):
     row = {"prompt": [USER], "responses": [{**HELLO, "content": "שלום <|im_end|>"}, BYE]}
-    text = page("h", "l", [dialogue(validate(row), qwen_vocab)])
+    text = page("h", "l", [chat_row(validate(row), qwen_vocab)])
     assert text.count('<div class="side">') == 1
     assert text.split('<div class="side">')[1].count("<section>") == 2
     # the token, not the text that looks like it
@@ -203,10 +204,10 @@ def test_alternatives_stand_side_by_side_and_control_tokens_keep_their_order(qwe
 def test_documents_of_a_training_row(shards):
     mixture = TextMixture([shards], [1], 300, 0)
     for row in range(20):
-        shown, tokens = documents(mixture, row, ByteTokenizer()), mixture.row(row).tolist()
+        shown, tokens = text_row(mixture, row, ByteTokenizer()), mixture.row(row).tolist()
         assert [i for block in shown.blocks for piece in block.pieces for i in piece.ids] == tokens
         assert len(shown.blocks) == len(mixture.documents(row))
-        lines = describe(mixture, row, ByteTokenizer())
+        lines = text_row_lines(mixture, row, ByteTokenizer())
         assert lines[0] == shown.title
         assert sum(line.count(END) for line in lines) == tokens.count(256)
         made = Page(page("h", "l", [shown], by_document=True))
@@ -216,7 +217,7 @@ def test_documents_of_a_training_row(shards):
 
 def test_a_picture_has_every_document_of_every_row(shards, tmp_path):
     mixture = TextMixture([shards, shards], [3, 1], 300, 0)
-    figure = draw(mixture, 2, 4, 80, tmp_path / "rows.png")
+    figure = draw_rows(mixture, 2, 4, 80, tmp_path / "rows.png")
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
     left, right = figure.axes
     assert sum(len(points.get_offsets()) for points in left.collections) == 80
@@ -231,7 +232,7 @@ def test_a_picture_has_every_document_of_every_row(shards, tmp_path):
 
 def test_an_empty_page_is_whole():
     assert Page(page("h", "l", [])).path == []
-    assert Page(page("h", "l", [Shown("t", [], [ShownBlock("b", [Piece("…", (), 1)])])])).inside("i") == "…"
+    assert Page(page("h", "l", [ShownRow("t", [], [ShownBlock("b", [Piece("…", (), 1)])])])).inside("i") == "…"
 
 
 def run(*argv):
@@ -247,7 +248,7 @@ def test_command(tmp_path, capsys, monkeypatch, qwen_vocab):
     assert re.findall(r"row (\d) \(a.jsonl:(\d), alpaca\)", out) == [("2", "4"), ("3", "5")]
     assert f"{LOSS[0]}a2<|im_end|>{LOSS[1]}" in out
     assert "skipped 1 x bad JSON (first: a.jsonl:1" in err
-    assert "policy assistant" in err
+    assert "carries loss (assistant" in err
     assert run(path, f"--html={tmp_path / 'a.html'}") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'a.html'}: 4 rows\n"
     assert "a3" in Page((tmp_path / "a.html").read_text()).inside("span")

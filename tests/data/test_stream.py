@@ -10,7 +10,7 @@ import pytest
 from data_doubles import corpus
 
 from qwenjax.data.batches import text
-from qwenjax.data.batches.text import Batches, TextMixture, pack, validation_rows
+from qwenjax.data.batches.text import Batches, TextMixture, pack, validation_batches
 from qwenjax.data.shards.format import Shards
 from qwenjax.data.shards.write import tokenize
 
@@ -27,7 +27,7 @@ def mixture(shards, tmp_path, tokenizer):
 
 def plain(mixture):
     """What reads its rows, documents not isolated."""
-    return partial(mixture.batch, eot=256, isolate=False)
+    return partial(mixture.batch, eot=256, document_mask=False)
 
 
 def take(mixture, batch, rows, count, next_row=0):
@@ -154,7 +154,7 @@ def test_wrong_rows_are_refused(mixture):
 
 @pytest.mark.parametrize("length", [7, 64, 5000])
 def test_validation_predicts_every_token_once(shards, length):
-    held_out = validation_rows([shards], length, 10**9, batch=4)
+    held_out = validation_batches([shards], length, 10**9, batch_size=4)
     tokens = shards.read("validation", 0, shards.tokens("validation"))
     assert np.array_equal(held_out.tokens[0], tokens)
     targets = np.concatenate([b["targets"][b["weights"] > 0] for b in held_out.batches])
@@ -168,7 +168,7 @@ def test_validation_limit_is_shared_in_proportion(shards, tmp_path, tokenizer):
     corpus(tmp_path / "other.jsonl", 200, seed=8)
     other = tokenize([tmp_path / "other.jsonl"], tmp_path / "other", tokenizer, validation=0.5, progress=False)
     sizes = [s.tokens("validation") for s in (shards, other)]
-    held_out = validation_rows([shards, other], 64, 2000, batch=8)
+    held_out = validation_batches([shards, other], 64, 2000, batch_size=8)
     assert [len(t) for t in held_out.tokens] == [int(n * 2000 / sum(sizes)) for n in sizes]
     assert sum(b["weights"].sum() for b in held_out.batches) == sum(len(t) for t in held_out.tokens)
     for source, tokens in zip((shards, other), held_out.tokens):
@@ -176,7 +176,7 @@ def test_validation_limit_is_shared_in_proportion(shards, tmp_path, tokenizer):
 
 
 def test_isolated_validation_predicts_every_token_too(shards):
-    held_out = validation_rows([shards], 64, 10**9, batch=4, isolate=True)
+    held_out = validation_batches([shards], 64, 10**9, batch_size=4, document_mask=True)
     targets = np.concatenate([b["targets"][b["weights"] > 0] for b in held_out.batches])
     assert np.array_equal(targets, held_out.tokens[0])
 
@@ -184,6 +184,6 @@ def test_isolated_validation_predicts_every_token_too(shards):
 def test_nothing_held_out_is_no_batches(tmp_path, tokenizer):
     corpus(tmp_path / "a.jsonl", 5)
     made = tokenize([tmp_path / "a.jsonl"], tmp_path / "a", tokenizer, validation=0, progress=False)
-    held_out = validation_rows([made], 64, 1000, batch=4)
+    held_out = validation_batches([made], 64, 1000, batch_size=4)
     assert held_out.batches == []
     assert [t.tolist() for t in held_out.tokens] == [[]]

@@ -28,7 +28,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {here!r})
 from data_doubles import ByteTokenizer
-from qwenjax.data import tokenize as room
+from qwenjax.data.shards import write as room
 
 if __name__ == "__main__":
     import signal

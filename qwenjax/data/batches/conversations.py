@@ -1,71 +1,151 @@
-"""Rows of conversations: what a fine-tuning loop reads, as `data.stream` is for pretraining. b rows, L inputs per row.
+"""Batches from chat files: what their three mixtures share, and the conversations that fine-tuning reads.
 
-Bins of dialogues are planned once, from the lengths; every dialogue is read once per epoch of its file.
+b rows per batch, L inputs per row. A file is divided into bins once, and a bin is a row: several packed conversations,
+the responses to one prompt (`preferences`), or one prompt (`prompts`). Bins are read in the order of `order`, with bins
+in place of windows. So row r of a run is a pure function of (seed, r), and every bin is read once per epoch of its file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from qwenjax.data.batches import text
-from qwenjax.data.batches.mixture import VALIDATION, ChatMixture, agreed, sample_held_out
-from qwenjax.data.batches.order import key, permute
-from qwenjax.data.batches.packing import Bins, alone, plan
-from qwenjax.data.conversations.folder import Dialogues
+from qwenjax.data.batches.order import Order, RowLocation, key, permute
+from qwenjax.data.batches.packing import Bins, best_fit, one_per_bin
+from qwenjax.data.conversations.store import ChatDataset
+
+VALIDATION = 0.03  # share of a file's rows held out: chat files are small, and 1 % would measure little
+MAX_NAMED = 8  # origins of one row that a message names
 
 
-class DialogueMixture(ChatMixture):
-    """Training rows of conversations.
+class ChatMixture:
+    """Training rows from one or more chat files in exact proportions, without end. A row is of one file.
 
     Args:
-      files, weights, seed, validation: see `Mixture`. The seed also selects which dialogues share a row.
-      packed: as many dialogues in a row as fit, each seeing only itself; else one per row.
+      files, weights: the files and their relative shares of the rows.
+      seed: selects the order.
+      validation: share of each file's rows that is held out (`ChatDataset.held_out`).
+      divide: (number of a file, its rows to train on) to bins of sequences.
+    Raises:
+      ValueError: files of another kind, of different lengths or tokenizers, or one whose rows are all held out.
+    """
+
+    kind: str  # of the files
+    unit: str  # what messages call a bin
+
+    def __init__(
+        self,
+        files: Sequence[ChatDataset],
+        weights: Sequence[float],
+        seed: int,
+        validation: float,
+        divide: Callable[[int, np.ndarray], Bins],
+    ):
+        self.files, self.validation = tuple(files), validation
+        self.seq_len, self.eot = check_same_encoding(self.files, self.kind)
+        self._bins: list[Bins] = []
+        for s, file in enumerate(self.files):
+            rows = np.flatnonzero(~file.held_out(validation))
+            if not len(rows):
+                raise ValueError(
+                    f"all {file.num_rows} rows of {file.index['source']} are held out; lower validation={validation}"
+                )
+            self._bins.append(divide(s, rows))
+        # a window of one token for each bin; two tokens more, as a text source has (`order.windows`)
+        self.order = Order(tuple(len(b) + 2 for b in self._bins), tuple(map(float, weights)), 1, seed)
+
+    @property
+    def rows_per_epoch(self) -> tuple[int, ...]:
+        """Rows per epoch of each file."""
+        return self.order.windows
+
+    @property
+    def utilisation(self) -> tuple[float, ...]:
+        """Share of the tokens in each file's rows that are not padding."""
+        return tuple(bins.utilisation for bins in self._bins)
+
+    def locate(self, row: int) -> RowLocation:
+        """File, epoch and bin (as `window`) of a row."""
+        return self.order.locate(row)
+
+    def sequences(self, row: int) -> tuple[int, np.ndarray]:
+        """A row's file, and the numbers of its sequences there, int64 [k], in their order in the row."""
+        location = self.locate(row)
+        return location.source, self._bins[location.source][location.window]
+
+    def epochs(self, next_row: int) -> tuple[float, ...]:
+        """How often each file has been read before row `next_row`, on average over a block."""
+        return self.order.epochs(next_row)
+
+    def describe(self, row: int) -> str:
+        """Where a row comes from, for a message: 'row 7: epoch 0, bin 3, sft.jsonl:12, sft.jsonl:40'."""
+        location, (s, numbers) = self.locate(row), self.sequences(row)
+        _, first = np.unique(self.files[s].table["group"][numbers], return_index=True)  # responses share an origin
+        named = [self.files[s].origin(int(i)) for i in numbers[np.sort(first)[:MAX_NAMED]]]
+        named += [f"and {len(first) - MAX_NAMED} more"] if len(first) > MAX_NAMED else []
+        return f"row {row}: epoch {location.epoch}, {self.unit} {location.window}, {', '.join(named)}"
+
+    def lines(self) -> list[str]:
+        """A line per file on what is read of it."""
+        lines = []
+        for file, bins in zip(self.files, self._bins):
+            held = file.num_rows - len(np.unique(file.table["group"][bins.items]))
+            few = self.kind != "conversation" and file.too_few_prompts
+            note = f" (only {file.num_prompts} different prompts)" if few else ""
+            what = f"{file.index['source']}: {self._trained(bins)}, {bins.utilisation:.1%} filled"
+            lines.append(f"{what}; {held:,} held out{note}")
+        return lines
+
+    def _trained(self, bins: Bins) -> str:
+        """What a file has to train on, in words."""
+        raise NotImplementedError
+
+
+class ConversationMixture(ChatMixture):
+    """Training rows of conversations. Which ones share a row is planned once, from their lengths and the seed.
+
+    Args:
+      files, weights, seed, validation: see `ChatMixture`.
+      packed: as many conversations in a row as fit, each seeing only itself; else one per row.
     """
 
     kind, unit = "conversation", "bin"
 
     def __init__(
         self,
-        files: Sequence[Dialogues],
+        files: Sequence[ChatDataset],
         weights: Sequence[float],
         seed: int,
         packed: bool = True,
         validation: float = VALIDATION,
     ):
         def divide(s: int, rows: np.ndarray) -> Bins:
-            # equally long dialogues share a bin by chance, not because they were neighbours in the file
+            # equally long conversations share a bin by chance, not because they were neighbours in the file
             rows = rows[permute(np.arange(len(rows)), len(rows), key(seed, "dialogues", s))]
-            bins = _bins(files[s], rows, packed)
+            bins = _divide(files[s], rows, packed)
             return replace(bins, items=rows[bins.items])
 
         super().__init__(files, weights, seed, validation, divide)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """These rows as `pack` makes them, [len(rows) L]."""
-        found = (self.dialogues(int(row)) for row in rows)
-        return pack([[self.files[s].read(int(i)) for i in numbers] for s, numbers in found], self.length, self.eot)
+        """These rows as `pack` makes them."""
+        located = (self.sequences(int(row)) for row in rows)
+        return pack([[self.files[s].read(int(i)) for i in numbers] for s, numbers in located], self.seq_len, self.eot)
 
     def _trained(self, bins: Bins) -> str:
-        return f"{len(bins.items):,} dialogues to train on in {len(bins):,} rows"
+        return f"{len(bins.items):,} conversations to train on in {len(bins):,} rows"
 
 
-def pack(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int, eot: int) -> dict[str, np.ndarray]:
-    """Rows of dialogues, each (ids int32 [n], mask [n]), as a batch.
+def pack(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], seq_len: int, eot: int) -> dict[str, np.ndarray]:
+    """Rows of conversations, each (ids int32 [n], mask [n]), as a batch: see `text.batch_shapes`.
 
-    A dialogue of n tokens takes n - 1 places: its first token is no target, its last no input.
-
-    Args:
-      eot: stands where there is no dialogue.
-    Returns:
-      `inputs`, `targets`: int32 [b L]. `weights`: float32 [b L], the target's mask; 0 on padding. `positions`:
-      int32 [b L], from 0 in each dialogue; -1 on padding, which the model so leaves out. `segments`: int32 [b L], the
-      dialogue's number in the row, from 1; 0 on padding.
+    A conversation of n tokens takes n - 1 positions: its first token is no target, its last no input. `weights` is
+    the mask of the target. `segments` counts conversations from 1; 0 is padding, whose ids are `eot`.
     """
-    shape = (len(rows), length)
-    batch = {name: np.full(shape, eot, np.int32) for name in ("inputs", "targets")}
-    batch |= {"weights": np.zeros(shape, np.float32), "positions": np.full(shape, -1, np.int32)}
-    batch["segments"] = np.zeros(shape, np.int32)
+    batch = {name: np.zeros(shape, dtype) for name, (shape, dtype) in text.batch_shapes(len(rows), seq_len).items()}
+    for name, fill in (("inputs", eot), ("targets", eot), ("positions", -1)):
+        batch[name][:] = fill
     for r, row in enumerate(rows):
         at = 0
         for number, (ids, mask) in enumerate(row, 1):
@@ -73,35 +153,83 @@ def pack(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int, e
             batch["inputs"][here], batch["targets"][here], batch["weights"][here] = ids[:-1], ids[1:], mask[1:]
             batch["positions"][here], batch["segments"][here] = np.arange(len(ids) - 1), number
             at += len(ids) - 1
-        assert at <= length, f"{at} tokens in a row of {length}"
+        assert at <= seq_len, f"{at} tokens in a row of {seq_len}"
     return batch
 
 
-def validation_rows(
-    files: Sequence[Dialogues], limit: int, batch: int, packed: bool = True, validation: float = VALIDATION
+def validation_batches(
+    files: Sequence[ChatDataset], limit: int, batch_size: int, packed: bool = True, validation: float = VALIDATION
 ) -> text.HeldOut:
-    """The held-out dialogues as batches [batch L]; the last is filled with rows of weight 0.
+    """The held-out conversations as batches of equal size; rows of weight 0 fill the last one.
 
     When they have more than `limit` tokens, a sample of them (`sample_held_out`). `tokens` are the trained targets by
     file.
     """
-    length, eot = agreed(files, DialogueMixture.kind)
+    seq_len, eot = check_same_encoding(files, ConversationMixture.kind)
     rows, targets = [], []
     for file, numbers in zip(files, sample_held_out(files, limit, validation)):
         read = [file.read(int(i)) for i in numbers]
         targets.append(np.concatenate([np.zeros(0, np.int32), *(ids[1:][mask[1:] > 0] for ids, mask in read)]))
-        bins = _bins(file, numbers, packed)
+        bins = _divide(file, numbers, packed)
         rows += [[read[i] for i in bins[b]] for b in range(len(bins))]
     batches = []
-    for at in range(0, len(rows), batch):
-        some = rows[at : at + batch]
-        # rows that are there, not empty ones: an attention kernel may answer those with NaN, and NaN * 0 is NaN
-        packed_rows = pack(some + [some[-1]] * (batch - len(some)), length, eot)
-        packed_rows["weights"][len(some) :] = 0
-        batches.append(packed_rows)
+    for at in range(0, len(rows), batch_size):
+        part = rows[at : at + batch_size]
+        # repeat a row instead of adding empty ones: an attention kernel may answer those with NaN, and NaN * 0 is NaN
+        batch = pack(part + [part[-1]] * (batch_size - len(part)), seq_len, eot)
+        batch["weights"][len(part) :] = 0
+        batches.append(batch)
     return text.HeldOut(batches, targets)
 
 
-def _bins(file: Dialogues, numbers: np.ndarray, packed: bool) -> Bins:
-    places = file.table["tokens"][numbers] - 1  # see `pack`
-    return (plan if packed else alone)(places, file.encoding.length)
+def _divide(file: ChatDataset, numbers: np.ndarray, packed: bool) -> Bins:
+    """Bins of some conversations; items count in `numbers`."""
+    lengths = file.table["tokens"][numbers] - 1  # see `pack`
+    return (best_fit if packed else one_per_bin)(lengths, file.encoding.length)
+
+
+# ---- what preferences and prompts need, too ----
+
+
+def one_bin_per_row(file: ChatDataset, rows: np.ndarray, seq_len: int, responses: int = 1) -> Bins:
+    """A bin for each row of a file, with all its sequences, of which `responses` of `seq_len` tokens are read."""
+    wanted = np.zeros(file.num_rows, bool)
+    wanted[rows] = True
+    counts = file.sequences_per_row[wanted]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    read = file.per_row("tokens")[wanted] * np.minimum(1, responses / counts)  # tokens, on average
+    utilisation = float(read.mean() / (responses * seq_len))
+    return Bins(np.flatnonzero(wanted[file.table["group"]]), starts, utilisation)
+
+
+def sample_held_out(files: Sequence[ChatDataset], limit: int, validation: float) -> list[np.ndarray]:
+    """Held-out rows of each file, together of `limit` tokens at most, but at least one of each file that has any.
+
+    Every file gives rows in proportion to its size, in the order of their hashes. That is a random sample, and a
+    smaller limit takes a part of a larger one's.
+    """
+    held = [np.flatnonzero(file.held_out(validation)) for file in files]
+    sizes = [file.per_row("tokens")[rows].astype(np.int64) for file, rows in zip(files, held)]
+    share = min(1.0, limit / max(sum(int(size.sum()) for size in sizes), 1))
+    taken = []
+    for file, rows, size in zip(files, held, sizes):
+        order = np.argsort(file.split_key[rows], kind="stable")
+        within = np.cumsum(size[order]) <= size.sum() * share
+        taken.append(rows[order[: max(int(within.sum()), 1)]])
+    return taken
+
+
+def check_same_encoding(files: Sequence[ChatDataset], kind: str) -> tuple[int, int]:
+    """Length and end-of-text id with which all files were encoded; ValueError unless all agree and are of this kind."""
+    if not files:
+        raise ValueError("no chat files; wanted at least one")
+    for file in files:
+        if file.kind != kind:
+            raise ValueError(f"{file} holds {file.kind}s; wanted {kind}s: encode it with Encoding(kind={kind!r})")
+        for what, mine, first in (
+            ("row length", file.encoding.length, files[0].encoding.length),
+            ("tokenizer", file.tokenizer["fingerprint"], files[0].tokenizer["fingerprint"]),
+        ):
+            if mine != first:
+                raise ValueError(f"{file} and {files[0]} were encoded with another {what}: {mine} and {first}")
+    return files[0].encoding.length, files[0].tokenizer["eot"]

@@ -1,4 +1,4 @@
-"""Which window of which source row r of a run is: index arithmetic, no state and no files (design §3).
+"""Which window of which source row r of a run is: index arithmetic, no state and no files (docs/design.md, section 3).
 
     row(r):  b, j = divmod(r, BLOCK);   k = perm(seed, b)(j; BLOCK)
              s: cum[s] <= k < cum[s+1]                                  c_s = exact shares of a block
@@ -89,9 +89,9 @@ def shares(weights: tuple[float, ...], rows: int = BLOCK) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def windows(tokens: int, length: int) -> int:
+def windows(tokens: int, seq_len: int) -> int:
     """Windows of `length` in an epoch over `tokens`: one fewer than fit, so that the cut may move by up to a window."""
-    return (tokens - 1) // length - 1
+    return (tokens - 1) // seq_len - 1
 
 
 @lru_cache(8)  # 1 MB each; all rows that are read at a time lie in one block or two
@@ -106,7 +106,7 @@ def _schedule(seed: int, shares: tuple[int, ...], block: int) -> tuple[np.ndarra
 
 
 class RowLocation(NamedTuple):
-    """Where a row is."""
+    """Where the tokens of a row are."""
 
     source: int
     epoch: int  # how often this source has been read before
@@ -116,11 +116,11 @@ class RowLocation(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """The order of a whole run, from four facts."""
+    """The order of the rows of a whole run."""
 
     tokens: tuple[int, ...]  # per source
     weights: tuple[float, ...]  # per source, relative
-    length: int  # inputs per row; a row reads one token more
+    seq_len: int  # inputs per row; a row reads one token more
     seed: int
 
     def __post_init__(self):
@@ -129,9 +129,9 @@ class Order:
                 f"{len(self.tokens)} sources and {len(self.weights)} weights; wanted one weight per source"
             )
         for s, n in enumerate(self.tokens):
-            if windows(n, self.length) < 1:
+            if windows(n, self.seq_len) < 1:
                 raise ValueError(
-                    f"source {s} has {n} tokens, rows of length {self.length} need {2 * self.length + 1}: "
+                    f"source {s} has {n} tokens, rows of length {self.seq_len} need {2 * self.seq_len + 1}: "
                     "give more text or a shorter data.seq_len"
                 )
         _ = self.shares  # refuses weights that are too small now, not in the middle of a run
@@ -144,7 +144,7 @@ class Order:
     @cached_property
     def windows(self) -> tuple[int, ...]:
         """Rows per epoch of each source."""
-        return tuple(windows(n, self.length) for n in self.tokens)
+        return tuple(windows(n, self.seq_len) for n in self.tokens)
 
     def locate(self, row: int) -> RowLocation:
         """Row `row` >= 0 of the run; any size, constant time."""
@@ -153,8 +153,12 @@ class Order:
         s = int(sources[j])
         epoch, i = divmod(block * self.shares[s] + int(ranks[j]), self.windows[s])
         w = permute(i, self.windows[s], key(self.seed, "windows", s, epoch))
-        return RowLocation(s, epoch, w, self.phase(s, epoch) + w * self.length)
+        return RowLocation(s, epoch, w, self.phase(s, epoch) + w * self.seq_len)
+
+    def epochs(self, next_row: int) -> tuple[float, ...]:
+        """How often each source has been read before row `next_row`, on average over a block."""
+        return tuple(next_row * rows / BLOCK / per_epoch for rows, per_epoch in zip(self.shares, self.windows))
 
     def phase(self, source: int, epoch: int) -> int:
         """Where the first window of an epoch begins, in [0, length)."""
-        return key(self.seed, "phase", source, epoch) % self.length
+        return key(self.seed, "phase", source, epoch) % self.seq_len

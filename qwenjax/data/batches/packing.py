@@ -1,9 +1,8 @@
-"""Items of known lengths into bins of one capacity: best-fit decreasing, exactly and over all items at once.
+"""Packing: items of known lengths into bins of one capacity, by best-fit decreasing over all items at once.
 
-Longest item first, each goes into the fullest bin that still has room for it. That never takes more than 11/9 of the
-fewest possible bins + 6/9 (Dósa, Sgall 2007, for first- and best-fit alike). Items of one length and bins of one
-remaining space are handled together, so the work goes with the number of lengths, not of items: a plan for millions
-takes seconds.
+Longest first, each item goes into the fullest bin that it still fits. That never takes more than 11/9 of the fewest
+possible bins + 6/9 (Dósa, Sgall 2007, for first fit and best fit alike). Items of one length and bins of one remaining
+space are handled together, so the work grows with the number of lengths, not of items: millions take seconds.
 """
 
 from bisect import bisect_left, insort
@@ -29,26 +28,26 @@ class Bins:
         return self.items[self.starts[b] : self.starts[b + 1]]
 
 
-def plan(lengths: np.ndarray, capacity: int) -> Bins:
-    """Bins for items of these lengths; a function of its arguments alone.
+def best_fit(lengths: np.ndarray, capacity: int) -> Bins:
+    """Bins for items of these lengths, by best-fit decreasing. Equal arguments give equal bins.
 
     Args:
       lengths: int [n], each 1 to `capacity`. Of equally long items, earlier ones are placed first.
     Raises:
       ValueError: a length that fits no bin.
     """
-    lengths = _checked(lengths, capacity)
+    lengths = _check_lengths(lengths, capacity)
     order = np.argsort(-lengths, kind="stable")
     bin_of = np.empty(len(lengths), np.int64)
-    rooms: dict[int, list[np.ndarray]] = {}  # remaining space -> the bins that have it, first in, first out
+    open_bins: dict[int, list[np.ndarray]] = {}  # remaining space -> the bins that have it, first in, first out
     spaces: list[int] = []  # its keys, rising
     bins = 0
 
-    def keep(space: int, which: np.ndarray) -> None:
+    def keep_open(space: int, which: np.ndarray) -> None:
         if space and len(which):
-            if space not in rooms:
+            if space not in open_bins:
                 insort(spaces, space)
-            rooms.setdefault(space, []).append(which)
+            open_bins.setdefault(space, []).append(which)
 
     for same in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
         size = int(lengths[same[0]]) if len(same) else 0
@@ -56,29 +55,29 @@ def plan(lengths: np.ndarray, capacity: int) -> Bins:
             at = bisect_left(spaces, size)
             if at < len(spaces):
                 space = spaces[at]
-                which = rooms[space].pop(0)
-                if not rooms[space]:
-                    del rooms[space], spaces[at]
+                which = open_bins[space].pop(0)
+                if not open_bins[space]:
+                    del open_bins[space], spaces[at]
             else:
                 space = capacity
                 which = np.arange(bins, bins + -(-len(same) // (space // size)))
                 bins += len(which)
-            each = space // size  # a bin stays the fullest with room until it has none
-            wanted = -(-len(same) // each)
-            which, rest = which[:wanted], which[wanted:]
+            each = space // size  # a bin takes items of this length until no more fit
+            needed = -(-len(same) // each)
+            which, unused = which[:needed], which[needed:]
             placed, same = same[: len(which) * each], same[len(which) * each :]
             bin_of[placed] = np.repeat(which, each)[: len(placed)]
             full, last = divmod(len(placed), each)
-            keep(space, rest)
-            keep(space - each * size, which[:full])
-            keep(space - last * size, which[full:])
+            keep_open(space, unused)
+            keep_open(space - each * size, which[:full])
+            keep_open(space - last * size, which[full:])
     items = order[np.argsort(bin_of[order], kind="stable")]
     return _bins(items, np.bincount(bin_of, minlength=bins), lengths, capacity)
 
 
-def alone(lengths: np.ndarray, capacity: int) -> Bins:
-    """Every item in a bin of its own, in order."""
-    lengths = _checked(lengths, capacity)
+def one_per_bin(lengths: np.ndarray, capacity: int) -> Bins:
+    """Bins for items of these lengths, one each, in order."""
+    lengths = _check_lengths(lengths, capacity)
     return _bins(np.arange(len(lengths)), np.ones(len(lengths), np.int64), lengths, capacity)
 
 
@@ -87,7 +86,7 @@ def _bins(items: np.ndarray, counts: np.ndarray, lengths: np.ndarray, capacity: 
     return Bins(items, starts, float(lengths.sum() / (max(len(counts), 1) * capacity)))
 
 
-def _checked(lengths: np.ndarray, capacity: int) -> np.ndarray:
+def _check_lengths(lengths: np.ndarray, capacity: int) -> np.ndarray:
     lengths = np.asarray(lengths, np.int64)
     wrong = np.flatnonzero((lengths < 1) | (lengths > capacity))
     if wrong.size:

@@ -1,24 +1,31 @@
-"""Lists of rated responses: what reward models and DPO read. b lists, k responses each, L tokens per response.
+"""Batches of preferences, for reward models and DPO: b prompts, k rated responses to each, L tokens per sequence.
 
-A list is a row of a file of preferences. `objectives.preference` says what becomes of it.
+A sequence is a prompt and one response. A row of a file of preferences gives several, here called a list, whose loss
+is in `objectives.preference`.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from qwenjax.data.batches.mixture import VALIDATION, ChatMixture, agreed, one_each, sample_held_out
+from qwenjax.data.batches.conversations import (
+    VALIDATION,
+    ChatMixture,
+    check_same_encoding,
+    one_bin_per_row,
+    sample_held_out,
+)
 from qwenjax.data.batches.order import key, permute
 from qwenjax.data.batches.packing import Bins
 from qwenjax.data.batches.text import BatchShapes
-from qwenjax.data.conversations.folder import Dialogues
+from qwenjax.data.conversations.store import ChatDataset
 
 
 def batch_shapes(batch_size: int, responses: int, seq_len: int) -> BatchShapes:
-    """The arrays of a batch of b lists, each of k responses to one prompt.
+    """The arrays of a batch of b lists of k responses.
 
-    `tokens` [b k L]: prompt and response; end of text on padding. `positions` [b k L]: from 0; -1 on padding.
-    `mask` [b k L]: 1 on the response's tokens and its <|im_end|>. `end` [b k]: the position of that <|im_end|>.
+    `tokens` [b k L]: a prompt and a response, then end of text. `positions` [b k L]: from 0; -1 on padding.
+    `mask` [b k L]: 1 on the response's tokens and its <|im_end|>. `end` [b k]: where that <|im_end|> is.
     `ratings` [b k]: higher is better. `real` [b k]: False where a list has fewer than k responses. There its last
     response is repeated (an attention kernel may answer an empty row with NaN), with mask, end and rating 0.
     """
@@ -34,14 +41,14 @@ def batch_shapes(batch_size: int, responses: int, seq_len: int) -> BatchShapes:
     return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
 
 
-class ListMixture(ChatMixture):
-    """Training rows of preferences: see `Mixture`."""
+class PreferenceMixture(ChatMixture):
+    """Training rows of preferences, each a list of up to `responses` responses: see `ChatMixture`."""
 
     kind, unit = "preference", "list"
 
     def __init__(
         self,
-        files: Sequence[Dialogues],
+        files: Sequence[ChatDataset],
         weights: Sequence[float],
         seed: int,
         validation: float = VALIDATION,
@@ -49,42 +56,32 @@ class ListMixture(ChatMixture):
     ):
         self.k, self.seed = responses, seed
         super().__init__(
-            files, weights, seed, validation, lambda s, rows: one_each(files[s], rows, self.length, self.k)
+            files, weights, seed, validation, lambda s, rows: one_bin_per_row(files[s], rows, self.seq_len, self.k)
         )
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """These rows as `pack_lists` makes them. Of a list with more than k responses, k others at each reading."""
+        """These rows as `pack` makes them. Of a list with more than k responses, every reading draws k anew."""
         lists = []
         for row in rows:
-            s, numbers = self.dialogues(int(row))
-            lists.append((self.files[s], some_of(numbers, self.k, key(self.seed, "responses", int(row)))))
-        return pack_lists(lists, self.k, self.length, self.eot)
+            s, numbers = self.sequences(int(row))
+            lists.append((self.files[s], sample_responses(numbers, self.k, key(self.seed, "responses", int(row)))))
+        return pack(lists, self.k, self.seq_len, self.eot)
 
     def _trained(self, bins: Bins) -> str:
         return f"{len(bins):,} lists of up to {self.k} responses to train on"
 
 
-def some_of(numbers: np.ndarray, k: int, draw: int) -> np.ndarray:
-    """At most k of these, drawn by a key, in their order."""
+def sample_responses(numbers: np.ndarray, k: int, draw_key: int) -> np.ndarray:
+    """At most k of these numbers, drawn by a key, in their order."""
     if len(numbers) <= k:
         return numbers
-    return numbers[np.sort(permute(np.arange(len(numbers)), len(numbers), draw)[:k])]
+    return numbers[np.sort(permute(np.arange(len(numbers)), len(numbers), draw_key)[:k])]
 
 
-def pack_lists(lists: Sequence[tuple[Dialogues, np.ndarray]], k: int, length: int, eot: int) -> dict[str, np.ndarray]:
-    """Lists, each a file and the numbers of its dialogues there, as a batch.
-
-    Returns:
-      `tokens`: int32 [b k L], `eot` behind a response. `positions`: int32 [b k L], from 0; -1 on padding. `mask`:
-      float32 [b k L], 1 on the response's tokens and its <|im_end|>. `end`: int32 [b k], where that one stands.
-      `ratings`: float32 [b k], higher is better. `real`: bool [b k], False where a list has fewer than k responses:
-      there the tokens and positions of its last one stand again (an attention kernel may answer an empty row with
-      NaN), and mask, end and rating are 0.
-    """
-    shape = (len(lists), k)
-    batch = {"tokens": np.full((*shape, length), eot, np.int32), "positions": np.full((*shape, length), -1, np.int32)}
-    batch |= {"mask": np.zeros((*shape, length), np.float32), "end": np.zeros(shape, np.int32)}
-    batch |= {"ratings": np.zeros(shape, np.float32), "real": np.zeros(shape, bool)}
+def pack(lists: Sequence[tuple[ChatDataset, np.ndarray]], k: int, seq_len: int, eot: int) -> dict[str, np.ndarray]:
+    """Lists, each a file and the numbers of its sequences there, as a batch: see `batch_shapes`."""
+    batch = {name: np.zeros(shape, dtype) for name, (shape, dtype) in batch_shapes(len(lists), k, seq_len).items()}
+    batch["tokens"][:], batch["positions"][:] = eot, -1
     for r, (file, numbers) in enumerate(lists):
         for j in range(k):
             i = int(numbers[min(j, len(numbers) - 1)])
@@ -97,27 +94,27 @@ def pack_lists(lists: Sequence[tuple[Dialogues, np.ndarray]], k: int, length: in
     return batch
 
 
-def validation_lists(
-    files: Sequence[Dialogues], limit: int, batch: int, validation: float = VALIDATION, responses: int = 2
+def validation_batches(
+    files: Sequence[ChatDataset], limit: int, batch_size: int, validation: float = VALIDATION, responses: int = 2
 ) -> list[dict[str, np.ndarray]]:
-    """The held-out lists as batches of `batch`, each once, with `file`: int32 [batch], the number of its file.
+    """The held-out lists as batches of equal size, each once, with `file`: int32 [b], the number of its file.
 
-    When they have more than `limit` tokens, a sample of them (`sample_held_out`). The last batch is filled with lists
-    of which no response is real.
+    When they have more than `limit` tokens, a sample of them (`sample_held_out`). Lists without a real response fill
+    the last batch.
     """
-    (length, eot), k = agreed(files, ListMixture.kind), responses
+    (seq_len, eot), k = check_same_encoding(files, PreferenceMixture.kind), responses
     taken = sample_held_out(files, limit, validation)
     lists = [
-        (s, some_of(file.of_row(int(row)), k, key(0, "held out", s, int(row))))
+        (s, sample_responses(file.sequences_of_row(int(row)), k, key(0, "held out", s, int(row))))
         for s, (file, rows) in enumerate(zip(files, taken))
         for row in rows
     ]
     batches = []
-    for at in range(0, len(lists), batch):
-        some = lists[at : at + batch]
-        filled = some + [some[-1]] * (batch - len(some))
-        packed = pack_lists([(files[s], numbers) for s, numbers in filled], k, length, eot)
+    for at in range(0, len(lists), batch_size):
+        part = lists[at : at + batch_size]
+        filled = part + [part[-1]] * (batch_size - len(part))
+        packed = pack([(files[s], numbers) for s, numbers in filled], k, seq_len, eot)
         for name in ("mask", "end", "ratings", "real"):
-            packed[name][len(some) :] = 0
+            packed[name][len(part) :] = 0
         batches.append(packed | {"file": np.array([s for s, _ in filled], np.int32)})
     return batches

@@ -1,13 +1,13 @@
-"""Prompts: what a policy is to answer, and what a reward may compare its answers with. b prompts, P tokens each."""
+"""Batches of prompts, for PPO, GRPO and REINFORCE: b prompts of P tokens, and the reference answers of rewards."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from qwenjax.data.batches.mixture import VALIDATION, ChatMixture, one_each
+from qwenjax.data.batches.conversations import VALIDATION, ChatMixture, one_bin_per_row
 from qwenjax.data.batches.packing import Bins
 from qwenjax.data.batches.text import BatchShapes
-from qwenjax.data.conversations.folder import Dialogues
+from qwenjax.data.conversations.store import ChatDataset
 
 
 def batch_shapes(batch_size: int, max_prompt_length: int) -> BatchShapes:
@@ -20,60 +20,63 @@ def batch_shapes(batch_size: int, max_prompt_length: int) -> BatchShapes:
 
 
 class PromptMixture(ChatMixture):
-    """Prompts to train on: see `Mixture`. Equal ones are read as often as they stand there."""
+    """Prompts to train on: see `ChatMixture`. A prompt that is in a file twice is read twice per epoch."""
 
     kind, unit = "prompt", "prompt"
 
-    def __init__(self, files: Sequence[Dialogues], weights: Sequence[float], seed: int, validation: float = VALIDATION):
-        super().__init__(files, weights, seed, validation, lambda s, rows: one_each(files[s], rows, self.length))
+    def __init__(
+        self, files: Sequence[ChatDataset], weights: Sequence[float], seed: int, validation: float = VALIDATION
+    ):
+        super().__init__(
+            files, weights, seed, validation, lambda s, rows: one_bin_per_row(files[s], rows, self.seq_len)
+        )
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """These rows as `batch_shapes` describes; P is the length of the encoding."""
-        return self._batch(self._found(rows))
+        return self._batch(self._prompts(rows))
 
     def texts(self, rows: Sequence[int] | np.ndarray) -> list[dict]:
         """{"prompt": turns, "answer": text or None} of each row."""
-        return self._texts(self._found(rows))
+        return self._texts(self._prompts(rows))
 
     def held_out(self, n: int) -> tuple[dict[str, np.ndarray], list[dict]]:
-        """`batch` and `texts` of up to n different prompts that are not trained on: always the same, whatever the seed.
+        """`batch` and `texts` of up to n different prompts that are not trained on; the same ones for every seed.
 
-        Files take turns, each in the order of its hashes: a random sample, and a smaller n takes a part of it. A file
-        with too few prompts to hold some out (`Dialogues.held_out`) gives of those trained on.
+        Files take turns, each in the order of its hashes. That is a random sample, and a smaller n takes a part of a
+        larger one's. A file that holds out no prompt gives prompts that are trained on.
         """
         ranked = []
         for s, file in enumerate(self.files):
-            rows = np.flatnonzero(file.held_out(self.validation))
-            rows = np.arange(file.rows) if s in self._without else rows
+            rows = np.arange(file.num_rows)
+            rows = rows if self._holds_out_none(file) else rows[file.held_out(self.validation)]
             _, first = np.unique(file.split_key[rows], return_index=True)  # one of equal prompts; sorted by their hash
             ranked += [(rank, s, int(rows[at])) for rank, at in enumerate(first)]
-        found = [(s, i) for _, s, i in sorted(ranked)[:n]]
-        return self._batch(found), self._texts(found)
+        prompts = [(s, i) for _, s, i in sorted(ranked)[:n]]
+        return self._batch(prompts), self._texts(prompts)
 
     @property
-    def _without(self) -> list[int]:
-        """Files that hold out no prompt: too few are there, or chance, or `validation`, left none."""
-        return [s for s, file in enumerate(self.files) if file.few or not file.held_out(self.validation).any()]
-
-    @property
-    def shared(self) -> list[str]:
+    def files_without_held_out(self) -> list[str]:
         """Files of which `held_out` gives prompts that are trained on."""
-        return [self.files[s].index["source"] for s in self._without]
+        return [file.index["source"] for file in self.files if self._holds_out_none(file)]
 
-    def _found(self, rows: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
-        """File and number of the prompt there, of each row."""
-        return [(s, int(number)) for s, (number,) in (self.dialogues(int(row)) for row in rows)]
+    def _holds_out_none(self, file: ChatDataset) -> bool:
+        """Whether a file holds out no prompt: it has too few, or `validation` or chance left none."""
+        return file.too_few_prompts or not file.held_out(self.validation).any()
 
-    def _batch(self, found: list[tuple[int, int]]) -> dict[str, np.ndarray]:
-        tokens = np.full((len(found), self.length), self.eot, np.int32)
-        lengths = np.zeros(len(found), np.int32)
-        for r, (s, i) in enumerate(found):
+    def _prompts(self, rows: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
+        """File of each row, and the number of the prompt there."""
+        return [(s, int(number)) for s, (number,) in (self.sequences(int(row)) for row in rows)]
+
+    def _batch(self, prompts: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+        tokens = np.full((len(prompts), self.seq_len), self.eot, np.int32)
+        lengths = np.zeros(len(prompts), np.int32)
+        for r, (s, i) in enumerate(prompts):
             ids, _ = self.files[s].read(i)
             tokens[r, : len(ids)], lengths[r] = ids, len(ids)
         return {"prompts": tokens, "lengths": lengths}
 
-    def _texts(self, found: list[tuple[int, int]]) -> list[dict]:
-        return [self.files[s].text(i) for s, i in found]
+    def _texts(self, prompts: list[tuple[int, int]]) -> list[dict]:
+        return [self.files[s].text(i) for s, i in prompts]
 
     def _trained(self, bins: Bins) -> str:
         return f"{len(bins):,} prompts to train on"

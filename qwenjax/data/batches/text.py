@@ -1,7 +1,7 @@
-"""Rows, batches and held-out rows: what a training loop reads. b rows, L tokens per row.
+"""Rows, batches and held-out rows of text, for pretraining. b rows, L inputs per row.
 
 A row is a pure function of its number (`order`), so a stream needs no state: it starts at any row in constant time,
-and hosts that read different parts of the same batches never talk about it. grain reads ahead in threads.
+and hosts read different parts of the same batches without talking to each other. grain reads ahead in threads.
 """
 
 import sys
@@ -32,21 +32,21 @@ def batch_shapes(batch_size: int, seq_len: int, document_mask: bool = True) -> B
 
 
 class TextMixture:
-    """Training rows from several sources in exact proportions, for ever.
+    """Training rows from several sources in exact proportions, without end.
 
     Args:
       shards, weights: the sources and their relative shares of the rows.
-      length: L; a row has L + 1 tokens, because the last input needs a target.
+      seq_len: L; a row has L + 1 tokens, because the last input needs a target.
       seed: selects the order.
     """
 
-    def __init__(self, shards: Sequence[Shards], weights: Sequence[float], length: int, seed: int):
+    def __init__(self, shards: Sequence[Shards], weights: Sequence[float], seq_len: int, seed: int):
         self.shards = tuple(shards)
-        self.order = Order(tuple(s.tokens("train") for s in shards), tuple(map(float, weights)), length, seed)
+        self.order = Order(tuple(s.tokens("train") for s in shards), tuple(map(float, weights)), seq_len, seed)
 
     @property
-    def length(self) -> int:
-        return self.order.length
+    def seq_len(self) -> int:
+        return self.order.seq_len
 
     def locate(self, row: int) -> RowLocation:
         """Source, epoch, window and token offset of a row."""
@@ -54,39 +54,35 @@ class TextMixture:
 
     def row(self, row: int) -> np.ndarray:
         """Tokens of a row, int32 [L + 1]."""
-        place = self.locate(row)
-        return self.shards[place.source].read("train", place.offset, self.length + 1)
+        location = self.locate(row)
+        return self.shards[location.source].read("train", location.offset, self.seq_len + 1)
 
-    def batch(self, rows: np.ndarray, eot: int, isolate: bool) -> dict[str, np.ndarray]:
+    def batch(self, rows: np.ndarray, eot: int, document_mask: bool) -> dict[str, np.ndarray]:
         """These rows as `pack` makes them."""
-        return pack(np.stack([self.row(int(row)) for row in rows]), eot, isolate)
+        return pack(np.stack([self.row(int(row)) for row in rows]), eot, document_mask)
 
     def documents(self, row: int) -> list[Span]:
-        """The documents that a row has tokens of, in order."""
-        place = self.locate(row)
-        return self.shards[place.source].documents("train", place.offset, place.offset + self.length + 1)
+        """The documents whose tokens are in a row, in order."""
+        location = self.locate(row)
+        end = location.offset + self.seq_len + 1
+        return self.shards[location.source].documents("train", location.offset, end)
 
     def epochs(self, next_row: int) -> tuple[float, ...]:
         """How often each source has been read before row `next_row`, on average over a block."""
-        shares = self.order.shares
-        return tuple(next_row * c / sum(shares) / w for c, w in zip(shares, self.order.windows))
+        return self.order.epochs(next_row)
 
 
-def pack(tokens: np.ndarray, eot: int, isolate: bool) -> dict[str, np.ndarray]:
-    """Rows of tokens as a batch.
+def pack(tokens: np.ndarray, eot: int, document_mask: bool) -> dict[str, np.ndarray]:
+    """Rows of tokens, int32 [b L+1], as a batch: see `batch_shapes`. All weights are 1.
 
-    Args:
-      tokens: int32 [b L+1].
-      isolate: documents in one row are to see only themselves.
-    Returns:
-      `inputs`, `targets`: int32 [b L]. `weights`: float32 [b L], all 1. `positions`: int32 [b L], from 0; isolated,
-      from 0 in each document. `segments`: int32 [b L], 0; isolated, the document's number in the row. End-of-text is
-      the last target of the document it ends and the first input of the next, which is how a text is sampled, too.
+    With `document_mask` every document of a row is to see only itself: `positions` begin at 0 in each, and `segments`
+    is its number in the row. Without it `segments` is 0. End-of-text is the last target of the document that it ends
+    and the first input of the next one, as in sampling, where a text begins after end-of-text.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     positions = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
     weights, segments = np.ones(inputs.shape, np.float32), np.zeros(inputs.shape, np.int32)
-    if isolate:
+    if document_mask:
         first = inputs == eot
         segments = np.cumsum(first, axis=1, dtype=np.int32)
         positions = positions - np.maximum.accumulate(np.where(first, positions, 0), axis=1)
@@ -95,41 +91,42 @@ def pack(tokens: np.ndarray, eot: int, isolate: bool) -> dict[str, np.ndarray]:
 
 
 class _Steps:
-    """Batch i of a stream by its number, the form in which grain reads: rows first + i*batch + rows."""
+    """A stream of batches as a sequence, which grain reads: batch i has the rows first + i * batch_size + rows."""
 
-    def __init__(self, read: Read, batch: int, rows: np.ndarray, first: int):
-        self.read, self.batch, self.rows, self.first = read, batch, rows, first
+    def __init__(self, read: Read, batch_size: int, rows: np.ndarray, first: int):
+        self.read, self.batch_size, self.rows, self.first = read, batch_size, rows, first
 
     def __len__(self) -> int:
-        return sys.maxsize  # a mixture does not end
+        return sys.maxsize  # a mixture has no end
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return self.read(self.first + i * self.batch + self.rows)
+        return self.read(self.first + i * self.batch_size + self.rows)
 
 
 class Batches:
-    """Iterates over (next_row, batch): this process's rows of each global batch, and what to save to go on after it.
+    """Iterates over (next_row, batch): this process's rows of each global batch, and the row to resume from after it.
 
     Args:
       read: the `batch` of a mixture.
-      batch: rows per global batch.            next_row: first row of the first batch; any.
-      rows: int [n], which rows of a global batch this process wants, in the order it wants them.
+      batch_size: rows of a global batch.
+      rows: int [n], the rows of a global batch that this process reads, in this order.
+      next_row: the first row of the first batch; any row.
 
     Close it, or use `with`: threads read ahead. An error in reading is raised by `next`, and closes the stream.
     """
 
-    def __init__(self, read: Read, batch: int, rows: Sequence[int] | np.ndarray, next_row: int = 0):
-        import grain  # not at the top: it loads jax, which no other part of the data room needs
+    def __init__(self, read: Read, batch_size: int, rows: Sequence[int] | np.ndarray, next_row: int = 0):
+        import grain  # not at the top: it loads jax, which nothing else in `data` needs
 
         rows = np.asarray(rows, np.int64)
-        if not rows.size or rows.min() < 0 or rows.max() >= batch:
+        if not rows.size or rows.min() < 0 or rows.max() >= batch_size:
             raise ValueError(
-                f"this process wants rows {rows.tolist()} of a batch of {batch}; wanted some of 0 to {batch - 1}"
+                f"this process wants rows {rows.tolist()} of a batch of {batch_size}; wanted some of 0 to {batch_size - 1}"
             )
         if next_row < 0:
             raise ValueError(f"next_row={next_row} is negative; a run starts at row 0")
-        self.next_row, self._batch = next_row, batch
-        steps = grain.MapDataset.source(_Steps(read, batch, rows, next_row))
+        self.next_row, self.batch_size = next_row, batch_size
+        steps = grain.MapDataset.source(_Steps(read, batch_size, rows, next_row))
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)  # the default of 500 is of rows
         self._iterator = iter(steps.to_iter_dataset(options))
 
@@ -142,7 +139,7 @@ class Batches:
         except BaseException:
             self.close()  # asked again, grain would go on with the batch after the one that failed
             raise
-        self.next_row += self._batch
+        self.next_row += self.batch_size
         return self.next_row, batch
 
     def close(self) -> None:
@@ -157,13 +154,15 @@ class Batches:
 
 
 class HeldOut(NamedTuple):
-    """Validation rows, and the tokens they evaluate."""
+    """Held-out batches, and the tokens that they evaluate."""
 
-    batches: list[dict[str, np.ndarray]]  # as `pack` makes them, all [batch L]; the last is filled with weight 0
-    tokens: list[np.ndarray]  # int32 per source: what is predicted, in order; decode it to know its bytes
+    batches: list[dict[str, np.ndarray]]  # all of one size; rows of weight 0 fill the last one
+    tokens: list[np.ndarray]  # int32, of each source: the targets, in order; decoded, they give the bytes of text
 
 
-def validation_rows(shards: Sequence[Shards], length: int, limit: int, batch: int, isolate: bool = False) -> HeldOut:
+def validation_batches(
+    shards: Sequence[Shards], seq_len: int, limit: int, batch_size: int, document_mask: bool = False
+) -> HeldOut:
     """Held-out text as batches in which every token is a target exactly once.
 
     Each source starts with end-of-text, so that its first token is predicted too; a row never mixes sources. When
@@ -175,17 +174,17 @@ def validation_rows(shards: Sequence[Shards], length: int, limit: int, batch: in
     rows, lengths = [], []
     for source, tokens in zip(shards, taken):
         eot = source.tokenizer["eot"]
-        for at in range(0, len(tokens), length):
-            lead = eot if at == 0 else tokens[at - 1]
-            part = tokens[at : at + length]
-            rows.append(np.concatenate([[lead], part, np.full(length - len(part), eot)]))
+        for at in range(0, len(tokens), seq_len):
+            first = eot if at == 0 else tokens[at - 1]
+            part = tokens[at : at + seq_len]
+            rows.append(np.concatenate([[first], part, np.full(seq_len - len(part), eot)]))
             lengths.append(len(part))
-    missing = -len(rows) % batch
+    missing = -len(rows) % batch_size
     rows += [rows[-1]] * missing if rows else []
     lengths += [0] * missing
     batches = []
-    for at in range(0, len(rows), batch):
-        packed = pack(np.stack(rows[at : at + batch]).astype(np.int32), shards[0].tokenizer["eot"], isolate)
-        packed["weights"] *= np.arange(length) < np.array(lengths[at : at + batch])[:, None]
+    for at in range(0, len(rows), batch_size):
+        packed = pack(np.stack(rows[at : at + batch_size]).astype(np.int32), shards[0].tokenizer["eot"], document_mask)
+        packed["weights"] *= np.arange(seq_len) < np.array(lengths[at : at + batch_size])[:, None]
         batches.append(packed)
     return HeldOut(batches, taken)

@@ -1,33 +1,179 @@
-"""Encodes a file of chat data once, into a folder of `folder`'s form: in processes, whole or not at all."""
+"""Chat files as token ids on disk: encoded once, in processes, then memory-mapped and checked when opened.
+
+    ROOT/<stem of file>-<hash>/
+        index.json     what was encoded and how, counts, and size and CRC of each file
+        ids.bin        token ids, sequence after sequence, little endian, uint16 or uint32
+        mask.bin       uint8 per token: predicting it carries loss
+        table.bin      per sequence: tokens, trained targets, hashes of its text, its row, its rating (`encode.TABLE`)
+        places.txt     per sequence: its origin, 'NAME:LINE' of the file
+        texts.jsonl    of prompts only: the turns asked and the answer, for rewards and reports
+
+A conversation or a prompt is one sequence, a preference one for each response. The hash is of the file's content, the
+tokenizer and the encoding: another of these is another folder. A folder appears when it is complete. Sequences lie in
+plain arrays, not in shards, because they are read one at a time, in any order, and with their masks.
+"""
 
 import dataclasses
 import hashlib
-import multiprocessing
+import json
 import os
 import re
 import shutil
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from qwenjax.chat_format import chatml
-from qwenjax.common.processes import cores
+from qwenjax.common.hashing import HASH_RANGE, json_digest, size_and_crc32
+from qwenjax.common.processes import cores, worker_pool
 from qwenjax.common.progress import meter, printer
-from qwenjax.common.hashing import json_digest, size_and_crc32
 from qwenjax.common.storage import exclusive, write_json
 from qwenjax.data.conversations import files
-from qwenjax.data.conversations.encode import EncodedPart, Encoding, encode_part
-from qwenjax.data.conversations.folder import FILES, VERSION, ChatDataset, report_lines
-from qwenjax.data.shards.write import PER_WORKER
+from qwenjax.data.conversations.encode import TABLE, EncodedPart, Encoding, encode_part
+from qwenjax.data.shards.format import token_dtype, tokenizer_entry
+from qwenjax.data.shards.write import BYTES_PER_WORKER
 from qwenjax.sources.slices import Report
 
-CHUNK = 256  # lines that a process encodes at a time
+VERSION = 2
+FILES = ("ids.bin", "mask.bin", "table.bin", "places.txt", "texts.jsonl")  # the last of prompts only
+MIN_PROMPTS = 50  # different prompts, below which prompts are not held out: see `ChatDataset.held_out`
+CHUNK = 256  # rows that a process encodes at a time
+
+
+class ChatDataset:
+    """The encoded rows of one chat file, in its order. A row is one sequence, or of preferences several.
+
+    Raises:
+      ValueError: the folder is unfinished, of another version, or not what was written.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        path = self.directory / "index.json"
+        again = f"delete {self.directory} and run again"
+        if not path.is_file():
+            raise ValueError(f"{self.directory} holds no encoded chat file: it has no index.json; {again}")
+        try:
+            self.index = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); {again}") from None
+        if self.index.get("version") != VERSION:
+            raise ValueError(f"{path} has version {self.index.get('version')}, this program reads {VERSION}; {again}")
+        for name, written in self.index["files"].items():
+            if not (self.directory / name).is_file() or size_and_crc32(self.directory / name) != written:
+                raise ValueError(f"{self.directory / name} is not what was written: truncated or altered; {again}")
+        self.encoding = Encoding(**self.index["encoding"])
+        self.tokenizer = self.index["tokenizer"]
+        self.table = np.fromfile(self.directory / "table.bin", TABLE)
+        self._starts = _starts(self.table["tokens"])
+        self._first = np.append(np.flatnonzero(np.diff(self.table["group"], prepend=-1)), len(self.table))
+        self._ids = np.memmap(self.directory / "ids.bin", token_dtype(self.tokenizer["size"]), "r")
+        self._mask = np.memmap(self.directory / "mask.bin", np.uint8, "r")
+        if self.kind == "prompt":
+            self._text_starts = _starts(self.table["text"])
+            self._texts = np.memmap(self.directory / "texts.jsonl", np.uint8, "r")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        return f"ChatDataset({str(self.directory)!r})"
+
+    @property
+    def kind(self) -> str:
+        """What the rows are used as: one of `schema.KINDS`."""
+        return self.encoding.kind
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the file that were kept."""
+        return len(self._first) - 1
+
+    @property
+    def sequences_per_row(self) -> np.ndarray:
+        """How many sequences each row has, int64 [rows]."""
+        return np.diff(self._first)
+
+    def sequences_of_row(self, row: int) -> np.ndarray:
+        """Numbers of a row's sequences, int64 [k]; of preferences best first."""
+        return np.arange(self._first[row], self._first[row + 1])
+
+    def per_row(self, column: str) -> np.ndarray:
+        """A column of the table by row, [rows]: the sum of `tokens`, the first sequence's value of any other."""
+        values = self.table[column]
+        return np.add.reduceat(values, self._first[:-1]) if column == "tokens" else values[self._first[:-1]]
+
+    @cached_property
+    def num_prompts(self) -> int:
+        """How many different prompts there are."""
+        return len(np.unique(self.table["prompt"]))
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, int32 [n], and mask, float32 [n], of sequence i."""
+        a, b = self._starts[i], self._starts[i + 1]
+        return self._ids[a:b].astype(np.int32), self._mask[a:b].astype(np.float32)
+
+    def origin(self, i: int) -> str:
+        """Where sequence i came from, 'NAME:LINE', for messages: it reads the list up to there."""
+        with open(self.directory / "places.txt", encoding="utf-8") as file:
+            return next(islice(file, i, None)).rstrip("\n")
+
+    def text(self, i: int) -> dict:
+        """{"prompt": the turns that are in the ids, "answer": text or None} of prompt i."""
+        if self.kind != "prompt":
+            raise ValueError(f"{self.directory} holds {self.kind}s; the text is kept for prompts only")
+        return json.loads(bytes(self._texts[self._text_starts[i] : self._text_starts[i + 1]]))
+
+    def held_out(self, share: float) -> np.ndarray:
+        """Which rows are held out, bool [rows].
+
+        A hash of the text decides, so that equal rows stay together, and runs of every seed, tokenizer and length are
+        evaluated on the same rows. Conversations are hashed as a whole. Preferences and prompts are hashed by their
+        prompt, so that both kinds of file hold out the same ones. With fewer than `MIN_PROMPTS` different prompts that
+        would hold out none, or a whole task: preferences are then hashed with their responses, and no prompt is held
+        out.
+        """
+        if not 0 <= share < 1:
+            raise ValueError(f"validation={share} is the share of rows held out; wanted 0 <= share < 1")
+        if self.kind == "prompt" and self.too_few_prompts:
+            return np.zeros(self.num_rows, bool)
+        return self.split_key < np.uint64(int(share * HASH_RANGE))
+
+    @property
+    def too_few_prompts(self) -> bool:
+        """Whether there are too few prompts to hold some out."""
+        return self.num_prompts < MIN_PROMPTS
+
+    @property
+    def split_key(self) -> np.ndarray:
+        """The hash that decides on each row, uint64 [rows]: the lowest are held out first."""
+        return self.per_row("key" if self.kind == "conversation" or self.too_few_prompts else "prompt")
+
+    def lines(self) -> list[str]:
+        """What there is, what was left out and what was shortened, for people."""
+        tokens, trained = (int(self.table[name].sum()) for name in ("tokens", "trained"))
+        first = {
+            "conversation": f"{len(self):,} conversations of {tokens:,} tokens, {trained / tokens:.0%} of them trained "
+            f"(loss mask {self.encoding.loss_mask})",
+            "preference": f"{self.num_rows:,} lists of {len(self):,} responses to {self.num_prompts:,} different "
+            f"prompts; with them {tokens:,} tokens",
+            "prompt": f"{len(self):,} prompts, {self.num_prompts:,} different, of {tokens:,} tokens",
+        }
+        return [
+            f"{self.index['source']}: {first[self.kind]}",
+            *report_lines("left out", self.index["left_out"]),
+            *report_lines("shortened", self.index["shortened"]),
+        ]
+
+
+def _starts(sizes: np.ndarray) -> np.ndarray:
+    """Where each of consecutive pieces begins, then where the last ends, int64 [pieces + 1]."""
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
 
 def encode_file(
@@ -39,17 +185,17 @@ def encode_file(
     workers: int | None = None,
     progress: bool = True,
 ) -> ChatDataset:
-    """The encoded rows of a file of our schema (`data.chat.schema`), made now if they are not under `root`.
+    """The encoded rows of a file of our schema (`conversations.schema`), made now if they are not below `root`.
 
-    Processes of one machine may call this at the same time: one works, the others wait and then find it done. The
-    result does not depend on the number of workers; a killed run leaves nothing that is taken for finished.
+    Processes of one machine may call this at the same time: one works, the others wait for its result. The result does
+    not depend on the number of workers. What a killed run leaves is not taken for finished.
 
     Args:
       path: .jsonl (plain or packed), .json or .parquet.
       tokenizer: with ChatML's control tokens; picklable.
     Raises:
       ValueError: no such file, no row in it that can be trained on, or a vocabulary without ChatML.
-      ChildProcessError: an encoding process died.
+      ChildProcessError: a worker process died.
     """
     chatml.check(tokenizer)
     path, root = Path(path), Path(root)
@@ -69,21 +215,21 @@ def encode_file(
             for old in (working, directory):
                 shutil.rmtree(old, ignore_errors=True)
             working.mkdir()
-            workers = workers or max(1, min(cores(), int(size) // PER_WORKER))
+            workers = workers or max(1, min(cores(), int(size) // BYTES_PER_WORKER))
             with meter(f"encoding {path.name}", size, "B", hidden=not progress) as step:
                 report = Report()
                 chunks = _chunks(files.read_objects(path, report, progress=step))
-                with closing(_parts(chunks, tokenizer, encoding, workers)) as parts:
+                with closing(_encode_chunks(chunks, tokenizer, encoding, workers)) as parts:
                     index = _write(working, parts, report, path, encoding.kind)
             index |= {"version": VERSION, "source": path.name, "content": content, "encoding": how}
-            index["tokenizer"] = {name: getattr(tokenizer, name) for name in ("name", "fingerprint", "size", "eot")}
+            index["tokenizer"] = tokenizer_entry(tokenizer)
             write_json(working / "index.json", index)
             os.replace(working, directory)
     return ChatDataset(directory)
 
 
 def _write(directory: Path, parts: Iterable[EncodedPart], left_out: Report, path: Path, kind: str) -> dict:
-    """Writes the files of a folder; what the index says of them."""
+    """Writes the files of a folder; returns what the index says of them."""
     shortened, number, rows = Report(), 0, 0
     names = FILES if kind == "prompt" else FILES[:-1]
     with ExitStack() as stack:
@@ -107,50 +253,32 @@ def _write(directory: Path, parts: Iterable[EncodedPart], left_out: Report, path
     return {"dialogues": number, "files": sizes, "left_out": left_out, "shortened": shortened}
 
 
-# ---- processes ----
-
-
 def _chunks(objects: Iterator[tuple[str, object]]) -> Iterator[list[tuple[str, object]]]:
     while chunk := list(islice(objects, CHUNK)):
         yield chunk
 
 
-def _parts(chunks: Iterable[list], tokenizer, encoding: Encoding, workers: int) -> Iterator[EncodedPart]:
+def _encode_chunks(chunks: Iterable[list], tokenizer, encoding: Encoding, workers: int) -> Iterator[EncodedPart]:
     """The chunks encoded, in their order, in `workers` processes."""
-    if workers == 1:
-        for chunk in chunks:
-            yield encode_part(chunk, tokenizer, encoding)
-        return
-    # spawn: a fork of a process whose jax threads hold locks would hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start, (tokenizer, encoding))
     waiting: deque = deque()
-    try:
+    with worker_pool(workers, _settings, tokenizer, encoding) as submit:
         for chunk in chunks:
-            waiting.append(pool.submit(_encode, chunk))
+            waiting.append(submit(_encode_chunk, chunk))
             if len(waiting) > 2 * workers:  # enough to keep all busy; memory stays bounded
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise ChildProcessError(
-            "an encoding process died: out of memory, or the calling script lacks an `if __name__ == '__main__':` "
-            "guard. Run again"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-_settings: tuple = ()  # tokenizer and encoding of a pool process: sent once, not with every chunk
+def _settings(tokenizer, encoding: Encoding) -> tuple:
+    """What a process holds."""
+    return tokenizer, encoding
 
 
-def _start(tokenizer, encoding: Encoding) -> None:
-    """Sets a pool process up. It ends with its parent, whatever killed that, and leaves Ctrl-C to it."""
-    global _settings
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    _settings = (tokenizer, encoding)
+def _encode_chunk(settings: tuple, chunk: list[tuple[str, object]]) -> EncodedPart:
+    return encode_part(chunk, *settings)
 
 
-def _encode(chunk: list[tuple[str, object]]) -> EncodedPart:
-    return encode_part(chunk, *_settings)
+def report_lines(what: str, report: dict) -> list[str]:
+    """The lines of a report on what was `what` instead of skipped."""
+    return [line.replace("skipped", what, 1) for line in Report(report).lines()]

@@ -7,7 +7,7 @@ import html
 import re
 from collections.abc import Iterable
 
-from qwenjax.data.inspect.show import Piece, Shown, ShownBlock, printable
+from qwenjax.data.inspect.show import Piece, ShownBlock, ShownRow, printable
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1f2328; --dim: #656d76; --line: #d0d7de; --loss: #b4ecc4;
@@ -32,7 +32,7 @@ i { color: var(--dim); font-style: normal; user-select: none; }
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def page(heading: str, legend: str, rows: Iterable[Shown], by_document: bool = False) -> str:
+def page(heading: str, legend: str, rows: Iterable[ShownRow], by_document: bool = False) -> str:
     """The page of rows.
 
     Args:

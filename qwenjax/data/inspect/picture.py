@@ -9,7 +9,7 @@ from qwenjax.data.batches.text import TextMixture
 NAMED = 60  # tokens from which a document's name has room in its bar
 
 
-def draw(mixture: TextMixture, first: int, rows: int, ahead: int, path: Path | str | None = None) -> Any:
+def draw_rows(mixture: TextMixture, first: int, rows: int, ahead: int, path: Path | str | None = None) -> Any:
     """A matplotlib figure of a run's data.
 
     On the left where each of `ahead` rows is read, as a share of its source: a permutation per epoch, so points fill
@@ -37,17 +37,17 @@ def draw(mixture: TextMixture, first: int, rows: int, ahead: int, path: Path | s
     for line in range(rows):
         row = first + line
         place = mixture.locate(row)
-        end = place.offset + mixture.length + 1
+        end = place.offset + mixture.seq_len + 1
         for n, span in enumerate(mixture.documents(row)):
             a, b = max(span.start, place.offset) - place.offset, min(span.stop, end) - place.offset
             color = figures.COLORS[place.source % len(figures.COLORS)]
             right.barh(line, b - a, left=a, color=color, alpha=0.55 if n % 2 else 0.3, edgecolor=figures.CARD, lw=1.5)
-            if b - a >= NAMED * mixture.length / 256:
+            if b - a >= NAMED * mixture.seq_len / 256:
                 name = span.origin.rsplit("/", 1)[-1]
                 right.text(a + 2, line, name, va="center", fontsize=7, clip_on=True)
     right.set_yticks(range(rows), range(first, first + rows))
     right.invert_yaxis()
-    right.set(title="the documents in a batch", xlabel="token of the row", ylabel="row", xlim=(0, mixture.length + 1))
+    right.set(title="the documents in a batch", xlabel="token of the row", ylabel="row", xlim=(0, mixture.seq_len + 1))
     if path:
         figures.save(figure, Path(path))
     return figure

@@ -1,4 +1,4 @@
-"""A directory of token shards: random access to tokens and to the documents they came from.
+"""A folder of token shards: random access to tokens and to the documents they came from.
 
     index.json                                     written last: a directory without it is unfinished
     tokenizer/                                     the tokenizer itself
@@ -6,9 +6,9 @@
     train-00000-of-00002.documents.array_record    record d = {"start", "tokens", "bytes", "origin"}, by start
     validation-…                                   held-out documents
 
-Every document is followed by <|endoftext|> and lies in one file; a split is its files one after another. ArrayRecord
-stores a hash per record and so notices a flipped bit, but reads a truncated or missing file as an empty one: the
-index therefore holds sizes, which are compared at opening, and CRCs, which `verify` compares.
+Every document ends in <|endoftext|> and lies in one file; a split is its files one after another. ArrayRecord stores a
+hash per record and so notices a flipped bit, but reads a truncated or missing file as an empty one. The index therefore
+holds sizes, which are compared at opening, and CRCs, which `verify` compares (`python -m qwenjax.data stats --verify`).
 """
 
 import json
@@ -26,19 +26,24 @@ from qwenjax.common.hashing import crc32
 
 VERSION = 1
 SPLITS = ("train", "validation")
-PAGE = 8192  # tokens per record: what one random read costs, against 28 bytes of index in memory per record
+PAGE = 8192  # tokens per record: a random read unpacks one; each takes 28 bytes of memory in the reader's index
 OPEN_FILES = 256  # most readers kept open at a time
 TABLE_GROUP = 128  # documents compressed together
-AHEAD = 32  # pages that reading forward unpacks at a time
+READ_AHEAD = 32  # pages that reading forward unpacks at a time
 
 
 class Span(NamedTuple):
-    """A document in the token stream of a split, its end-of-text token included."""
+    """Where a document is in the tokens of a split, its end-of-text token included."""
 
     start: int
     stop: int
     bytes: int  # of UTF-8 text
     origin: str
+
+
+def tokenizer_entry(tokenizer) -> dict:
+    """What the index of encoded data says of the tokenizer."""
+    return {name: getattr(tokenizer, name) for name in ("name", "fingerprint", "size", "eot")}
 
 
 def token_dtype(size: int) -> np.dtype:
@@ -79,34 +84,34 @@ def write_shard(
 
 def _pages(arrays: Iterable[np.ndarray], page: int) -> Iterator[np.ndarray]:
     """The concatenation of `arrays` in pieces of `page`; the last may be shorter."""
-    held: list[np.ndarray] = []
+    buffered: list[np.ndarray] = []
     size = 0
     for array in arrays:
-        held.append(array)
+        buffered.append(array)
         size += len(array)
         if size >= page:
-            joined = np.concatenate(held)
-            whole = size - size % page
-            yield from joined[:whole].reshape(-1, page)
-            held, size = [joined[whole:]], size - whole
+            joined = np.concatenate(buffered)
+            full = size - size % page
+            yield from joined[:full].reshape(-1, page)
+            buffered, size = [joined[full:]], size - full
     if size:
-        yield np.concatenate(held)
+        yield np.concatenate(buffered)
 
 
 def files(index: dict) -> list[dict]:
-    """Every file of the directory that an index is of: {"name", "size", "crc32"}.
+    """Every file that an index lists: {"name", "size", "crc32"}.
 
     Raises:
-      KeyError, TypeError: that is no index.
+      KeyError, TypeError: not an index of shards.
     """
     entries = [entry for split in SPLITS for entry in index["splits"][split]["files"]]
     return [file for entry in entries for file in entry["files"].values()]
 
 
 class Shards:
-    """A finished directory of shards, opened for reading; any number of threads may read.
+    """A finished folder of shards, opened for reading by any number of threads.
 
-    Opening compares file sizes with the index; the files themselves are opened when they are first read.
+    Opening compares file sizes with the index. The files are opened when they are first read.
 
     Raises:
       ValueError: no index, an index of another version, or a file that is missing or not as long as it was.
@@ -115,8 +120,8 @@ class Shards:
     def __init__(self, directory: str | Path):
         if storage.remote(directory):
             raise ValueError(
-                f"{directory} lies in a bucket, and is read at random: mount the bucket and name the folder, or copy it"
-                f" first, with `gcloud storage cp --recursive {directory} .` (training from it does so by itself)"
+                f"{directory} is in a bucket, and shards are read at random: mount the bucket and name the folder, or "
+                f"copy it with `gcloud storage cp --recursive {directory} .` (training copies shards by itself)"
             )
         self.directory = Path(directory)
         path = self.directory / "index.json"
@@ -226,25 +231,25 @@ class Shards:
         Reads forward: each page of tokens and each group of the table is unpacked about once.
         """
         for at, entry in zip(self._starts[split], self._files[split]):
-            first, held = 0, np.zeros(0, np.int32)  # `held` begins with token `first` of the file
+            first, buffer = 0, np.zeros(0, np.int32)  # `buffer` begins with token `first` of the file
             for d in range(0, entry["documents"], TABLE_GROUP):
                 for record in self._records(entry, "documents", range(d, min(d + TABLE_GROUP, entry["documents"]))):
                     row = json.loads(record)
                     start, stop = row["start"], row["start"] + row["tokens"]
-                    if stop > first + len(held):
-                        first, ahead = start, start + AHEAD * self.page
-                        held = self._read_file(entry, start, min(max(stop, ahead), entry["tokens"])).astype(np.int32)
-                    yield Span(at + start, at + stop, row["bytes"], row["origin"]), held[start - first : stop - first]
+                    if stop > first + len(buffer):
+                        first, ahead = start, start + READ_AHEAD * self.page
+                        buffer = self._read_file(entry, start, min(max(stop, ahead), entry["tokens"])).astype(np.int32)
+                    yield Span(at + start, at + stop, row["bytes"], row["origin"]), buffer[start - first : stop - first]
 
     def _document(self, entry: dict, d: int) -> dict:
         return json.loads(self._record(entry, "documents", d))
 
     def verify(self) -> None:
-        """Reads every byte and compares CRCs; ValueError names the first file that is not what was written."""
+        """Reads all files and compares their CRCs; ValueError names the first that has changed."""
         for file in files(self.index):
             if crc32(self.directory / file["name"]) != file["crc32"]:
                 raise ValueError(
-                    f"{self.directory / file['name']} has changed since it was written: copy it again or tokenise again"
+                    f"{self.directory / file['name']} has changed since it was written; copy it again or tokenise again"
                 )
 
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwenjax.common import storage
-from qwenjax.common.hashing import json_digest
+from qwenjax.common.hashing import json_digest, keyed_hash
 from qwenjax.common.progress import printer
 from qwenjax.common.storage import exclusive
 from qwenjax.config import Data, Source
 from qwenjax.data.shards.fetch import fetch
 from qwenjax.data.shards.format import SPLITS, VERSION, Shards
-from qwenjax.data.shards.worker import keyed_hash
 from qwenjax.data.shards.write import tokenize
 from qwenjax.sources.documents import Report, as_source, cut, no_documents, read, slices
 
@@ -55,12 +54,12 @@ def prepare(data: Data, seed: int, root: str | Path = "data", progress: bool = T
     for opened in shards:
         opened.check_tokenizer(tokenizer)
         train, held_out = (opened.index["splits"][split] for split in SPLITS)
-        here.said.append(
+        here.messages.append(
             f"{opened.directory}: {train['tokens']:,} tokens in {train['documents']:,} documents to train on, "
             f"{held_out['tokens']:,} in {held_out['documents']:,} held out, "
             f"{train['bytes'] / train['tokens']:.2f} bytes per token"
         )
-    return tokenizer, shards, here.said
+    return tokenizer, shards, here.messages
 
 
 @dataclass
@@ -71,7 +70,7 @@ class DataCache:
     seed: int
     root: Path
     progress: bool
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def shards(self, source: Source, tokenizer) -> Shards:
         """The shards of one source, tokenised now if they are not there."""
@@ -83,11 +82,11 @@ class DataCache:
         # the fingerprint too: what 'train:SIZE' means depends on the other sources
         directory = self.root / f"{name}-{_hash(*_what(source), self.spec, tokenizer.fingerprint, self.seed)}"
         if (directory / "index.json").is_file():
-            self.said.append(f"{source.text}: already tokenised")
+            self.messages.append(f"{source.text}: already tokenised")
             return Shards(directory)
         printer(self.progress)(f"tokenising {source.text} into {directory}, once")
         shards = tokenize([source], directory, tokenizer, seed=self.seed, validation=VALIDATION, progress=self.progress)
-        self.said += [f"{source.text}: tokenised", *Report(shards.index["skipped"]).lines()]
+        self.messages += [f"{source.text}: tokenised", *Report(shards.index["skipped"]).lines()]
         return shards
 
     def vocabulary(self, sources: tuple[Source, ...]) -> Path:
@@ -112,13 +111,13 @@ class DataCache:
                     working = directory.with_name(directory.name + ".tmp")  # renamed whole: never half a vocabulary
                     shutil.rmtree(working, ignore_errors=True)
                     working.mkdir()
-                    sentencepiece.train(sample(texts, SAMPLE), int(size), working / model.name)
+                    sentencepiece.train(sample_text(texts, SAMPLE), int(size), working / model.name)
                     os.replace(working, directory)
-        self.said.append(f"{self.spec}: vocabulary in {model}")
+        self.messages.append(f"{self.spec}: vocabulary in {model}")
         return model
 
 
-def sample(sources: Sequence[str | Path | Source], size: int) -> list[str]:
+def sample_text(sources: Sequence[str | Path | Source], size: int) -> list[str]:
     """Documents of about `size` bytes, an equal part from each source and spread over all of it."""
     return [document for source in sources for document in _spread(as_source(source), size // len(sources))]
 

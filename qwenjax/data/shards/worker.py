@@ -1,36 +1,30 @@
-"""What a tokenising process does: text slices to sorted-by-file units, units to shards. No jax, few imports.
+"""What a tokenising process does in the two passes of `write`. It imports little and no jax, to start fast.
 
-Pass 1 turns a unit (some slices of input) into one temporary ArrayRecord file, a record per (segment, group): the
-documents of that unit that belong in one output file. Pass 2 collects a group from all units and writes it in the
-order of its keys. Both write under a temporary name and rename, so whatever carries its final name is finished.
+Pass 1 turns a unit (some slices of the input) into a temporary ArrayRecord file. One of its records holds the
+documents of a stretch of the unit that belong to one group, which is an output file. Pass 2 collects a group from all
+units and writes it in the order of its keys. Both write under a temporary name and rename: a file with its final name
+is finished.
 """
 
-import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
 
+from qwenjax.common.hashing import HASH_RANGE, keyed_hash
 from qwenjax.common.storage import replace_durably, write_json
 from qwenjax.data.shards.format import SPLITS, token_dtype, write_shard
 from qwenjax.sources.documents import Report, Slice, read
 
 SEGMENT = 16 << 20  # tokens a worker holds before it writes them out: bounds memory for one endless .jsonl.gz
-WHOLE = 1 << 64
-
-
-def keyed_hash(purpose: str, seed: int, data: str) -> int:
-    """A 64-bit hash of text that `seed` and `purpose` select; stable, part of the format."""
-    key = f"{purpose}/{seed}".encode()[:64]
-    return int.from_bytes(hashlib.blake2b(data.encode("utf-8"), digest_size=8, key=key).digest(), "little")
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What every worker must agree on. Groups are output files: those of train first, then those of validation."""
+    """What all workers know. Groups are output files, numbered: those of train first, then those of validation."""
 
     out: Path
     seed: int
@@ -39,14 +33,16 @@ class ShardJob:
     files: tuple[int, int]  # output files of train and of validation
 
     @property
-    def work(self) -> Path:
+    def work_folder(self) -> Path:
+        """Holds what is finished until all of it is."""
         return self.out / "unfinished"
 
     def group(self, text: str, order: int) -> int:
-        """The output file of a document. Held out by its text, so duplicates fall on the same side."""
-        held_out = keyed_hash("validation", self.seed, text) < self.validation * WHOLE
+        """The group of a document. Its text decides whether it is held out, so that duplicates share a split."""
+        held_out = keyed_hash("validation", self.seed, text) < self.validation * HASH_RANGE
         # the high bits choose the file and files are sorted by key: the order does not depend on the number of files
-        return self.files[0] + order * self.files[1] // WHOLE if held_out else order * self.files[0] // WHOLE
+        file = order * self.files[held_out] // HASH_RANGE
+        return self.files[0] + file if held_out else file
 
     def stem(self, group: int) -> tuple[str, str]:
         """Split and file name of a group."""
@@ -55,18 +51,22 @@ class ShardJob:
 
     def unit(self, u: int) -> Path:
         """The finished output of unit u."""
-        return self.work / f"unit-{u:06d}.array_record"
+        return self.work_folder / f"unit-{u:06d}.array_record"
 
     def entry(self, group: int) -> Path:
         """The index entry of a finished group."""
-        return self.work / f"{self.stem(group)[1]}.json"
+        return self.work_folder / f"{self.stem(group)[1]}.json"
+
+
+class Stopped(Exception):
+    """The caller gave up; nobody waits for this result."""
 
 
 class ShardWorker:
-    """One process's share of the work. `step(bytes)` is called per document; it may raise to stop early."""
+    """What one process does. It gives up at the next document when `stop` is set."""
 
-    def __init__(self, job: ShardJob, tokenizer, step: Callable[[int], None]):
-        self.job, self.tokenizer, self.step = job, tokenizer, step
+    def __init__(self, job: ShardJob, tokenizer, stop: Event):
+        self.job, self.tokenizer, self.stop = job, tokenizer, stop
         self.dtype = token_dtype(tokenizer.size)
 
     def tokenise(self, u: int, pieces: list[tuple[int, Slice]]) -> int:
@@ -93,7 +93,8 @@ class ShardWorker:
                 text_bytes = len(document.text.encode("utf-8"))
                 row = (order, len(tokens), text_bytes, document.origin)
                 held[self.job.group(document.text, order)].append((row, tokens))
-                self.step(text_bytes)
+                if self.stop.is_set():
+                    raise Stopped
                 size += len(tokens)
                 if size >= SEGMENT:
                     flush()
@@ -105,7 +106,7 @@ class ShardWorker:
         return u
 
     def shard(self, group: int, units: int) -> int:
-        """Pass 2: writes the files of a group and its index entry (null when no document fell into it)."""
+        """Pass 2: writes the files of a group and its index entry (null when the group is empty); returns the group."""
         documents = []
         for u in range(units):
             reader, summary = open_unit(self.job.unit(u))
