@@ -1,4 +1,4 @@
-"""qwenjax: the whole system of the Qwen Technical Report in JAX. Importing it loads nothing heavy (PEP 562)."""
+"""qwenjax: the whole system of the Qwen Technical Report in JAX. Importing it loads no jax; attributes load on use."""
 
 import importlib
 

@@ -1,9 +1,9 @@
 """Checkpoints: Orbax, asynchronous, resharded on load, and verified.
 
-A checkpoint is self-contained: parameters, the rest of the training state, the experiment, the tokenizer and a hash
-of every array. Orbax finalises a step by an atomic rename (in a bucket: by a last object that says so), but it does
-not notice a flipped bit, so hashes are taken on device when saving and compared after restoring. A step that is not
-whole is set aside and the newest whole one used.
+A checkpoint is self-contained: parameters, optimizer and training state, the experiment, the tokenizer and a hash of
+every array. Orbax finalises a step by an atomic rename (in a bucket: by writing a last object), but it does not notice
+a flipped bit. Therefore hashes are taken on the device when saving, and compared after restoring. A damaged step is set
+aside, and the newest sound one is used.
 """
 
 import base64
@@ -23,7 +23,7 @@ VERSION = 1
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint could not be written; nothing after the last whole one is safe."""
+    """A checkpoint could not be written; nothing after the last complete one is safe."""
 
 
 class Restored(NamedTuple):
@@ -35,10 +35,10 @@ class Restored(NamedTuple):
 
 @jax.jit
 def hashes(tree: Any) -> Any:
-    """Two uint32 sums per leaf over (bits, index): exact integer arithmetic, so the sharding does not matter.
+    """Two uint32 sums per leaf over (bits, index): exact integer arithmetic, which does not depend on the sharding.
 
-    Each word is mixed with its index before it is added (finaliser constants of splitmix/murmur), so swapped, moved
-    and flipped values all change the sum.
+    Each word is mixed with its index before it is added (finaliser constants of splitmix/murmur), so that swapped,
+    moved and flipped values all change the sum.
     """
 
     def mix(h):
@@ -60,7 +60,7 @@ def hashes(tree: Any) -> Any:
 
 @jax.jit
 def all_finite(tree: Any) -> jax.Array:
-    """Whether every floating-point value of the tree is finite."""
+    """Whether every floating-point value of a tree is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
@@ -70,7 +70,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path | str, keep: int = 3, keep_every: int = 0):
         self.directory = storage.absolute(directory)  # as Orbax wants it
-        self.damaged: list[str] = []  # what was found broken, in words
+        self.damaged: list[str] = []  # a sentence about each damaged step
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
@@ -80,19 +80,19 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
-        """Finalised steps, newest first."""
+        """Complete steps, newest first."""
         return sorted(self.manager.all_steps(), reverse=True)
 
     def save(self, step: int, params: Any, rest: Any, meta: dict, tokenizer_dir: Path) -> None:
-        """Starts writing; the state is copied before this returns, the files are written in the background.
+        """Copies the state, then writes it in the background.
 
         Raises:
           SaveFailed: the save before this one failed.
-          FloatingPointError: the state holds a value that is not finite; nothing is written.
+          FloatingPointError: a value of the state is not finite; nothing is written.
         """
         self.check()
         if not bool(all_finite((params, rest))):
-            raise FloatingPointError(f"the state of step {step} holds values that are not finite; it was not saved")
+            raise FloatingPointError(f"the state of step {step} holds NaN or infinite values; it was not saved")
         tree = {"params": params, "rest": rest}
         meta = {
             **meta,
@@ -123,29 +123,29 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Returns when the last save is whole on disk; raises SaveFailed if it is not."""
+        """Returns when the last save is complete; raises SaveFailed if it failed."""
         try:
             self.manager.wait_until_finished()
         except Exception as error:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> SaveFailed:
-        whole = ocp.utils.checkpoint_steps(self.directory)
-        newest = f"the newest whole checkpoint is step {max(whole)}" if whole else "there is no whole checkpoint yet"
+        complete = ocp.utils.checkpoint_steps(self.directory)
+        newest = f"the newest complete one is step {max(complete)}" if complete else "there is no complete one yet"
         return SaveFailed(
             f"could not write a checkpoint under {self.directory}: {_short(error)}; {newest}. "
             "Check disk space and permissions, then run the same command again"
         )
 
     def restore(self, params: Any, rest: Any) -> Restored | None:
-        """The newest whole checkpoint, placed as the ShapeDtypeStructs with shardings say; None if there is none.
+        """The newest sound checkpoint, in the shapes and shardings of these ShapeDtypeStructs; None if there is none.
 
-        Newer steps that cannot be read, or whose hashes differ, are moved to `damaged/` beside the others and noted
-        in `self.damaged`.
+        Newer steps that cannot be read, or whose hashes differ, are moved to the folder `damaged/` and noted in
+        `self.damaged`.
 
         Raises:
-          ValueError: the checkpoint is whole but of another shape than asked for, or none of several is whole (they
-            stay where they are: training from scratch in their place must be somebody's decision).
+          ValueError: the checkpoint has other shapes, or all checkpoints are damaged. These stay where they are: only
+            the user can decide to train from scratch instead.
         """
         broken: dict[int, str] = {}
         for step in self.steps():
@@ -160,22 +160,23 @@ class Checkpoints:
         if broken:
             listed = "\n  ".join(f"step {step}: {why}" for step, why in broken.items())
             raise ValueError(
-                f"no checkpoint in {self.directory} is whole:\n  {listed}\n"
+                f"all checkpoints in {self.directory} are damaged:\n  {listed}\n"
                 "They were left in place. Move the folder away to start from scratch"
             )
         return None
 
     def forget(self, after: int) -> None:
-        """Deletes the checkpoints of steps beyond `after`, newest first: a kill leaves the older ones."""
+        """Deletes the checkpoints of steps beyond `after`. The newest goes first, so that a kill leaves no gap."""
         for step in self.steps():
             if step > after:
                 self.manager.delete(step)
 
     def _set_aside(self, steps: list[int]) -> None:
+        """Moves damaged steps to the folder `damaged/`."""
         if steps and jax.process_index() == 0:
             for step in steps:
                 target = self.directory.parent / "damaged" / str(step)
-                while target.exists():  # what was set aside before stays
+                while target.exists():  # an earlier damaged one keeps its name
                     target = target.with_name(target.name + "-again")
                 storage.move(self.directory / str(step), target)
         if steps and jax.process_count() > 1:
@@ -183,12 +184,13 @@ class Checkpoints:
         self.manager.reload()
 
     def close(self) -> None:
+        """Waits for the last save, then closes."""
         self.wait()
         self.manager.close()
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not what was saved."""
+    """A checkpoint that differs from what was saved."""
 
     def __init__(self, path: Any, why: str):
         super().__init__(f"{path} is damaged: {why}")
@@ -198,7 +200,7 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
     """Reads and verifies one checkpoint directory into the given abstract trees (ShapeDtypeStructs with shardings).
 
     Raises:
-      Damaged: unreadable or not what was saved. ValueError: whole, but of another model.
+      Damaged: unreadable, or not what was saved. ValueError: of another model or format.
     """
     path = storage.path(path)
     tree = {"params": params} if rest is None else {"params": params, "rest": rest}
@@ -206,7 +208,7 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(path / "meta")
         sound = meta.pop("digest") == digest(meta)
-    except Exception as error:  # whatever a broken file makes of the reader
+    except Exception as error:  # a broken file may raise anything
         raise Damaged(path, _short(error)) from error
     if not sound:
         raise Damaged(path, "its description (meta) is not what was saved")
@@ -218,7 +220,7 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
     try:
         with ocp.StandardCheckpointer() as reader:
             got = {name: reader.restore(path / name, target) for name, target in tree.items()}
-    except Exception as error:  # likewise, of OCDBT and zarr
+    except Exception as error:  # likewise, from OCDBT and zarr
         raise Damaged(path, _short(error)) from error
     for leaf, value in _hex(hashes(got)).items():
         if meta["hashes"][leaf] != value:
@@ -227,10 +229,10 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
 
 
 def newest(path: Path | str) -> Path:
-    """The checkpoint directory meant by a run, its `checkpoints/` folder, or one step of it.
+    """The newest checkpoint of a run or of its `checkpoints/` folder; the folder of one step is returned as it is.
 
     Raises:
-      ValueError: there is no checkpoint there.
+      ValueError: there is no checkpoint.
     """
     path = storage.absolute(path)
     if (path / "meta").is_dir():
@@ -257,7 +259,7 @@ def _hex(sums: Any) -> dict[str, str]:
 
 
 def fingerprint(tree: Any) -> str:
-    """16 digits that tell one tree of arrays from another, however they are split over devices."""
+    """16 hexadecimal digits that identify a tree of arrays, whatever its sharding."""
     return digest(_hex(hashes(tree)))[:16]
 
 
@@ -276,6 +278,6 @@ def _same_shapes(saved: dict, wanted: dict, path: Any) -> None:
 
 
 def _short(error: BaseException) -> str:
-    """The error in one line; the reason usually stands at its end."""
+    """The error in one line, shortened in the middle: the reason is usually at the end."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: " + (text if len(text) <= 400 else f"{text[:120]} … {text[-260:]}")

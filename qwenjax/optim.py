@@ -1,60 +1,65 @@
-"""The optimizer: one optax chain built from the config (report §2.4). No task builds its own."""
+"""The optimizer of all tasks: one optax chain, built from the config (report §2.4)."""
 
 import jax
 import optax
 
 from qwenjax.config import AdamW
 
-# Weight decay is chosen by name: under the scan over layers a norm scale is two-dimensional, as a matrix is.
+# Chosen by name: under the scan over layers a norm scale has two dimensions, as a matrix has.
 DECAYED = {"embed", "head", "q", "k", "v", "o", "gate", "up", "down", "a", "b", "reward"}  # a, b: of adapters
 NOT_DECAYED = {"scale", "bias", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm"}
 
 
 def schedule(config: AdamW, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then cosine | linear to floor·peak, wsd, or constant.
+    """Learning rate by step: linear warm-up, then cosine or linear to min_lr_ratio·peak_lr, wsd, or constant.
 
     Raises:
-      ValueError: the warm-up leaves no step for the rest.
+      ValueError: no step is left after the warm-up.
     """
     if config.warmup_steps >= steps:
-        raise ValueError(f"optim.warmup_steps={config.warmup_steps} leaves nothing of {steps} steps; lower it")
-    last, rest = config.min_lr_ratio * config.peak_lr, steps - config.warmup_steps
+        raise ValueError(
+            f"optim.warmup_steps={config.warmup_steps} leaves no step of {steps}: "
+            f"add --set optim.warmup_steps={max(0, min(steps // 10, steps - 1))}"
+        )
+    last, remaining = config.min_lr_ratio * config.peak_lr, steps - config.warmup_steps
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.peak_lr, rest, alpha=config.min_lr_ratio)
+        after = optax.cosine_decay_schedule(config.peak_lr, remaining, alpha=config.min_lr_ratio)
     elif config.schedule == "linear":
-        after = optax.linear_schedule(config.peak_lr, last, rest)
+        after = optax.linear_schedule(config.peak_lr, last, remaining)
     elif config.schedule == "wsd":
-        down = max(1, round(config.decay_fraction * steps))
-        after = optax.linear_schedule(config.peak_lr, last, down, transition_begin=max(0, rest - down))
+        decay = max(1, round(config.decay_fraction * steps))
+        after = optax.linear_schedule(config.peak_lr, last, decay, transition_begin=max(0, remaining - decay))
     else:
         after = optax.constant_schedule(config.peak_lr)
-    # step 0 already learns: the first update has peak/warmup, the last of the warm-up peak
-    warm = optax.linear_schedule(
+    # the rate of step 0 is not 0: the first update has peak / warm-up, the last of the warm-up has the peak
+    warmup = optax.linear_schedule(
         config.peak_lr / max(1, config.warmup_steps), config.peak_lr, max(1, config.warmup_steps - 1)
     )
-    return optax.join_schedules([warm, after], [config.warmup_steps])
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def decay_mask(params) -> dict:
-    """True for every parameter that is decayed: the matrices, embeddings included.
+    """True for every parameter with weight decay: the matrices and the embeddings.
 
     Raises:
-      ValueError: a parameter that neither list names; decaying it or not must be a decision.
+      ValueError: a parameter in neither of the two lists: whether it is decayed must be decided.
     """
 
-    def decided(path, _):
+    def decayed(path, _):
         name = path[-1].key
         if name not in DECAYED | NOT_DECAYED:
-            raise ValueError(f"optim.py does not say whether parameter {jax.tree_util.keystr(path)} is decayed")
+            raise ValueError(f"optim.py does not say whether parameter {jax.tree_util.keystr(path)} has weight decay")
         return name in DECAYED
 
-    return jax.tree_util.tree_map_with_path(decided, params)
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def make(config: AdamW, steps: int, mask=decay_mask, every: int = 1) -> optax.GradientTransformation:
-    """Clip by global norm, Adam moments in float32, decoupled decay where `mask` says, scheduled learning rate.
+    """Clip by global norm, Adam moments in float32, decoupled weight decay, scheduled learning rate.
 
     Args:
+      steps: of the whole run, for the schedule.
+      mask: parameters -> True for those with weight decay.
       every: updates that count as one step of the schedule.
     """
     rate = schedule(config, steps)

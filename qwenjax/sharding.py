@@ -1,10 +1,10 @@
-"""Where arrays live: one mesh, one table from logical axis names to mesh axes, and nothing else in the code knows.
+"""Where arrays live: one mesh, and the only table from logical axis names to mesh axes.
 
-The model names axes ("batch", "heads", …); `RULES` sends names to mesh axes; `jax.jit` with in/out shardings does the
-rest (what `pjit` became). Mesh axes: `data` (replicas), `fsdp` (parameters and batch are split), `tensor` (heads, ffn,
-vocabulary), `context` (positions). Any may be 1, so a laptop and a pod run the same program.
+The model names axes ("batch", "heads", …), `RULES` maps names to mesh axes, and `jax.jit` with in/out shardings
+partitions the program. Mesh axes: `data` (replicas), `fsdp` (splits parameters and batch), `tensor` (splits heads, ffn
+and vocabulary), `context` (splits positions). Each may be 1, so a laptop and a pod run the same program.
 
-`model` and `objectives` import `constrain` and `per_device` only; both read the ambient mesh (`jax.set_mesh`) and are
+`model` and `objectives` import only `constrain` and `per_device`; both read the ambient mesh (`jax.set_mesh`) and are
 the identity outside one.
 """
 
@@ -26,7 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "length": "context",
     "shards": ("data", "fsdp", "context"),  # one entry per block of tokens: partial sums on their way to a total
-    # parameters; heads, ffn and vocab also name the activations they make
+    # parameters; heads, ffn and vocab also name axes of activations
     "layers": None,
     "embed": "fsdp",
     "norm": None,  # norm scales are small and replicated
@@ -36,7 +36,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "ffn": "tensor",
     "vocab": "tensor",
 }
-# Grouped-query models may have fewer KV heads than tensor shards; those are copied instead of split.
+# Grouped-query models may have fewer KV heads than tensor shards; then they are copied, not split.
 COPY_IF_UNEVEN = {"kv_heads"}
 
 
@@ -46,11 +46,11 @@ def spec(
     """The PartitionSpec of logical axis names; None is an axis that is never split.
 
     With `shape` and `mesh` given, each dimension is checked against the devices it is split over; one that does not
-    divide raises, or stays whole with `uneven="whole"` (a single prompt on eight devices).
+    divide raises an error, or is not split with `uneven="whole"` (such as one prompt on eight devices).
 
     Raises:
-      ValueError: a name without a rule (a typo must not replicate 14B parameters in silence), or a dimension that
-        does not divide.
+      ValueError: a name without a rule (a typo would silently replicate 14B parameters), or a dimension that does not
+        divide.
     """
     unknown = [n for n in names if n is not None and n not in RULES]
     if unknown:
@@ -72,17 +72,17 @@ def spec(
 
 
 def sharding(mesh: Mesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """Placement of an array with the given logical axes on `mesh`; see `spec` for what it refuses."""
+    """The sharding on `mesh` of an array with the given logical axes. Raises ValueError as `spec` does."""
     return NamedSharding(mesh, spec(*names, shape=shape, mesh=mesh))
 
 
 def make_mesh(shape: MeshShape, embed: int, devices: list | None = None) -> Mesh:
     """The mesh over `devices` (default: all), in an order that keeps neighbours on fast links.
 
-    Slices of a TPU, joined by a slower network, are neighbours along `data` only: they exchange gradients, once a step.
+    TPU slices, joined by a slower network, are neighbours only along `data`: they exchange gradients, once a step.
 
     Args:
-      embed: rows of the parameters that fsdp splits; see `MeshShape.sizes`.
+      embed: size of the parameter axis that fsdp splits; see `MeshShape.sizes`.
     Raises:
       ValueError: the axis sizes do not multiply to the number of devices, or slices would share parameters.
     """
@@ -97,12 +97,12 @@ def make_mesh(shape: MeshShape, embed: int, devices: list | None = None) -> Mesh
     else:
         within, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
         grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
-    # jax's default has become Explicit axes, under which plain matmuls of split operands can raise
+    # not jax's default, Explicit axes: with these a matmul of split operands can raise an error
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Asks the partitioner to keep `x` split by its logical axes; the identity without a mesh."""
+    """Makes the partitioner split `x` by its logical axes; the identity without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -110,14 +110,15 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def per_device(f: Callable, in_names: tuple, out_names: tuple, keep: tuple[str, ...] = ()) -> Callable:
-    """`f` run once per device on its own block of every argument (shard_map by logical names).
+    """Runs `f` on every device, on the block that the device has of each argument (shard_map by logical names).
 
     Args:
-      f: arrays -> tuple of arrays, free of collectives but for those of model/zigzag.py.
-      in_names, out_names: one tuple of logical axis names per array; a dimension named None arrives whole, so an
-        argument that is stored split is gathered once, before `f` runs.
-      keep: mesh axes left to the partitioner inside `f` ("tensor": a softmax over a split vocabulary).
-    Totals over devices: return partial sums with a leading axis of size 1 named "shards" and sum over it outside.
+      f: arrays -> tuple of arrays; without collectives, except those of model/attention/zigzag.py.
+      in_names, out_names: a tuple of logical axis names per array. A dimension named None is not split: if the
+        argument is stored split, it is gathered once, before `f` runs.
+      keep: mesh axes that the partitioner handles inside `f` ("tensor": a softmax over a split vocabulary).
+
+    For a total over devices, `f` returns a partial sum with a leading axis "shards" of size 1, summed outside.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

@@ -1,12 +1,11 @@
-"""What a run says about itself: progress line, metrics.jsonl, TensorBoard, MFU, the curve and the report."""
+"""Numbers of a run: metrics.jsonl, TensorBoard, MFU, and the curves of its report."""
 
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,9 @@ from qwenjax.xla import hardware
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """FLOP/s that MFU is measured against: the data sheet's, or on CPU a measured float32 matmul rate.
+    """FLOP/s that MFU is measured against: of the data sheet, or on CPU a measured float32 matmul rate.
 
-    The CPU rate is of the whole process and is shared out over its (virtual) devices. None for an unknown device.
+    The CPU rate is that of the process, divided by its number of (virtual) devices. None for an unknown device.
     """
     if device.platform == "cpu":
         return _matmul_rate() / jax.local_device_count()
@@ -27,6 +26,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def _matmul_rate(size: int = 1024, seconds: float = 0.3) -> float:
+    """The best FLOP/s of float32 matmuls within a time."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     product(x).block_until_ready()
@@ -55,37 +55,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
-class Progress:
-    """One line on stderr: rewritten in place on a terminal, else printed now and then."""
-
-    def __init__(self, every: float = 15.0, stream: IO | None = None):
-        self.stream = stream or sys.stderr
-        self.tty = self.stream.isatty()
-        self.every = 0.2 if self.tty else every
-        self.last, self.width = -math.inf, 0
-
-    def show(self, line: str, force: bool = False) -> None:
-        now = time.monotonic()
-        if not force and now - self.last < self.every:
-            return
-        self.last = now
-        end = "" if self.tty else "\n"
-        print(("\r" + line.ljust(self.width)) if self.tty else line, end=end, file=self.stream, flush=True)
-        self.width = len(line)
-
-    def say(self, text: str) -> None:
-        """A message that stays, above the line."""
-        if self.tty and self.width:
-            print("\r" + " " * self.width + "\r", end="", file=self.stream)
-        self.width = 0
-        print(text, file=self.stream, flush=True)
-
-
 class Sink:
-    """Where a run's numbers go: metrics.jsonl (`jsonl.Log`) and, on a disk, TensorBoard. Only process 0 writes.
+    """Writes the metrics of a run to metrics.jsonl (`jsonl.Log`) and, on a disk, to TensorBoard. Only process 0 writes.
 
-    metrics.jsonl is cut back to the restored step, so a killed and resumed run leaves the same file as an
-    uninterrupted one (but for its clock readings).
+    metrics.jsonl is cut back to the restored step, so that a resumed run leaves the same file as an uninterrupted one,
+    except for clock readings.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -95,6 +69,7 @@ class Sink:
             self.board = _tensorboard(workdir / "tensorboard", step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds the metrics of a step."""
         if not self.active:
             return
         self.log.add({"step": step, **metrics})
@@ -103,18 +78,19 @@ class Sink:
                 self.board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Returns when everything is written: before a checkpoint that a resumed run would cut it back to."""
+        """Returns when everything is written. Comes before a checkpoint, to which a resumed run cuts the log back."""
         if self.active:
             self.log.flush()
 
     def close(self) -> None:
+        """Flushes and closes; nothing can be written afterwards."""
         self.flush()
         if self.active and self.board:
             self.board.close()
 
 
 def _tensorboard(directory: Path, step: int):
-    if storage.remote(directory):  # tensorboardX would send the whole file each time, and hang where it cannot
+    if storage.remote(directory):  # tensorboardX sends the whole file each time, and hangs without a network
         return None
     try:
         from tensorboardX import SummaryWriter
@@ -124,7 +100,7 @@ def _tensorboard(directory: Path, step: int):
 
 
 class Panel(NamedTuple):
-    """One picture of a report: some numbers of metrics.jsonl over the steps, and constants to compare with."""
+    """One figure of a report: metrics over the steps, and constants to compare them with."""
 
     title: str
     unit: str
@@ -136,15 +112,15 @@ LOSS = Panel("training loss", "loss (nats per token)", ("loss",))
 
 
 def plot(rows: list[dict], path: Path, panels: Sequence[Panel]) -> None:
-    """Curves as a PNG, two panels in a row; baselines are dashed lines."""
-    height = -(-len(panels) // 2)
-    figure, axes = figures.canvas(10, 3.6 * height, 2, height)
+    """Draws panels from rows of metrics.jsonl into a PNG, two side by side; baselines are dashed lines."""
+    lines = -(-len(panels) // 2)
+    figure, axes = figures.canvas(10, 3.6 * lines, 2, lines)
     for axis, panel in zip(axes, panels):
         for name, color in zip(panel.names, figures.COLORS):
             points = [(r["step"], r[name]) for r in rows if name in r]
             if points:
-                few = {"marker": "o", "ms": 3} if len(points) < 40 else {}
-                axis.plot(*zip(*points), color=color, lw=1, label=name, **few)
+                marker = {"marker": "o", "ms": 3} if len(points) < 40 else {}
+                axis.plot(*zip(*points), color=color, lw=1, label=name, **marker)
         for (name, value), color in zip(panel.baselines.items(), figures.COLORS[:0:-1]):
             axis.axhline(value, ls="--", lw=1, color=color, label=f"{name} {value:.2f}")
         axis.set(xlabel="step", ylabel=panel.unit, title=panel.title)

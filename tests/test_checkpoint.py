@@ -114,7 +114,7 @@ def test_damage_falls_back_to_the_newest_whole_checkpoint(saved, damage):
 def test_when_nothing_is_whole_nothing_is_touched(saved):
     for step in (1, 2, 3):
         flip(biggest(saved / "checkpoints" / str(step) / "params"))
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole:\n  step 3: (.|\n)*left in place"):
+    with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged:\n  step 3: (.|\n)*left in place"):
         restore(saved)
     assert {p.name for p in (saved / "checkpoints").iterdir()} >= {"1", "2", "3"}
 
@@ -174,5 +174,5 @@ def test_a_save_that_fails_raises_and_names_the_newest_whole_checkpoint(saved):
     code = FULL_DISK.format(tests=str(Path(__file__).parent), folder=str(saved))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "FAILED: could not write a checkpoint" in done.stdout, done.stderr[-2000:]
-    assert "the newest whole checkpoint is step 3" in done.stdout
+    assert "the newest complete one is step 3" in done.stdout
     assert restore(saved)[0].step == 3

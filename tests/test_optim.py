@@ -12,13 +12,13 @@ from qwenjax.model import transformer
 
 
 def rates(steps, at, **kwargs):
-    schedule = optim.schedule(AdamW(**{"peak": 1.0, "warmup": 10, "floor": 0.1} | kwargs), steps)
+    schedule = optim.schedule(AdamW(**{"peak_lr": 1.0, "warmup_steps": 10, "min_lr_ratio": 0.1} | kwargs), steps)
     return [float(schedule(s)) for s in at]
 
 
 def test_warm_up_learns_from_the_first_step_and_ends_at_the_peak():
     np.testing.assert_allclose(rates(100, [0, 4, 9], schedule="constant"), [0.1, 0.5, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(rates(100, [0, 50], schedule="constant", warmup=0), [1, 1])
+    np.testing.assert_allclose(rates(100, [0, 50], schedule="constant", warmup_steps=0), [1, 1])
 
 
 def test_cosine_goes_to_a_tenth_of_the_peak():
@@ -39,7 +39,7 @@ def test_the_reports_schedule():
 
 
 def test_warm_up_must_leave_steps():
-    with pytest.raises(ValueError, match=r"warmup=10 leaves nothing of 10 steps"):
+    with pytest.raises(ValueError, match=r"warmup_steps=10 leaves no step of 10: add --set optim.warmup_steps=1"):
         rates(10, [0])
 
 

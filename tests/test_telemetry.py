@@ -10,6 +10,7 @@ import pytest
 import qwenjax
 from qwenjax import optim, sharding, telemetry
 from qwenjax.common.jsonl import read_rows
+from qwenjax.common.progress import StatusLine
 from qwenjax.train.operations import report
 
 
@@ -59,7 +60,7 @@ class Terminal(io.StringIO):
 def test_progress_rewrites_its_line_on_a_terminal_and_not_in_a_file():
     terminal, file = Terminal(), io.StringIO()
     for stream in (terminal, file):
-        progress = telemetry.Progress(every=1000, stream=stream)
+        progress = StatusLine(every=1000, stream=stream)
         progress.show("step 1 of many", force=True)
         progress.show("step 2", force=True)
         progress.show("too soon")

@@ -1,11 +1,12 @@
 """What all commands share: help texts, exit codes, and errors as one line.
 
-A command is a module: its docstring is the help text (the first line is the summary), `EXAMPLES` follows the options,
-`arguments(add)` declares them (`add` is argparse's add_argument), and `run(options)` does the work and returns an exit
-code. It imports heavy modules inside `run`, so that `--help` is instant.
+A command is a module, or a class with static methods. Its docstring is the help text (the first line is the summary),
+`EXAMPLES` follows the options, `arguments(add)` declares them (`add` is argparse's add_argument), and `run(options)`
+does the work and returns an exit code. It imports heavy modules inside `run`, so that `--help` is instant.
 """
 
 import argparse
+import inspect
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ class Usage(ValueError):
     """The command line asks for something that does not exist or does not fit; nothing was done."""
 
 
-def main(name: str, description: str, commands: dict[str, ModuleType], argv: list[str] | None = None) -> int:
+def main(name: str, description: str, commands: dict[str, ModuleType | type], argv: list[str] | None = None) -> int:
     """Parses `python -m NAME COMMAND …` and runs the command; returns the exit code. Errors become one line.
 
     A ValueError or OSError is a message for the user; QWENJAX_TRACEBACK=1 in the environment shows where it came from.
@@ -42,7 +43,7 @@ def main_of(name: str, module: ModuleType, argv: list[str] | None = None) -> int
 
 
 def _declare(parser: argparse.ArgumentParser, module: ModuleType) -> None:
-    parser.description = module.__doc__.strip()
+    parser.description = inspect.cleandoc(module.__doc__)
     parser.epilog = f"{module.EXAMPLES.strip()}\n\n{CODES}"
     module.arguments(parser.add_argument)
     parser.set_defaults(run=module.run)

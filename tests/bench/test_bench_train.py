@@ -66,7 +66,7 @@ def test_torch_runs_the_same_model_in_turns(capfd):
 
 def test_what_goes_wrong_in_a_worker_is_said_by_the_command(capfd):
     assert main(["train", *SHAPE, "--set=optim.warmup_steps=1_000_000"]) == 1
-    assert "error: ours: optim.warmup_steps=1000000 leaves nothing of" in capfd.readouterr().err
+    assert "error: ours: optim.warmup_steps=1000000 leaves no step of" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
