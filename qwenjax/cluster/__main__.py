@@ -11,24 +11,13 @@ tpu_setup/README.md walks from nothing to a running qwen14b.
 
 import sys
 
-from qwenjax.cluster.commands import bootstrap, create, delete, launch, logs, profile, status, stop, worker
+from qwenjax.cluster import commands
 from qwenjax.common import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `python -m qwenjax.cluster COMMAND …`; returns its exit code."""
-    commands = {
-        "create": create,
-        "bootstrap": bootstrap,
-        "launch": launch,
-        "logs": logs,
-        "status": status,
-        "profile": profile,
-        "stop": stop,
-        "delete": delete,
-        "worker": worker,
-    }
-    return command_line.main("qwenjax.cluster", __doc__, commands, argv)
+    return command_line.main("qwenjax.cluster", __doc__, commands.COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import shlex
 
 from qwenjax.cluster.pod import Pod
 
-# What the VMs' service account may do is decided by its roles alone; the default scopes cannot write to a bucket.
+# With this scope the roles of the VMs' service account decide what it may do; the default scopes forbid writing to a
+# bucket.
 SCOPES = "--scopes=https://www.googleapis.com/auth/cloud-platform"
 HOME = "qwenjax"  # folder on every VM, relative to the home directory: venv/, gcs/, launched/
 PYTHON = f"{HOME}/venv/bin/python"
@@ -21,7 +22,7 @@ CONDITIONS = {
     "PREEMPTED": LOST,
     "TERMINATED": LOST,
     "STOPPED": LOST,
-}  # all others, such as WAITING_FOR_RESOURCES, CREATING, SUSPENDING or DELETING, lead to another state: wait
+}  # all others, such as WAITING_FOR_RESOURCES, CREATING, SUSPENDING or DELETING, are on the way to one of these
 
 
 def _tpus(kind: str, verb: str, pod: Pod, *words: str) -> list[str]:
@@ -92,14 +93,15 @@ def copy_to(pod: Pod, *files: str) -> list[str]:
     return _reach(pod, "scp", "all", *files, f"{pod.name}:")
 
 
-def copy_from(pod: Pod, folder: str, out: str) -> list[str]:
-    """Copies a folder of worker 0, relative to the home directory."""
-    return [*_reach(pod, "scp", "0", f"{pod.name}:{folder}", out), "--recurse"]
+def fetch(pod: Pod, folder: str, out: str) -> list[list[str]]:
+    """Copies a folder of worker 0, relative to where commands work, to this machine."""
+    source = folder if folder.startswith("/") else f"{HOME}/{folder}"
+    return [[*_reach(pod, "scp", "0", f"{pod.name}:{source}", out), "--recurse"]]
 
 
-def tunnel(pod: Pod, port: int) -> list[str]:
-    """Makes a port of worker 0 one of this machine, until interrupted."""
-    return [*_reach(pod, "ssh", "0", pod.name), "--", "-N", "-L", f"{port}:localhost:{port}"]
+def tunnel(pod: Pod, job: str, port: int) -> list[list[str]]:
+    """Forwards a port of this machine to worker 0, until interrupted."""
+    return [[*_reach(pod, "ssh", "0", pod.name), "--", "-N", "-L", f"{port}:localhost:{port}"]]
 
 
 def worker(pod: Pod, verb: str, *words: str, workers: str = "all") -> list[str]:
@@ -110,6 +112,22 @@ def worker(pod: Pod, verb: str, *words: str, workers: str = "all") -> list[str]:
 def start(pod: Pod, job: str, command: list[str]) -> list[str]:
     """Starts a command in the background on all VMs."""
     return ssh(pod, [PYTHON, "-m", "qwenjax.cluster", "worker", f"--job={job}", "start", "--", *command])
+
+
+def logs(pod: Pod, job: str, workers: str, lines: int, follow: bool) -> list[list[str]]:
+    """Prints the log of worker "0", or of "all"."""
+    words = [f"--job={job}", f"--lines={lines}", *["--follow"] * follow, *["--prefix"] * (workers == "all")]
+    return [worker(pod, "log", *words, workers=workers)]
+
+
+def status(pod: Pod, job: str) -> list[list[str]]:
+    """Prints the state of a job on every VM."""
+    return [worker(pod, "status", f"--job={job}")]
+
+
+def stop(pod: Pod, job: str, grace: int) -> list[list[str]]:
+    """Sends SIGTERM to a job on every VM, and SIGKILL after `grace` seconds."""
+    return [worker(pod, "stop", f"--job={job}", f"--grace={grace}")]
 
 
 def archive(checkout: str, out: str) -> list[str]:

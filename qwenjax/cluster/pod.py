@@ -1,4 +1,4 @@
-"""What is created, launched on and deleted, as a value; kept in a small file, so that a name is enough afterwards."""
+"""A pod as a value: what is created, launched on and deleted. A file keeps it under its name."""
 
 import argparse
 import dataclasses
@@ -88,7 +88,7 @@ def check_name(option: str, name: str) -> None:
 
 
 def arguments(add, creating: bool = False) -> None:
-    """Declares the options that describe a pod: all of them where one is created; else --name, the rest is known."""
+    """Declares the options that describe a pod. Only `creating` one requires more than --name."""
     add("--name", required=True, metavar="NAME", help="of the pod")
     known = "" if creating else "; known for a pod created from here"
     add("--project", required=creating, metavar="ID", help=f"Google Cloud project that pays{known}")
@@ -106,11 +106,11 @@ def arguments(add, creating: bool = False) -> None:
     add("--dry-run", action="store_true", help="print the exact commands, run none")
 
 
-def pod(options: argparse.Namespace, fresh: bool = False) -> Pod:
-    """The pod that the options describe; unless `fresh`, filled up from what is known of its name.
+def pod_from(options: argparse.Namespace, fresh: bool = False) -> Pod:
+    """The pod that the options describe; unless `fresh`, missing options are those it was created with.
 
     Raises:
-      ValueError: something is missing and nothing is known, or the description makes no sense.
+      ValueError: an option is missing or wrong.
     """
     given = {k: v for k in (f.name for f in dataclasses.fields(Pod)) if (v := getattr(options, k, None)) is not None}
     if options.reserved is not None:
@@ -137,7 +137,7 @@ def remember(one: Pod) -> None:
 
 
 def forget(name: str) -> None:
-    """The pod is deleted."""
+    """Removes the description of a deleted pod."""
     (_folder() / f"{name}.json").unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Running command lines, or only printing them; and what the errors of gcloud, xpk and kubectl mean for the user."""
+"""Runs command lines, or prints them, and explains the errors of gcloud, xpk and kubectl."""
 
 import shlex
 import shutil
@@ -9,15 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-INSTALL = {
+INSTALL_HINTS = {
     "gcloud": "install the Google Cloud CLI (cloud.google.com/sdk/docs/install), then `gcloud auth login`",
-    "xpk": "`pip install xpk`, and gcloud and kubectl beside it",
+    "xpk": "`pip install xpk`; it needs gcloud and kubectl",
     "kubectl": "`gcloud components install kubectl gke-gcloud-auth-plugin`",
     "docker": "install Docker (docs.docker.com/engine/install); then `gcloud auth configure-docker`",
     "git": "install git, or give --source with what pip can install",
 }
-# What a failed command said -> the kind of failure. The first match counts.
-KINDS = (
+# Kinds of failure, by what a failed command writes to stderr. The first match counts.
+FAILURE_KINDS = (
     ("signed-out", ("gcloud auth login", "reauthentication", "do not currently have an active account")),
     ("busy", ("per minute", "too many requests")),
     ("quota", ("quota limit", "quota exceeded", "exceeded quota", "quota '", "insufficient quota")),
@@ -36,37 +36,37 @@ ADVICE = {
     "(roles/tpu.admin), and the project the API (`gcloud services enable tpu.googleapis.com --project=ID`)",
     "absent": "it does not exist in that project and zone; `python -m qwenjax.cluster status` lists what does",
     "unreachable": "the VM does not answer: it may still be booting, or a firewall may close port 22",
-    "preempted": "the slice was preempted; `launch --retry=N` makes it anew and goes on",
+    "preempted": "the slice was preempted; `launch --retry=N` creates it again and continues",
 }
-PASSING = ("busy", "unreachable")  # worth trying again as it is
+TRANSIENT = ("busy", "unreachable")  # failures that may pass
 
 
 class CommandFailed(ValueError):
-    """A command did not succeed; `kind` is one of KINDS, or "failed" for anything else."""
+    """A command failed; `kind` is one of FAILURE_KINDS, or "failed" for anything else."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
         self.kind = kind
 
 
-def kind(said: str, code: int) -> str:
+def failure_kind(stderr: str, code: int) -> str:
     """What a command's failure means, from its error output and exit code (255: ssh lost the connection)."""
-    low = said.lower()
-    for name, marks in KINDS:
+    low = stderr.lower()
+    for name, marks in FAILURE_KINDS:
         if any(mark in low for mark in marks):
             return name
     return "unreachable" if code == 255 else "failed"
 
 
-def tell(text: str) -> None:
+def say(text: str) -> None:
     """A line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Runner:
-    """Runs command lines one after another; with `dry` prints them instead, as a shell script with comments.
+    """Runs command lines one after another; with `dry` it prints them instead, as a shell script with comments.
 
-    `sleep` is what waits between tries; tests give their own.
+    `sleep` waits between tries; tests pass their own.
     """
 
     def __init__(self, dry: bool = False, sleep: Callable[[float], None] = time.sleep):
@@ -74,33 +74,33 @@ class Runner:
         self.sleep = sleep
 
     def note(self, text: str) -> None:
-        """Says what comes next: a comment in the script, or a line of progress."""
+        """Announces what comes next: a comment in the script, or a line of progress."""
         if self.dry:
             print(f"# {text}")
         else:
-            tell(text)
+            say(text)
 
     def run(self, command: list[str]) -> None:
-        """Runs a command; its output goes where ours goes.
+        """Runs a command with this process's stdout and stderr.
 
         Raises:
-          Failed: it is not installed, or exits with another code than 0.
+          CommandFailed: it is not installed, or its exit code is not 0.
         """
         self._start(command, capture=False)
 
-    def read(self, command: list[str]) -> str:
-        """Runs a command and returns what it prints; "" when only printing. Raises Failed as `run` does."""
+    def output_of(self, command: list[str]) -> str:
+        """Runs a command and returns its stdout ("" in a dry run). Raises CommandFailed as `run` does."""
         return self._start(command, capture=True)
 
-    def insist(self, command: list[str], tries: int = 6, wait: float = 30) -> None:
-        """Runs a command, again after `wait` seconds, then twice as long …, while what it fails of may pass."""
+    def run_with_retries(self, command: list[str], tries: int = 6, wait: float = 30) -> None:
+        """Runs a command; after a transient failure again, after `wait` seconds, then twice as long …"""
         for left in reversed(range(tries)):
             try:
                 return self.run(command)
             except CommandFailed as error:
-                if error.kind not in PASSING or not left:
+                if error.kind not in TRANSIENT or not left:
                     raise
-                tell(f"{error}\ntrying again in {wait:.0f} s ({left} tries left)")
+                say(f"{error}\ntrying again in {wait:.0f} s ({left} tries left)")
                 self.sleep(wait)
                 wait = min(2 * wait, 600)
 
@@ -110,32 +110,34 @@ class Runner:
             print(line)
             return ""
         if not shutil.which(command[0]):
-            raise CommandFailed("missing", f"{command[0]} is not installed: {INSTALL.get(command[0], 'install it')}")
+            raise CommandFailed(
+                "missing", f"{command[0]} is not installed: {INSTALL_HINTS.get(command[0], 'install it')}"
+            )
         if not capture:
-            tell(f"+ {line}")
+            say(f"+ {line}")
         process = subprocess.Popen(command, stdout=subprocess.PIPE if capture else None, stderr=subprocess.PIPE)
         last: deque[bytes] = deque(maxlen=100)
-        watch = threading.Thread(target=_copy, args=(process.stderr, last, capture), daemon=True)
-        watch.start()
+        copier = threading.Thread(target=_copy, args=(process.stderr, last, capture), daemon=True)
+        copier.start()
         try:
             out = process.stdout.read().decode(errors="replace") if capture else ""
             code = process.wait()
-        except BaseException:  # an interruption: let the command end, too
+        except BaseException:  # an interruption ends the command, too
             process.terminate()
             process.wait()
             raise
-        watch.join(timeout=5)
+        copier.join(timeout=5)
         if code:
-            said = b"".join(last).decode(errors="replace").strip()
-            what = kind(said, code)
-            advice = ADVICE.get(what)
-            shown = f"\n{said}" if capture and said else ""
-            raise CommandFailed(what, f"exit code {code} from: {line}{shown}" + (f"\n{advice}" if advice else ""))
+            stderr = b"".join(last).decode(errors="replace").strip()
+            kind = failure_kind(stderr, code)
+            advice = ADVICE.get(kind)
+            shown = f"\n{stderr}" if capture and stderr else ""
+            raise CommandFailed(kind, f"exit code {code} from: {line}{shown}" + (f"\n{advice}" if advice else ""))
         return out
 
 
 def _copy(stream, last: deque, quiet: bool) -> None:
-    """Passes error output on as it comes, in pieces: a question that waits for an answer ends in no newline."""
+    """Passes stderr on in pieces, not lines: a question that waits for an answer does not end in a newline."""
     while piece := stream.read1(4096):
         last.append(piece)
         if not quiet:

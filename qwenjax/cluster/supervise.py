@@ -1,6 +1,6 @@
-"""Waiting for a pod, making it ready, and keeping a job going on it over preemptions.
+"""Waits for a pod, installs the code on it, and keeps a job running on it across preemptions.
 
-A slice is only ever deleted here when Google Cloud itself says that it is preempted or has failed.
+It deletes a slice only when Google Cloud itself says that the slice is preempted or has failed.
 """
 
 import shlex
@@ -11,27 +11,27 @@ from qwenjax.cluster import gcloud, worker, xpk
 from qwenjax.cluster import pod as pods
 from qwenjax.cluster.gcloud import ABSENT, LOST, READY, WAITING
 from qwenjax.cluster.pod import Pod
-from qwenjax.cluster.runner import PASSING, CommandFailed, Runner, tell
+from qwenjax.cluster.runner import TRANSIENT, CommandFailed, Runner, say
 from qwenjax.common.command_line import INTERRUPTED
 
-POLL = 60  # seconds between two looks
+POLL_SECONDS = 60
 SCRIPT = "bootstrap_vm.sh"
-LONG = 3600  # seconds a job must have run for its failure to be worth another try
-PATIENCE = 30  # looks in a row that may go unanswered
-AGAIN = "again"
+LONG_RUN = 3600  # seconds; a job that fails after this long is started again
+MAX_SILENT_POLLS = 30  # in a row
+RESTART = "restart"
 
 
 def create(pod: Pod, runner: Runner) -> None:
-    """Creates the pod, or finds it created, and waits until it is there.
+    """Creates the pod, unless it exists, and waits until it is ready.
 
     Raises:
-      Failed: it was refused, the request failed, or another pod has the name.
+      CommandFailed: it was refused, the request failed, or another pod has the name.
     """
     old = pods.known_as(pod.name)
     if not runner.dry:
         pods.remember(pod)  # before it exists: what may cost money must not be forgotten
     try:
-        runner.insist(xpk.create(pod) if pod.through == "gke" else gcloud.create(pod))
+        runner.run_with_retries(xpk.create(pod) if pod.through == "gke" else gcloud.create(pod))
     except CommandFailed as error:
         if error.kind != "exists" or old != pod:
             pods.remember(old) if old else pods.forget(pod.name)
@@ -42,7 +42,7 @@ def create(pod: Pod, runner: Runner) -> None:
                     "--name, or give the other commands its --project, --zone, --type … as it is",
                 ) from None
             raise
-        tell(f"{pod.name} exists already")
+        say(f"{pod.name} exists already")
     if pod.through != "gke":
         wait(pod, runner)
 
@@ -51,31 +51,31 @@ def wait(pod: Pod, runner: Runner) -> None:
     """Waits until the pod is ready. Interrupted, the request stays.
 
     Raises:
-      Failed: it is lost ("preempted") or was deleted meanwhile ("absent").
+      CommandFailed: it is lost ("preempted") or was deleted meanwhile ("absent").
     """
-    runner.note(f"every {POLL} s until it says {'READY' if pod.through == 'vm' else 'ACTIVE'}:")
+    runner.note(f"every {POLL_SECONDS} s until it says {'READY' if pod.through == 'vm' else 'ACTIVE'}:")
     if runner.dry:
         return runner.run(gcloud.describe(pod))
-    if (now := _settled(pod, runner)) != READY:
-        raise _gone(pod, now)
-    tell(f"{pod.name} is ready: {pod.chips:,} chips are billed")
+    if (now := _settled_state(pod, runner)) != READY:
+        raise _lost_error(pod, now)
+    say(f"{pod.name} is ready: {pod.chips:,} chips are billed")
 
 
-def _settled(pod: Pod, runner: Runner) -> str:
-    """READY, LOST or ABSENT, once it is no longer on its way to one of them."""
-    told = False
-    while (now := look(pod, runner)) == WAITING:
-        if not told:
-            tell(
+def _settled_state(pod: Pod, runner: Runner) -> str:
+    """Waits while the pod changes; READY, LOST or ABSENT."""
+    warned = False
+    while (now := pod_state(pod, runner)) == WAITING:
+        if not warned:
+            say(
                 f"{pod.name} is not ready yet. Ctrl-C ends the waiting, NOT the request: granted, it is billed "
                 f"until you delete it (python -m qwenjax.cluster delete --name={pod.name})"
             )
-        told = True
-        runner.sleep(POLL)
+        warned = True
+        runner.sleep(POLL_SECONDS)
     return now
 
 
-def _gone(pod: Pod, now: str) -> CommandFailed:
+def _lost_error(pod: Pod, now: str) -> CommandFailed:
     if now == ABSENT:
         return CommandFailed("absent", f"{pod.name} does not exist in {pod.project}, {pod.zone}; `create` makes it")
     why = shlex.join(gcloud.describe(pod)[:-1])
@@ -84,25 +84,25 @@ def _gone(pod: Pod, now: str) -> CommandFailed:
     )
 
 
-def look(pod: Pod, runner: Runner) -> str:
-    """READY, WAITING, LOST or ABSENT; a request is only as ready as its slices."""
+def pod_state(pod: Pod, runner: Runner) -> str:
+    """READY, WAITING, LOST or ABSENT. A request counts as ready when all its slices are."""
     try:
-        now = gcloud.condition(runner.read(gcloud.describe(pod)))
+        now = gcloud.condition(runner.output_of(gcloud.describe(pod)))
         if now != READY or pod.through == "vm":
             return now
-        slices = {gcloud.condition(runner.read(gcloud.describe_node(pod, node))) for node in pod.nodes}
+        slices = {gcloud.condition(runner.output_of(gcloud.describe_node(pod, node))) for node in pod.nodes}
     except CommandFailed as error:
         if error.kind == "absent":
             return ABSENT
-        if error.kind not in PASSING:
+        if error.kind not in TRANSIENT:
             raise
-        tell(str(error))
+        say(str(error))
         return WAITING
     return LOST if LOST in slices else READY if slices == {READY} else WAITING
 
 
 def bootstrap(pod: Pod, runner: Runner) -> None:
-    """Installs qwenjax on every VM, or builds the container. What is done already takes seconds."""
+    """Installs qwenjax on every VM, or builds the container. Repeated, it takes seconds."""
     root = Path(__file__).parents[2]
     source = pod.source or (str(root) if (root / ".git").exists() else "")
     if not source:
@@ -112,7 +112,7 @@ def bootstrap(pod: Pod, runner: Runner) -> None:
         if not checkout:
             raise ValueError(f"--source={source}: a container is built from a checkout of qwenjax")
         for command in xpk.bootstrap(pod, source):
-            runner.insist(command)
+            runner.run_with_retries(command)
         return
     script = next((p for p in (Path(__file__).parent / SCRIPT, root / "tpu_setup" / SCRIPT) if p.is_file()), None)
     if script is None:
@@ -123,15 +123,15 @@ def bootstrap(pod: Pod, runner: Runner) -> None:
             runner.note("what is committed; changes that are not stay here")
             runner.run(gcloud.archive(source, packed))
         for command in gcloud.bootstrap(pod, str(script), packed if checkout else source, packed=checkout):
-            runner.insist(command)
+            runner.run_with_retries(command)
 
 
 def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner) -> int:
-    """Starts the command on all workers; with retries stays, and starts it again until it has ended by itself.
+    """Starts the command on all workers. With retries it stays, and starts the command again after interruptions.
 
-    Returns: the exit code of the command; 0 when it was only started.
+    Returns: the exit code of the command; 0 if it was only started.
     Raises:
-      Failed: the slice is absent, or is lost more often than it may be started again.
+      CommandFailed: the slice is absent, or is lost more often than it may be started again.
     """
     pods.check_name("--job", job)
     if pod.through == "gke":
@@ -139,18 +139,18 @@ def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner)
         return 0
     starting = gcloud.start(pod, job, command)
     if not retries:
-        runner.insist(starting)
+        runner.run_with_retries(starting)
         return 0
     if runner.dry:
         return _plan(pod, job, starting, runner)
     for left in reversed(range(retries + 1)):
         outcome = _attempt(pod, job, starting, runner)
-        if outcome != AGAIN:
-            tell(f"{job} has ended; {pod.name} is billed until you delete it")
+        if outcome != RESTART:
+            say(f"{job} has ended; {pod.name} is billed until you delete it")
             return outcome
         if left:
-            tell(f"starting {job} again; {left} of {retries} retries left")
-            runner.sleep(POLL)
+            say(f"starting {job} again; {left} of {retries} retries left")
+            runner.sleep(POLL_SECONDS)
     raise CommandFailed(
         "preempted", f"{job} was interrupted {retries + 1} times; the same command goes on where it was"
     )
@@ -160,7 +160,7 @@ def _plan(pod: Pod, job: str, starting: list[str], runner: Runner) -> int:
     """What `launch` with retries may come to run, in order."""
     bootstrap(pod, runner)
     runner.run(starting)
-    runner.note(f"every {POLL} s, until the job has ended:")
+    runner.note(f"every {POLL_SECONDS} s, until the job has ended:")
     runner.run(gcloud.worker(pod, "status", f"--job={job}"))
     runner.note("only if the slice is preempted or has failed; then everything from the top:")
     runner.run(gcloud.delete(pod))
@@ -169,89 +169,90 @@ def _plan(pod: Pod, job: str, starting: list[str], runner: Runner) -> int:
 
 
 def _attempt(pod: Pod, job: str, starting: list[str], runner: Runner) -> int | str:
-    """One life of the slice: the job's exit code, or AGAIN."""
+    """Runs the job until it ends or is interrupted: its exit code, or RESTART."""
     try:
-        now = _settled(pod, runner)
-        if now == ABSENT:  # deleted on purpose, perhaps: never make it anew then
-            raise _gone(pod, now)
+        now = _settled_state(pod, runner)
+        if now == ABSENT:  # perhaps deleted on purpose, so it is not created again
+            raise _lost_error(pod, now)
         if now == LOST:
-            tell(f"{pod.name} was preempted or has failed: making it anew")
-            runner.insist(gcloud.delete(pod))
+            say(f"{pod.name} was preempted or has failed: creating it again")
+            runner.run_with_retries(gcloud.delete(pod))
             create(pod, runner)
         if not _runs(pod, job, runner):
-            bootstrap(pod, runner)  # always: a VM that was restarted has lost its mount
-        runner.insist(starting)
+            bootstrap(pod, runner)  # even on an old slice: a restarted VM has lost its mount
+        runner.run_with_retries(starting)
         outcome = _watch(pod, job, runner)
-        if outcome == AGAIN and look(pod, runner) == READY:  # peers of a dead process may hang in a collective
-            runner.insist(gcloud.worker(pod, "stop", f"--job={job}"))
+        if outcome == RESTART and pod_state(pod, runner) == READY:  # peers of a dead process may hang in a collective
+            runner.run_with_retries(gcloud.worker(pod, "stop", f"--job={job}"))
         return outcome
     except CommandFailed as error:
-        if error.kind != "preempted" and (error.kind not in PASSING or look(pod, runner) != LOST):
+        if error.kind != "preempted" and (error.kind not in TRANSIENT or pod_state(pod, runner) != LOST):
             raise
-        tell(str(error))
-        return AGAIN
+        say(str(error))
+        return RESTART
 
 
 def _states(pod: Pod, job: str, runner: Runner) -> list[worker.JobState]:
-    return worker.states(runner.read(gcloud.worker(pod, "status", f"--job={job}")))
+    return worker.states(runner.output_of(gcloud.worker(pod, "status", f"--job={job}")))
 
 
 def _runs(pod: Pod, job: str, runner: Runner) -> bool:
-    """Whether the job runs on all workers already: then nothing may be installed under it."""
+    """Whether the job already runs on all workers. Nothing may be installed then."""
     try:
-        found = _states(pod, job, runner)
-    except CommandFailed:  # nothing is installed yet, or nobody answers: what comes next will tell
+        states = _states(pod, job, runner)
+    except CommandFailed:  # nothing is installed yet, or no VM answers; the next command will show which
         return False
-    return len(found) == pod.tpu.workers * pod.slices and all(one.state == worker.RUNNING for one in found)
+    return len(states) == pod.tpu.workers * pod.slices and all(one.state == worker.RUNNING for one in states)
 
 
 def _watch(pod: Pod, job: str, runner: Runner) -> int | str:
-    """Waits until the job has ended: its exit code, or AGAIN if it or the slice was lost.
+    """Waits until the job has ended: its exit code, or RESTART if it or the slice was lost.
 
     Raises:
-      Failed: the slice was deleted, or does not answer for long although it is not lost.
+      CommandFailed: the slice was deleted, or does not answer for long although it is not lost.
     """
     silent = 0
     while True:
         try:
-            outcome = verdict(_states(pod, job, runner), pod.tpu.workers * pod.slices)
+            outcome = job_outcome(_states(pod, job, runner), pod.tpu.workers * pod.slices)
             silent = 0
         except CommandFailed as error:
             if error.kind in ("denied", "signed-out", "missing"):
                 raise
-            tell(str(error))
-            outcome, now = None, look(pod, runner)
+            say(str(error))
+            outcome, now = None, pod_state(pod, runner)
             if now == ABSENT:
-                raise _gone(pod, now) from None
+                raise _lost_error(pod, now) from None
             if now == LOST:
-                return AGAIN
+                return RESTART
             silent += 1
-            if silent == PATIENCE:
+            if silent == MAX_SILENT_POLLS:
                 raise CommandFailed(
                     "silent", f"{pod.name} is there, and billed, but has not answered {silent} times"
                 ) from None
         if outcome is not None:
             return outcome
-        runner.sleep(POLL)
+        runner.sleep(POLL_SECONDS)
 
 
-def verdict(found: list[worker.JobState], workers: int) -> int | str | None:
-    """What the states of all workers mean together: an exit code, AGAIN, or None while it runs.
+def job_outcome(states: list[worker.JobState], workers: int) -> int | str | None:
+    """What the states of all workers mean together: an exit code, RESTART, or None while the job runs.
 
-    A worker that a signal killed, that was interrupted (exit code 3) or has no exit code (its VM was restarted) takes
-    the others down with it, whatever their codes. Who stopped the job does not want it again. Any other failure is the
-    command's own and would happen again, unless it ran for long: a step that hangs, or a lost peer, fail like that.
+    A job that somebody stopped is not started again. A worker that was killed by a signal, was interrupted (exit code
+    3) or has no exit code (its VM was restarted) makes the others fail, so their exit codes do not matter: RESTART. Any
+    other failure is the command's own and would happen again, unless it ran for long: a hanging step or a lost peer
+    also ends in exit code 1.
     """
-    if any(one.stopped for one in found):
-        tell("the job was stopped by `stop`")
+    if any(one.stopped for one in states):
+        say("the job was stopped by `stop`")
         return INTERRUPTED
-    ended = [one for one in found if one.state != worker.RUNNING]
+    ended = [one for one in states if one.state != worker.RUNNING]
     if any(one.state != worker.FINISHED or one.code == 3 or one.code > 128 for one in ended):
-        return AGAIN
+        return RESTART
     for one in ended:
         if one.code:
-            if one.code == 1 and one.seconds >= LONG:
-                return AGAIN
-            tell(f"{one.host}: the command failed by itself, exit code {one.code}; its log says why (cluster logs)")
+            if one.code == 1 and one.seconds >= LONG_RUN:
+                return RESTART
+            say(f"{one.host}: the command failed by itself, exit code {one.code}; its log says why (cluster logs)")
             return one.code
     return 0 if len(ended) >= workers else None

@@ -1,8 +1,8 @@
-"""What runs on each VM of a pod: a command started in the background, its log, and its exit code in a file.
+"""What runs on each VM of a pod: a command in the background, its log, and its exit code in a file.
 
 ~/qwenjax/launched/JOB/  command.json  log  pid  lock  exit     the command works in ~/qwenjax, its venv first in PATH
 
-The lock is held by the processes of the job: the system lets go of it however they end, and when the VM restarts.
+The processes of the job hold the lock. The system releases it however they end, also when the VM restarts.
 """
 
 import fcntl
@@ -20,22 +20,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 NONE, RUNNING, FINISHED, LOST = "none", "running", "finished", "lost"  # lost: ended without leaving an exit code
-# The shell outlives a signal to the whole group, so that it can write the exit code of what it started.
-HOLD = 'trap : TERM INT; "$@"; echo $? > "$0.new"; mv "$0.new" "$0"'
+# The shell survives a signal to its process group, so that it can write the exit code of the command.
+WRAPPER = 'trap : TERM INT; "$@"; echo $? > "$0.new"; mv "$0.new" "$0"'
 MARK = "qwenjax-status "
 
 
 class JobState(NamedTuple):
-    """Of a job on one VM; `code` and `seconds` are its exit code and how long it ran, once finished.
-
-    `stopped`: somebody asked it to end.
-    """
+    """The state of a job on one VM."""
 
     host: str
     state: str
-    code: int | None = None
-    seconds: float = 0
-    stopped: bool = False
+    code: int | None = None  # exit code, once finished
+    seconds: float = 0  # how long it ran, once finished
+    stopped: bool = False  # by `stop`
 
 
 def home() -> Path:
@@ -44,9 +41,9 @@ def home() -> Path:
 
 
 def start(job: str, command: list[str]) -> str:
-    """Starts a command in the background; started already, it is left alone.
+    """Starts a command in the background, unless it runs already.
 
-    Returns: what was done. Raises ValueError if another command runs under this name.
+    Returns: a message. Raises ValueError if another command runs under this name.
     """
     folder = home() / "launched" / job
     host = socket.gethostname()
@@ -56,12 +53,8 @@ def start(job: str, command: list[str]) -> str:
             raise ValueError(f"{host}: {job} is another command, {shlex.join(running)}; `stop` it, or use --job")
         return f"{host}: {job} runs already"
     folder.mkdir(parents=True, exist_ok=True)
-    for left in (
-        "exit",
-        "stopped",
-        "lock",
-    ):  # a lock of its own: something that an earlier one left behind may still hold that
-        (folder / left).unlink(missing_ok=True)
+    for name in ("exit", "stopped", "lock"):  # the old lock may still be held by a process that an earlier job left
+        (folder / name).unlink(missing_ok=True)
     (folder / "command.json").write_text(json.dumps(command))
     path = os.pathsep.join([str(home() / "venv" / "bin"), os.environ.get("PATH", "/usr/bin:/bin")])
     with open(folder / "log", "a") as log, open(folder / "lock", "a") as lock:
@@ -69,7 +62,7 @@ def start(job: str, command: list[str]) -> str:
         log.write(f"=== {datetime.now():%Y-%m-%d %H:%M:%S} {host}: {shlex.join(command)}\n")
         log.flush()
         process = subprocess.Popen(
-            ["/bin/sh", "-c", HOLD, str(folder / "exit"), *command],
+            ["/bin/sh", "-c", WRAPPER, str(folder / "exit"), *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -83,12 +76,12 @@ def start(job: str, command: list[str]) -> str:
 
 
 def state(job: str) -> JobState:
-    """What has become of a job on this VM."""
+    """The state of a job on this VM."""
     folder = home() / "launched" / job
     host = socket.gethostname()
     if not (folder / "pid").exists():
         return JobState(host, NONE)
-    alive = _alive(folder)  # asked first: the exit code is written before the lock is let go
+    alive = _alive(folder)  # before `exit` is read: the exit code is written before the lock is released
     end, stopped = folder / "exit", (folder / "stopped").exists()
     if end.exists():
         seconds = end.stat().st_mtime - (folder / "pid").stat().st_mtime
@@ -97,7 +90,7 @@ def state(job: str) -> JobState:
 
 
 def _alive(folder: Path) -> bool:
-    """Whether a process of the job is there."""
+    """Whether a process of the job holds the lock."""
     with open(folder / "lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,7 +106,7 @@ def stop(job: str, grace: float) -> JobState:
     for number in (signal.SIGTERM, signal.SIGKILL):
         if state(job).state != RUNNING:
             break
-        (folder / "stopped").touch()  # so that whoever watches does not start it again
+        (folder / "stopped").touch()  # tells `launch --retry` not to start it again
         os.killpg(int((folder / "pid").read_text()), number)
         while state(job).state == RUNNING and (number == signal.SIGKILL or time.monotonic() < until):
             time.sleep(0.1)
@@ -132,10 +125,9 @@ def tail(job: str, lines: int, follow: bool, pause: float = 0.5) -> Iterator[str
         yield from log.readlines()[-lines:] if lines else ()
         log.seek(0, os.SEEK_END)
         while follow:
-            alive = state(job).state == RUNNING  # asked first: what was written until then is read below
-            rest = log.read()
-            if rest:
-                yield rest
+            alive = state(job).state == RUNNING  # before reading, so that the last lines of a job are read below
+            if new := log.read():
+                yield new
             elif not alive:
                 return
             else:
@@ -143,18 +135,17 @@ def tail(job: str, lines: int, follow: bool, pause: float = 0.5) -> Iterator[str
 
 
 def show_state(one: JobState) -> str:
-    """A state as the line that `states` reads."""
+    """A state as a line that `states` reads."""
     return MARK + json.dumps(one._asdict())
 
 
 def states(text: str) -> list[JobState]:
-    """The states in what all VMs printed, whatever else is in it."""
-    found = [line.partition(MARK)[2] for line in text.splitlines() if MARK in line]
-    return [JobState(**json.loads(line)) for line in found]
+    """The states in the output of all VMs, among lines of ssh."""
+    return [JobState(**json.loads(line.partition(MARK)[2])) for line in text.splitlines() if MARK in line]
 
 
 def show_log(job: str, lines: int, follow: bool, prefix: bool) -> None:
-    """Prints the log, and how the job has ended if it was followed."""
+    """Prints the log; with `follow` also how the job has ended."""
     host = f"{socket.gethostname()}: " if prefix else ""
     for text in tail(job, lines, follow):
         sys.stdout.write("".join(host + line for line in text.splitlines(keepends=True)))

@@ -1,7 +1,8 @@
-"""Command lines for GKE through XPK: from a Pod to lists of arguments. Nothing is run here.
+"""Command lines for GKE through XPK, with the functions of gcloud.py. Nothing is run here.
 
-The pod is a cluster, a launch is a workload in it, and bootstrapping is building the container. XPK documents its
-flags in docs/usage of github.com/AI-Hypercomputer/xpk.
+The pod is a cluster, a launch is a workload in it, and bootstrapping is building the container. XPK creates, submits
+and deletes; docker builds the image, and kubectl has the logs and ports. Flags of XPK: docs/usage of
+github.com/AI-Hypercomputer/xpk.
 """
 
 import shlex
@@ -35,9 +36,8 @@ def bootstrap(pod: Pod, checkout: str) -> list[list[str]]:
     if pod.bucket:
         attach = ["--type=gcsfuse", f"--bucket={pod.bucket}", f"--mount-point={MOUNT}", "--readonly=false"]
         options = "--mount-options=uid=1000,gid=1000,implicit-dirs,rename-dir-limit=200000"
-        commands.append(
-            [*_xpk(pod, "storage", "attach", f"{pod.name}-gcs"), *attach, "--size=1", "--auto-mount=true", options]
-        )
+        attach += ["--size=1", "--auto-mount=true", options]
+        commands.append([*_xpk(pod, "storage", "attach", f"{pod.name}-gcs"), *attach])
     return commands
 
 
@@ -47,25 +47,14 @@ def launch(pod: Pod, job: str, command: list[str], retries: int) -> list[str]:
     return [*_xpk(pod, "workload", "create"), *what, *_size(pod), f"--command={shlex.join(command)}"]
 
 
-def credentials(pod: Pod) -> list[str]:
-    """Lets kubectl see the cluster, which is regional."""
-    words = [pod.name, f"--location={pod.region}", f"--project={pod.project}"]
-    return ["gcloud", "container", "clusters", "get-credentials", *words]
+def status(pod: Pod, job: str) -> list[list[str]]:
+    """Lists the workloads of the cluster."""
+    return [_xpk(pod, "workload", "list")]
 
 
-def logs(pod: Pod, job: str, workers: str, lines: int, follow: bool) -> list[str]:
-    """The log of the first worker, or of all."""
-    label = f"jobset.sigs.k8s.io/jobset-name={job}"
-    if workers == "0":
-        label += ",jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
-    count = pod.tpu.workers * pod.slices * 2  # containers; kubectl follows five unless told
-    words = [f"--selector={label}", "--all-containers", "--prefix", f"--tail={lines}", f"--max-log-requests={count}"]
-    return ["kubectl", "logs", *words, *(["--follow"] if follow else [])]
-
-
-def stop(pod: Pod, job: str) -> list[str]:
-    """Ends a workload; the cluster stays."""
-    return [*_xpk(pod, "workload", "delete"), f"--workload={job}", "--force"]
+def stop(pod: Pod, job: str, grace: int) -> list[list[str]]:
+    """Ends a workload; the cluster stays. Kubernetes has its own grace period."""
+    return [[*_xpk(pod, "workload", "delete"), f"--workload={job}", "--force"]]
 
 
 def delete(pod: Pod) -> list[str]:
@@ -73,21 +62,34 @@ def delete(pod: Pod) -> list[str]:
     return [*_xpk(pod, "cluster", "delete"), "--force"]
 
 
-def workloads(pod: Pod) -> list[str]:
-    """What runs in the cluster."""
-    return _xpk(pod, "workload", "list")
+def logs(pod: Pod, job: str, workers: str, lines: int, follow: bool) -> list[list[str]]:
+    """Prints the log of worker "0", or of "all"."""
+    label = f"jobset.sigs.k8s.io/jobset-name={job}"
+    if workers == "0":
+        label += ",jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
+    containers = pod.tpu.workers * pod.slices * 2  # kubectl's own limit is five
+    words = [f"--selector={label}", "--all-containers", "--prefix", f"--tail={lines}"]
+    words += [f"--max-log-requests={containers}", *["--follow"] * follow]
+    return [_credentials(pod), ["kubectl", "logs", *words]]
+
+
+def tunnel(pod: Pod, job: str, port: int) -> list[list[str]]:
+    """Forwards a port of this machine to worker 0, until interrupted."""
+    return [_credentials(pod), ["kubectl", "port-forward", f"jobs/{job}-slice-job-0", f"{port}:{port}"]]
+
+
+def fetch(pod: Pod, folder: str, out: str) -> list[list[str]]:
+    """Copies a folder of the bucket to this machine."""
+    source = f"gs://{pod.bucket}/{folder.removeprefix('gcs/')}"
+    return [["gcloud", "storage", "cp", "--recursive", source, out]]
 
 
 def listing(project: str) -> list[str]:
-    """Clusters of a project, everywhere."""
+    """Clusters of a project, everywhere; xpk would list one zone."""
     return ["gcloud", "container", "clusters", "list", f"--project={project}"]
 
 
-def trace(pod: Pod, folder: str, out: str) -> list[str]:
-    """Copies a folder of the bucket."""
-    return ["gcloud", "storage", "cp", "--recursive", f"gs://{pod.bucket}/{folder.removeprefix('gcs/')}", out]
-
-
-def tunnel(job: str, port: int) -> list[str]:
-    """Makes a port of the first worker one of this machine, until interrupted."""
-    return ["kubectl", "port-forward", f"jobs/{job}-slice-job-0", f"{port}:{port}"]
+def _credentials(pod: Pod) -> list[str]:
+    """Lets kubectl connect to the cluster, which is regional."""
+    words = [pod.name, f"--location={pod.region}", f"--project={pod.project}"]
+    return ["gcloud", "container", "clusters", "get-credentials", *words]

@@ -9,7 +9,7 @@ from qwenjax.cluster import pod as pods
 from qwenjax.cluster import supervise, worker
 from qwenjax.cluster.__main__ import main
 from qwenjax.cluster.pod import Pod
-from qwenjax.cluster.runner import CommandFailed, Runner, kind
+from qwenjax.cluster.runner import CommandFailed, Runner, failure_kind
 from qwenjax.cluster.worker import JobState
 
 POD = Pod("pod", "us-west4-a", "my-project", "v5e-8", capacity="spot", source="qwenjax")
@@ -65,7 +65,7 @@ def test_no_capacity_is_tried_again_with_growing_waits(gcloud, runner):
     gcloud.answer("queued-resources describe", "WAITING_FOR_RESOURCES\n", "PROVISIONING\n", "ACTIVE\n")
     gcloud.answer("tpu-vm describe", "CREATING\n", "READY\n")  # the request may be ahead of its slice
     supervise.create(POD, runner)
-    assert runner.waits == [30, 60, supervise.POLL, supervise.POLL, supervise.POLL]
+    assert runner.waits == [30, 60, supervise.POLL_SECONDS, supervise.POLL_SECONDS, supervise.POLL_SECONDS]
     assert pods.known_as("pod") == POD
 
 
@@ -169,7 +169,7 @@ def test_a_slice_that_does_not_answer_is_never_deleted(gcloud, runner):
 
 
 def test_patience_ends(gcloud, runner, monkeypatch):
-    monkeypatch.setattr(supervise, "PATIENCE", 3)
+    monkeypatch.setattr(supervise, "MAX_SILENT_POLLS", 3)
     gcloud.answer("queued-resources describe", "ACTIVE\n")
     gcloud.answer("tpu-vm describe", "READY\n")
     gcloud.answer("--job=train status", OUT)
@@ -194,25 +194,25 @@ def test_a_job_stopped_on_purpose_is_not_started_again(gcloud, runner):
     assert gcloud.verbs("start --") == ["start --"]
 
 
-VERDICTS = [
+OUTCOMES = [
     ([("running",), ("running",)], None),
     ([("finished", 0), ("running",)], None),
     ([("finished", 0), ("finished", 0)], 0),
     ([("finished", 0)], None),  # the other did not answer
     ([("finished", 1), ("running",)], 1),
-    ([("finished", 1), ("finished", 137)], "again"),  # the first lost its peer
-    ([("finished", 3), ("finished", 0)], "again"),
+    ([("finished", 1), ("finished", 137)], "restart"),  # the first lost its peer
+    ([("finished", 3), ("finished", 0)], "restart"),
     ([("finished", 3, 5.0, True), ("running", None, 0, True)], 3),  # by `stop`
-    ([("finished", 1), ("lost",)], "again"),
-    ([("none",), ("running",)], "again"),
-    ([("finished", 1, 3600.0), ("finished", 1, 3600.0)], "again"),
+    ([("finished", 1), ("lost",)], "restart"),
+    ([("none",), ("running",)], "restart"),
+    ([("finished", 1, 3600.0), ("finished", 1, 3600.0)], "restart"),
     ([("finished", 2, 3600.0), ("finished", 2, 3600.0)], 2),
 ]
 
 
-@pytest.mark.parametrize(("found", "meaning"), VERDICTS)
-def test_verdict(found, meaning):
-    assert supervise.verdict([JobState("host", *one) for one in found], workers=2) == meaning
+@pytest.mark.parametrize(("found", "meaning"), OUTCOMES)
+def test_job_outcome(found, meaning):
+    assert supervise.job_outcome([JobState("host", *one) for one in found], workers=2) == meaning
 
 
 KINDS = [
@@ -236,7 +236,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("said", "code", "wanted"), KINDS)
 def test_what_errors_mean(said, code, wanted):
-    assert kind(said, code) == wanted
+    assert failure_kind(said, code) == wanted
 
 
 def test_delete_asks_for_the_name(gcloud, monkeypatch, capsys):
