@@ -1,4 +1,4 @@
-"""The commands of `python -m qwenjax.cluster`, a class each; qwenjax.common.command_line says their form."""
+"""The commands of `python -m qwenjax.cluster`, a class each, as qwenjax.common.command_line wants them."""
 
 import argparse
 import sys
@@ -29,12 +29,10 @@ examples:
       --image=us-east5-docker.pkg.dev/ID/images/qwenjax:1 --bucket=my-bucket
 """
 
-    @staticmethod
-    def arguments(add) -> None:
+    def arguments(self, add) -> None:
         pods.arguments(add, creating=True)
 
-    @staticmethod
-    def run(options: argparse.Namespace) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         pod, runner = pods.pod_from(options, fresh=True), Runner(options.dry_run)
         runner.note(
             f"{pod.slices} x {pod.type}: {pod.chips:,} chips, {pod.tpu.workers * pod.slices} VMs, {pod.capacity}; "
@@ -60,10 +58,10 @@ examples:
   python -m qwenjax.cluster bootstrap --name=pod --source='qwenjax[tpu,vocab] @ git+https://github.com/OWNER/qwenjax@main'
 """
 
-    arguments = staticmethod(pods.arguments)
+    def arguments(self, add) -> None:
+        pods.arguments(add)
 
-    @staticmethod
-    def run(options: argparse.Namespace) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         pod = pods.pod_from(options)
         supervise.bootstrap(pod, Runner(options.dry_run))
         if not options.dry_run:
@@ -89,15 +87,13 @@ examples:
   python -m qwenjax.cluster launch --name=pod -- env JAX_LOG_COMPILES=1 python -m qwenjax.train --exp=qwen14b
 """
 
-    @staticmethod
-    def arguments(add) -> None:
+    def arguments(self, add) -> None:
         pods.arguments(add)
         add("--job", default="train", metavar="JOB", help="name of the job on the VMs (default: train)")
         add("--retry", type=natural, default=0, metavar="N", help="stay, and start again at most N times (default: 0)")
         add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command and its arguments")
 
-    @staticmethod
-    def run(options: argparse.Namespace) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         command = options.command[options.command[:1] == ["--"] :]
         if not command:
             raise Usage("wanted a command after --, such as -- python -m qwenjax.train --exp=quickstart")
@@ -121,16 +117,14 @@ examples:
   python -m qwenjax.cluster logs --name=pod --workers=all --lines=20
 """
 
-    @staticmethod
-    def arguments(add) -> None:
+    def arguments(self, add) -> None:
         pods.arguments(add)
         add("--job", default="train", metavar="JOB", help="name of the job (default: train)")
         add("--workers", choices=("0", "all"), default="0", help="of which VMs (default: 0)")
         add("--lines", type=natural, default=100, metavar="N", help="how many of the last lines (default: 100)")
         add("--follow", action="store_true", help="go on with those to come")
 
-    @staticmethod
-    def run(options: argparse.Namespace) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         pod = pods.pod_from(options)
         pods.check_name("--job", options.job)
         logs = _tool(pod).logs(pod, options.job, options.workers, options.lines, options.follow)
@@ -149,15 +143,13 @@ examples:
   python -m qwenjax.cluster status --name=pod
 """
 
-    @staticmethod
-    def arguments(add) -> None:
+    def arguments(self, add) -> None:
         add("--project", metavar="ID", help="list all TPUs, requests and clusters of this project")
         add("--name", metavar="NAME", help="of a pod created from here: also how its job stands")
         add("--job", default="train", metavar="JOB", help="name of the job (default: train)")
         add("--dry-run", action="store_true", help="print the exact commands, run none")
 
-    @staticmethod
-    def run(options: argparse.Namespace) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         pod = pods.known_as(options.name) if options.name else None
         if options.name and pod is None:
             raise Usage(f"no pod {options.name!r} was created from here; give --project=ID alone")
@@ -185,16 +177,14 @@ examples:
   python -m qwenjax.cluster profile --name=pod --port=9012
 """
 
-    @staticmethod
-    def arguments(add) -> None:
+    def arguments(self, add) -> None:
         pods.arguments(add)
         add("--trace", metavar="DIR", help="folder of the trace, as seen by the run")
         add("--out", default="profile", metavar="DIR", help="where to put it here (default: profile)")
         add("--port", type=positive, metavar="PORT", help="that the run's profiler listens on")
         add("--job", default="train", metavar="JOB", help="name of the job, for --port through GKE (default: train)")
 
-    @staticmethod
-    def run(options: argparse.Namespace) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         if bool(options.trace) == bool(options.port):
             raise Usage("wanted either --trace=DIR or --port=PORT")
         pod, runner = pods.pod_from(options), Runner(options.dry_run)
@@ -214,14 +204,12 @@ examples:
   python -m qwenjax.cluster stop --name=pod --grace=600
 """
 
-    @staticmethod
-    def arguments(add) -> None:
+    def arguments(self, add) -> None:
         pods.arguments(add)
         add("--job", default="train", metavar="JOB", help="name of the job (default: train)")
         add("--grace", type=natural, default=300, metavar="SECONDS", help="before it is killed (default: 300)")
 
-    @staticmethod
-    def run(options: argparse.Namespace) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         pod, runner = pods.pod_from(options), Runner(options.dry_run)
         pods.check_name("--job", options.job)
         _run_all(_tool(pod).stop(pod, options.job, options.grace), runner)
@@ -241,13 +229,11 @@ examples:
   python -m qwenjax.cluster delete --name=pod --yes
 """
 
-    @staticmethod
-    def arguments(add) -> None:
+    def arguments(self, add) -> None:
         pods.arguments(add)
         add("--yes", action="store_true", help="do not ask")
 
-    @staticmethod
-    def run(options: argparse.Namespace) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         pod, runner = pods.pod_from(options), Runner(options.dry_run)
         if not (options.yes or options.dry_run):
             print(f"This deletes {pod.slices} x {pod.type} {pod.name!r} in {pod.project}, {pod.zone}, and its disks.")
@@ -278,8 +264,7 @@ examples:
   python -m qwenjax.cluster worker --job=train stop
 """
 
-    @staticmethod
-    def arguments(add) -> None:
+    def arguments(self, add) -> None:
         add("--job", default="train", metavar="JOB", help="name of the job (default: train)")
         add("--lines", type=natural, default=100, metavar="N", help="log: how many of the last lines (default: 100)")
         add("--follow", action="store_true", help="log: go on until the job ends")
@@ -288,8 +273,7 @@ examples:
         # One argument, not two: argparse would drop the -- before the command, and another -- inside it.
         add("words", nargs=argparse.REMAINDER, metavar="VERB", help="status, log, stop, or start -- COMMAND…")
 
-    @staticmethod
-    def run(options: argparse.Namespace) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         match options.words:
             case ["start", "--", _, *_]:
                 print(jobs.start(options.job, options.words[2:]))
@@ -307,7 +291,7 @@ examples:
 
 
 COMMANDS = {
-    command.__name__.lower(): command
+    command.__name__.lower(): command()
     for command in (Create, Bootstrap, Launch, Logs, Status, Profile, Stop, Delete, Worker)
 }
 

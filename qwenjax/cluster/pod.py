@@ -31,7 +31,7 @@ class Pod:
     capacity: str = "on-demand"
     reservation: str = ""
     runtime: str = ""  # empty: the default of the generation
-    bucket: str = ""  # mounted as gcs/ beside the run; without gs://
+    bucket: str = ""  # mounted as gcs/ in the working folder; without gs://
     source: str = ""  # empty: this checkout at HEAD; a folder, or what pip can install
     image: str = ""  # of the container; only through gke
 

@@ -1,8 +1,9 @@
 """What all commands share: help texts, exit codes, and errors as one line.
 
-A command is a module, or a class with static methods. Its docstring is the help text (the first line is the summary),
-`EXAMPLES` follows the options, `arguments(add)` declares them (`add` is argparse's add_argument), and `run(options)`
-does the work and returns an exit code. It imports heavy modules inside `run`, so that `--help` is instant.
+A command is a module, or an object with the same members. Its docstring is the help text (the first line is the
+summary), `EXAMPLES` follows the options, `arguments(add)` declares them (`add` is argparse's add_argument), and
+`run(options)` does the work and returns an exit code. It imports heavy modules inside `run`, so that `--help` is
+instant.
 """
 
 import argparse
@@ -22,7 +23,7 @@ class Usage(ValueError):
     """The command line asks for something that does not exist or does not fit; nothing was done."""
 
 
-def main(name: str, description: str, commands: dict[str, ModuleType | type], argv: list[str] | None = None) -> int:
+def main(name: str, description: str, commands: dict[str, ModuleType | object], argv: list[str] | None = None) -> int:
     """Parses `python -m NAME COMMAND …` and runs the command; returns the exit code. Errors become one line.
 
     A ValueError or OSError is a message for the user; QWENJAX_TRACEBACK=1 in the environment shows where it came from.

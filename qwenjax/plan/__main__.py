@@ -118,7 +118,9 @@ def _say(text: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `python -m qwenjax.plan …`; returns its exit code."""
-    return command_line.main_of("qwenjax.plan", sys.modules[__name__], argv)
+    from qwenjax.plan import __main__ as command  # this file, which also runs under the name __main__
+
+    return command_line.main_of("qwenjax.plan", command, argv)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
 
 
 def predict(experiment: Experiment, topology: Topology) -> Candidate:
-    """Peak memory and seconds of a step, from shapes alone."""
+    """Peak memory and seconds of a step, from shapes only."""
     model, compute, chip = experiment.model, experiment.compute, topology.chip
     mesh = experiment.mesh.sizes(topology.device_count, model.embed, topology.slices)
     d, f, q, kv = model.embed, model.ffn, model.heads * model.head_size, model.kv * model.head_size

@@ -31,8 +31,8 @@ def _scaled(value: float, units: tuple[tuple[str, float], ...]) -> str:
     return f"{number:.3g} {unit}" if number < 999.5 else f"{number:.0f} {unit}"
 
 
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:5.1f} %" if whole else "    - "
+def _percent(part: float, total: float) -> str:
+    return f"{100 * part / total:5.1f} %" if total else "    - "
 
 
 def _captured(s: Summary) -> list[str]:
@@ -146,8 +146,8 @@ def _host(s: Summary) -> list[str]:
 
 def _function(name: str) -> str:
     """'$report.py:113 tick' -> 'tick (report.py:113)'."""
-    place, _, function = name.removeprefix("$").partition(" ")
-    return f"{function} ({place})" if name.startswith("$") and function else name
+    source, _, function = name.removeprefix("$").partition(" ")
+    return f"{function} ({source})" if name.startswith("$") and function else name
 
 
 def _shorten(text: str, width: int) -> str:

@@ -116,7 +116,7 @@ def _accelerator(plane, host: list[Event], steps: list[Event]) -> Device:
 
 
 def _tpu(event: Event) -> Event:
-    """An op of a TPU is named by its whole HLO line."""
+    """A TPU names an op by its HLO line; here it gets the name of the instruction."""
     match = _TPU_NAME.match(event.name)
     return event._replace(name=match[1] if match else event.name)
 

@@ -1,7 +1,7 @@
 """Everything the package knows about chips: peaks, memory, networks, and the names under which TPU slices are rented.
 
 Peaks, memory and the network between slices are from the makers' data sheets. Link speeds are not confirmed by
-measurement; they price the part of a step in which collectives run with nothing beside them.
+measurement; they price the part of a step in which collectives are exposed.
 """
 
 import os

@@ -146,13 +146,13 @@ def type_bytes(text: str) -> float:
 
 def group_size(text: str) -> int:
     """Devices in one replica group of a collective, from any of the forms HLO has for it."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
-        return int(found[1])
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return len(found[1].split(","))
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(match[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return len(match[1].split(","))
     return 1
 
 

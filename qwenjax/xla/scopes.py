@@ -56,19 +56,19 @@ def collective(name: str, category: str = "") -> str:
 
 def kind(name: str, op: ScopedOp) -> str:
     """The row of the report that an op's time belongs to."""
-    if found := collective(name, op.category):
-        return found
+    if collective_kind := collective(name, op.category):
+        return collective_kind
     text = (op.category or name).lower()
     if _CONTROL.match(text):
         return CONTROL
     if _TRANSFER.search(text):
         return TRANSFER
-    foreign = text.startswith("custom")  # a kernel from outside XLA: its scope says what for
-    if (foreign or not op.category) and _ATTENTION.search(f"{text} {name} {op.scope}".lower() if foreign else text):
+    custom = text.startswith("custom")  # a kernel from outside XLA; its scope says what it computes
+    if (custom or not op.category) and _ATTENTION.search(f"{text} {name} {op.scope}".lower() if custom else text):
         return ATTENTION
     if _MATMUL.search(text):
         return MATMUL
-    if foreign:
+    if custom:
         return KERNEL
     return MEMORY if op.category or re.match("memcpy|memset", text) else UNKNOWN
 
