@@ -1,50 +1,58 @@
 """The Qwen tokenizer: byte-level BPE over a file of ranks (report §2.2), computed by tiktoken.
 
-Three things differ from the cl100k_base it starts from: text is brought to Unicode NFC first, every digit is a piece
-of its own, and 208 control tokens follow the ranks, at fixed ids from 151,643 for the published vocabulary.
+Three things differ from the cl100k_base it starts from: text is brought to Unicode NFC first, every digit is a token of
+its own, and 208 control tokens follow the ranks, at fixed ids from 151,643 for the published vocabulary.
+
+`ExtendedBPE` adds extra tokens, as `qwenjax.tokenizer extend` learns them (docs/report.md, Vocabulary expansion). Their
+ids begin after the control tokens, at 151,851 for the published vocabulary, so no existing id moves; they merge last.
 """
 
 import base64
 import binascii
+import functools
 import hashlib
+import operator
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import AnyStr, ClassVar
 
 import numpy as np
 
+from qwenjax.common import storage
 from qwenjax.common.processes import cores
 from qwenjax.tokenizer.base import CONTROL, Tokenizer
 
-# How text is cut before merging (spec §2.2): contractions, words with at most one leading sign, single digits,
-# punctuation with the line ends after it, line ends, and blanks, of which the last stays with the next word.
+# How text is split before merging (docs/report.md, Text splitting): contractions, words with at most one leading sign,
+# single digits, punctuation with the line ends after it, line ends, and blanks, of which the last stays with the next
+# word.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIAL = (*CONTROL, *(f"<|extra_{i}|>" for i in range(205)))
 PUBLISHED = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"  # SHA-256 of the released ranks
-# tiktoken's regular expressions run out of stack in more than 999,998 blanks on end (found by bisection, 0.14), which
-# takes the process down. Such runs are cut; the ids of any text without one are the released ones.
+MAX_EMBEDDING_ROWS = 1 << 24  # more than any embedding has; a larger id is a mistake
+# tiktoken's regular expressions overflow the stack on more than 999,998 blanks in a row (found by bisection, 0.14) and
+# crash the process. Such runs are cut; all text without one has the released ids.
 LONG = 999_998
 _LONG_BLANKS = re.compile(rf"(?<![^\S\r\n])[^\S\r\n]{{{LONG + 1},}}")  # tried at the start of a run only: linear time
 
-# quicktok (extra `fast`) has the published vocabulary, too, and is two to four times as quick. The tokenizer of record
-# is tiktoken: quicktok encodes only in the version that tests/tokenizer/test_exactness.py has compared on a million
-# strings, and only text of characters that both are known to treat alike. These are all but the long s, which tiktoken
-# takes for an s in contractions, lone surrogates, and, in whole blocks, the letters, digits and combining marks that
-# came
-# after Unicode 14, the oldest version that Python, tiktoken or quicktok builds on.
+# quicktok (extra `fast`) also has the published vocabulary and is two to four times as fast. tiktoken remains the
+# reference: quicktok is used only in the version that tests/tokenizer/test_exactness.py has compared on a million
+# strings, and only for text whose characters both are known to treat alike. Excluded are the long s, which tiktoken
+# reads as an s in contractions, lone surrogates, and the blocks of letters, digits and combining marks newer than
+# Unicode 14, the oldest version that Python, tiktoken or quicktok builds on.
 QUICKTOK = "0.4.0"
 _ALIKE = re.compile(
     "[\0-\u017e\u0180-\u088e\u0890-\u0896\u0898-\u0c5b\u0c5d-\u0cdb\u0cdd-\u1c88\u1c8b-\ua7ca\ua7dd-\ua7f0\ua7f2-\ud7ff"
     "\ue000-\U000105bf\U0001d400-\U0001df24\U0001e700-\U0002b738\U0002b740-\U0002cea1\U0002ceae-\U0002ebef"
     "\U0002ee5e-\U0003134f\U00033480-\U0010ffff]*+"
 )
-# What quicktok must get right before it is used: another build, or another tiktoken, might not.
+# Compared at the first use of quicktok, because another build, or another tiktoken, might differ.
 _PROBES = (
     "It's SHE'LL we'Ve o'clock 'tis 's ''s\n\n\tif x[0] != 3.14159:  # 100%\r\n   return 'ok'  \n \n",
     "天地玄黄，宇宙洪荒。１２３ Ⅷ ½ ٤٢ हिन्दी ภาษาไทย 한국어 ümlaut 👩\u200d👧🏽\u3000\xa0\u2003 x\u0301 <|endoftext|>",
@@ -60,8 +68,8 @@ class QwenBPE(Tokenizer):
         """From the bytes of a .tiktoken file; `source` names it in errors."""
         import tiktoken
 
-        published = hashlib.sha256(data).hexdigest() == PUBLISHED  # then it needs no checks, which take 0.4 s
-        ranks = _ranks(data) if published else read_ranks(data, source)
+        published = hashlib.sha256(data).hexdigest() == PUBLISHED  # needs no checks, which take 0.4 s
+        ranks = _published_ranks(data) if published else read_ranks(data, source)
         special = {surface: len(ranks) + i for i, surface in enumerate(SPECIAL)}
         pieces = [*ranks, *(surface.encode() for surface in SPECIAL)]
         super().__init__(data if published else write_ranks(ranks), f"bpe-{len(pieces)}", pieces, special)
@@ -78,16 +86,16 @@ class QwenBPE(Tokenizer):
         return [i for part in _parts(text) for i in self._engine.encode_ordinary(part)]
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
-        """`encode_ordinary` of each text; threads help, since tiktoken works outside the interpreter lock."""
+        """`encode_ordinary` of each text; threads help, because tiktoken releases the interpreter lock."""
         texts = [self._normalize(text) for text in texts]
         if any(len(text) >= LONG for text in texts):
             return [self._ordinary(text) for text in texts]
         return self._engine.encode_ordinary_batch(texts, num_threads=threads or cores())
 
     def encode_array(self, text: str) -> np.ndarray:
-        """The same ids as `encode_ordinary`, as uint32 [n]: the quickest way for much text.
+        """The same ids as `encode_ordinary`, as uint32 [n]: the fastest way for much text.
 
-        The first call looks for quicktok, which takes half a second to load.
+        The first call loads quicktok if it is installed, which takes half a second.
         """
         text = self._normalize(text)
         if len(text) < LONG:
@@ -95,16 +103,16 @@ class QwenBPE(Tokenizer):
         return np.concatenate([self._array(part) for part in _parts(text)])
 
     def _array(self, text: str) -> np.ndarray:
-        if self.quick and (text.isascii() or _ALIKE.fullmatch(text)):
-            return self.quick(text)
+        if self.quicktok and (text.isascii() or _ALIKE.fullmatch(text)):
+            return self.quicktok(text)
         try:
             return self._engine.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # lone surrogates, which `encode_ordinary` replaces
             return np.array(self._engine.encode_ordinary(text), np.uint32)
 
-    @cached_property
-    def quick(self) -> Callable[[str], np.ndarray] | None:
-        """quicktok's encoder of normalised text; None if it is absent, not the tested one or of another vocabulary."""
+    @functools.cached_property
+    def quicktok(self) -> Callable[[str], np.ndarray] | None:
+        """quicktok's encoder of normalised text; None if it is absent, untested, or this is another vocabulary."""
         if self.fingerprint != PUBLISHED:
             return None
         try:
@@ -112,61 +120,203 @@ class QwenBPE(Tokenizer):
         except ImportError:
             return None
         if quicktok.__version__ != QUICKTOK:
-            warnings.warn(f"quicktok {quicktok.__version__} is not used, only {QUICKTOK} is tested", stacklevel=2)
+            warnings.warn(f"quicktok {quicktok.__version__} is not used; only {QUICKTOK} is tested", stacklevel=2)
             return None
         engine = quicktok.get_encoding("qwen3")
         if any(engine.encode_ordinary(probe) != self._ordinary(probe) for probe in map(self._normalize, _PROBES)):
-            warnings.warn("quicktok is not used: it does not agree with tiktoken here", stacklevel=2)
+            warnings.warn("quicktok is not used: its ids differ from those of tiktoken here", stacklevel=2)
             return None
         return lambda text: engine.encode_batch([text], 1)[0]
 
 
+class ExtendedBPE(QwenBPE):
+    """A .tiktoken vocabulary, the 208 control tokens, and the tokens of an extra .tiktoken file at the ids given there.
+
+    Attributes:
+      extra: the added tokens and their ids.
+      skipped: (token, id, why) of extra tokens that are left out because the token or the id exists, as in the released
+        loader.
+    """
+
+    extra_file: ClassVar[str] = "extra.tiktoken"  # what `save` writes beside `file`
+
+    def __init__(
+        self, data: bytes, extra: bytes, source: str = "the vocabulary", extra_source: str = "the extra vocabulary"
+    ):
+        """From the bytes of both files; `source` and `extra_source` name them in errors.
+
+        Raises:
+          ValueError: as `QwenBPE`; or a line of the extra file that is not a token and an id.
+        """
+        import tiktoken
+
+        super().__init__(data, source)
+        ranks = {token: rank for rank, token in enumerate(self._pieces[: self.eot])}
+        first, added, taken = self.size, {}, set()
+        self.extra: dict[bytes, int] = added
+        self.skipped: list[tuple[bytes, int, str]] = []
+        for token, index in read_extra(extra, extra_source):
+            if token in ranks or token in added:
+                self.skipped.append((token, index, f"the token exists, with id {(ranks | added)[token]}"))
+            elif index < first or index in taken:
+                self.skipped.append((token, index, "the id is in use"))
+            elif index >= MAX_EMBEDDING_ROWS:
+                raise ValueError(f"{extra_source}: id {index} of token {token!r} is larger than any embedding")
+            else:
+                added[token] = index
+                taken.add(index)
+        if self.skipped:
+            token, index, why = self.skipped[0]
+            warnings.warn(
+                f"{extra_source}: {len(self.skipped)} of {len(self.skipped) + len(added)} extra tokens are left out; "
+                f"the first is {token!r} with id {index}: {why}",
+                stacklevel=2,
+            )
+        pieces = self._pieces + [b""] * (max(taken, default=first - 1) + 1 - first)
+        for token, index in added.items():
+            pieces[index] = token
+        self._files = (self._vocabulary, write_ranks(added))
+        self._unused = frozenset(range(first, len(pieces))) - taken
+        Tokenizer.__init__(self, b"".join(self._files), f"{self.name}+{len(added)}", pieces, self.special)
+        self._engine = tiktoken.Encoding(
+            self.name, pat_str=PATTERN, mergeable_ranks=ranks | added, special_tokens=self.special
+        )
+
+    def __reduce__(self):
+        return type(self), self._files
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """As `Tokenizer.decode_bytes`; also refuses ids in a gap between extra tokens."""
+        ids = list(map(operator.index, ids))
+        if bad := self._unused.intersection(ids):
+            raise ValueError(f"id {min(bad)} is not in use: the extra tokens of {self.name} leave gaps")
+        return super().decode_bytes(ids)
+
+    def save(self, directory: str | Path) -> Path:
+        """Writes both vocabulary files into the directory; `load_tokenizer(directory)` reads them."""
+        folder = storage.path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in zip((self.file, self.extra_file), self._files):
+            (folder / name).write_bytes(data)
+        return folder / self.file
+
+
 def _parts(text: str) -> list[str]:
-    """The text, cut where and in runs of blanks that are too long."""
+    """The text, cut at runs of blanks that are too long, and within them."""
     runs = (run.span() for run in _LONG_BLANKS.finditer(text))
     cuts = [0, *(cut for start, stop in runs for cut in range(start, stop, LONG)), len(text)]
     return [text[a:b] for a, b in pairwise(cuts)]
 
 
-def _ranks(data: bytes) -> dict[bytes, int]:
-    """`read_ranks` of a file that is known to be good."""
+# ---- .tiktoken files ----
+
+
+def _published_ranks(data: bytes) -> dict[bytes, int]:
+    """`read_ranks` of the published file, without its checks."""
     return {token: rank for rank, token in enumerate(map(binascii.a2b_base64, data.split()[::2]))}
+
+
+def _lines(data: bytes, source: str, number_name: str) -> Iterator[tuple[str, bytes, int]]:
+    """(where, token, number) of each line: a base64 token, a blank and a number. Blank lines are skipped.
+
+    Raises:
+      ValueError: naming the line that is something else.
+    """
+    for number, line in enumerate(data.splitlines(), start=1):
+        if fields := line.split():
+            where = f"{source}, line {number}"
+            if len(fields) != 2 or not fields[1].isdigit():
+                raise ValueError(f"{where}: wanted a base64 token and {number_name}, got {line[:60]!r}")
+            try:
+                token = base64.b64decode(fields[0], validate=True)
+            except binascii.Error as error:
+                raise ValueError(f"{where}: {fields[0][:60]!r} is not base64 ({error})") from None
+            yield where, token, int(fields[1])
 
 
 def read_ranks(data: bytes, source: str = "the vocabulary") -> dict[bytes, int]:
     """Token -> rank of a .tiktoken file, in order of rank.
 
-    A line is the token in base64, a blank, and its rank, which counts up from 0. Blank lines are skipped and any line
-    ends are accepted: some public copies of the published file have CRLF.
+    A line is the token in base64, a blank, and its rank, which counts up from 0. Any line ends are accepted: some
+    public copies of the published file have CRLF.
 
     Raises:
-      ValueError: naming the line, if a token is no base64 or comes twice, or a rank is not the next one; or if one of
-        the 256 bytes is no token, because then some text could not be encoded.
+      ValueError: naming the line, if a token is not base64 or occurs twice, or a rank is not the next one; or if one of
+        the 256 bytes is not a token, because then some text could not be encoded.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(data.splitlines(), start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        where = f"{source}, line {number}"
-        if len(fields) != 2 or not fields[1].isdigit():
-            raise ValueError(f"{where}: wanted a base64 token and a rank, got {line[:60]!r}")
-        try:
-            token = base64.b64decode(fields[0], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"{where}: {fields[0][:60]!r} is not base64 ({error})") from None
-        if int(fields[1]) != len(ranks):
-            raise ValueError(f"{where}: rank {int(fields[1])} where {len(ranks)} was due; ranks count up without gaps")
+    for where, token, rank in _lines(data, source, "a rank"):
+        if rank != len(ranks):
+            raise ValueError(f"{where}: rank {rank} where {len(ranks)} was due; ranks count up without gaps")
         if not token or token in ranks:
-            first = f"already has rank {ranks[token]}" if token else "is empty"
-            raise ValueError(f"{where}: token {token!r} {first}")
+            problem = f"already has rank {ranks[token]}" if token else "is empty"
+            raise ValueError(f"{where}: token {token!r} {problem}")
         ranks[token] = len(ranks)
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise ValueError(f"{source}: {len(missing)} of the 256 bytes are no tokens, the first is 0x{missing[0]:02x}")
+        raise ValueError(f"{source}: {len(missing)} of the 256 bytes are not tokens, the first is 0x{missing[0]:02x}")
     return ranks
+
+
+def read_extra(data: bytes, source: str = "the extra vocabulary") -> list[tuple[bytes, int]]:
+    """(token, id) of a .tiktoken file whose ids may begin anywhere and have gaps, in order of id.
+
+    Raises:
+      ValueError: naming the line that is not a base64 token, a blank and a number.
+    """
+    pairs = []
+    for where, token, index in _lines(data, source, "its id"):
+        if not token:
+            raise ValueError(f"{where}: the token is empty")
+        pairs.append((token, index))
+    return sorted(pairs, key=lambda pair: pair[1])
 
 
 def write_ranks(ranks: dict[bytes, int]) -> bytes:
     """The .tiktoken file of the ranks, in its one canonical form: the fingerprint is the hash of this."""
     return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items())
+
+
+# ---- bytes ----
+
+
+def byte_order() -> list[bytes]:
+    """The 256 bytes as Qwen's (and GPT-2's) vocabulary orders them: printable first (docs/report.md, Vocabulary)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [bytes([byte]) for byte in (*printable, *sorted(set(range(256)) - set(printable)))]
+
+
+@functools.cache
+def bytes_to_unicode() -> dict[int, str]:
+    """GPT-2's table from a byte to its character in files: a printable one is itself, others come from U+0100 on."""
+    return {byte[0]: chr(byte[0]) if i < 188 else chr(256 + i - 188) for i, byte in enumerate(byte_order())}
+
+
+def spell(token: bytes) -> str:
+    """A token as the files of GPT-2 write it: printable bytes as themselves, others as characters from U+0100 on."""
+    return "".join(map(bytes_to_unicode().__getitem__, token))
+
+
+def merges(ranks: dict[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
+    """For each token of several bytes (or characters), in order of rank, the two tokens that merge into it.
+
+    They are what remains of the token after all merges of lower rank. The published vocabulary has 151,387.
+
+    Raises:
+      ValueError: a token that no merges lead to.
+    """
+    pairs = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+            lowest = min(joined)
+            if lowest >= rank:
+                raise ValueError(
+                    f"token {token!r} (rank {rank}) is not made by merging two others; it cannot be written"
+                )
+            at = joined.index(lowest)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            pairs.append((parts[0], parts[1]))
+    return pairs

@@ -1,11 +1,10 @@
 """Our tokenizers as the metadata `tokenizer.…` of a GGUF file."""
 
-import itertools
 import tempfile
-from typing import Any, AnyStr
+from typing import Any
 
 from qwenjax.tokenizer.base import Tokenizer
-from qwenjax.tokenizer.vocabulary.merges import spelling
+from qwenjax.tokenizer.bpe import merges, spell
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # of tokenizer.ggml.token_type
 
@@ -59,36 +58,6 @@ def _ranks(tokenizer: Tokenizer) -> dict[str, Any]:
         "token_type": [kind for _, kind in every],
         "merges": [f"{spell(left)} {spell(right)}" for left, right in merges(ranks)],
     }
-
-
-def spell(token: bytes) -> str:
-    """A token as GPT-2's files show it: printable bytes as themselves, the others as characters from U+0100 on."""
-    return "".join(map(spelling().__getitem__, token))
-
-
-def merges(ranks: dict[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
-    """For each token of several bytes (or characters), in order of rank, the two tokens whose merging makes it.
-
-    These are what is left of it after all merges of lower rank. 151,387 of the published vocabulary.
-
-    Raises:
-      ValueError: a token that merges do not lead to.
-    """
-    pairs = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            joined = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
-            lowest = min(joined)
-            if lowest >= rank:
-                raise ValueError(
-                    f"token {token!r} (rank {rank}) is not made by merging two others; it cannot be written"
-                )
-            at = joined.index(lowest)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) == 2:
-            pairs.append((parts[0], parts[1]))
-    return pairs
 
 
 # ---- sentencepiece ----

@@ -12,10 +12,9 @@ from typing import Any
 from qwenjax.chat_format.chatml import SYSTEM
 from qwenjax.common.storage import write_json
 from qwenjax.config import ModelConfig
-from qwenjax.interop.gguf.vocabulary import merges, spell
 from qwenjax.tokenizer import hub
 from qwenjax.tokenizer.base import Tokenizer
-from qwenjax.tokenizer.bpe import PATTERN, QwenBPE
+from qwenjax.tokenizer.bpe import PATTERN, QwenBPE, merges, spell
 from qwenjax.tokenizer.hub import HubTokenizer
 from qwenjax.tokenizer.sentencepiece import SentencePiece
 
@@ -100,7 +99,7 @@ def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: 
     except ImportError:
         raise ValueError("to write a tokenizer.json run `pip install 'qwenjax[tokenizers]'`") from None
     if isinstance(tokenizer, HubTokenizer):
-        engine = hub.engine(tokenizer.save(folder).read_bytes(), tokenizer.name)
+        engine = hub.load_engine(tokenizer.save(folder).read_bytes(), tokenizer.name)
     elif isinstance(tokenizer, QwenBPE):
         engine = _byte_level(tokenizer)
     elif isinstance(tokenizer, SentencePiece):
