@@ -1,10 +1,10 @@
-"""Variants of an experiment beside each other, over several seeds: one expression, one table, one figure.
+"""Variants of an experiment compared over several seeds, with a table and a figure.
 
-    found = sweep("quickstart", {"untied": {}, "tied": {"model.tie_embeddings": True}}, seeds=(0, 1, 2))
-    print(found.table("eval_loss"))
-    found.plot("eval_loss")
+    result = sweep("quickstart", {"untied": {}, "tied": {"model.tie_embeddings": True}}, seeds=(0, 1, 2))
+    print(result.table("eval_loss"))
+    result.plot("eval_loss")
 
-Each run is a `fit` in a folder of its own. What is finished there is not run again, and what was interrupted goes on.
+Each run is a `fit` in a folder of its own. A finished run is not run again, and an interrupted one resumes.
 """
 
 import contextlib
@@ -37,19 +37,19 @@ class Run:
         return read_rows(self.workdir / "metrics.jsonl")
 
     def last(self, name: str) -> float:
-        """The last value of a number in the log.
+        """The last value of a metric in the log.
 
         Raises:
-          ValueError: the run has no such number.
+          ValueError: the run has no such metric.
         """
         values = [row[name] for row in self.rows if name in row]
         if not values:
             known = sorted({key for row in self.rows for key in row})
-            raise ValueError(f"{self.workdir} has no number {name!r}; it has {', '.join(known)}")
+            raise ValueError(f"{self.workdir} has no metric {name!r}; it has {', '.join(known)}")
         return values[-1]
 
     def curve(self, name: str, skip: float = 0.0) -> dict[int, float]:
-        """A number by step, without a share of the first steps."""
+        """A metric by step; `skip` is the share of the first steps that is left out."""
         return {
             row["step"]: row[name] for row in self.rows if name in row and row["step"] >= skip * self.rows[-1]["step"]
         }
@@ -57,24 +57,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What came of a sweep; runs in the order of variants, then seeds."""
+    """The runs of a sweep, in the order of variants, then seeds."""
 
     runs: tuple[Run, ...]
 
     @property
     def variants(self) -> dict[str, list[Run]]:
         """Runs by variant."""
-        found: dict[str, list[Run]] = {}
+        by_variant: dict[str, list[Run]] = {}
         for run in self.runs:
-            found.setdefault(run.variant, []).append(run)
-        return found
+            by_variant.setdefault(run.variant, []).append(run)
+        return by_variant
 
     def values(self, name: str) -> dict[str, list[float]]:
-        """Last values of a number, by variant, over the seeds."""
+        """Last values of a metric over the seeds, by variant."""
         return {variant: [run.last(name) for run in runs] for variant, runs in self.variants.items()}
 
     def table(self, *names: str) -> str:
-        """Markdown: mean ± standard deviation over the seeds, a row per variant and a column per number."""
+        """Markdown: mean ± standard deviation over the seeds, a row per variant and a column per metric."""
         columns = [self.values(name) for name in names]
         lines = [f"| variant | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
         for variant in self.variants:
@@ -83,26 +83,26 @@ class Sweep:
         return "\n".join(lines)
 
     def evaluate(self, task: str, **settings: Any) -> dict[str, list[Evaluation]]:
-        """`qwenjax.evaluate` of every run, by variant; kept in its folder, and not done twice."""
+        """`qwenjax.evaluate` of every run, by variant; results are kept in the folder of the run."""
         return {
             variant: [evaluate(run.workdir, task, run.workdir / "eval", **settings) for run in runs]
             for variant, runs in self.variants.items()
         }
 
     def plot(self, *names: str, path: Path | str | None = None, skip: float = 0.0) -> Any:
-        """A matplotlib figure of numbers over the steps, a panel each: mean of the seeds, and their range as a band.
+        """A matplotlib figure of metrics over the steps, a panel each: mean of the seeds, and their range as a band.
 
         Args:
-          path: also write it there, as a PNG. skip: share of the steps, from the first on, that is not drawn.
+          path: also write the figure there as a PNG. skip: share of the first steps that is not drawn.
         """
         if not names:
-            raise ValueError("nothing to draw: give names of numbers in metrics.jsonl, such as 'eval_loss'")
+            raise ValueError("nothing to plot: give names of metrics in metrics.jsonl, such as 'eval_loss'")
         columns = min(len(names), 3)
         rows = -(-len(names) // columns)
         figure, axes = figures.canvas(4.6 * columns, 3.4 * rows, columns, rows)
         for axis, name in zip(axes, names):
-            found = {variant: [run.curve(name, skip) for run in of] for variant, of in self.variants.items()}
-            figures.curves(axis, found, legend=False)
+            curves = {variant: [run.curve(name, skip) for run in runs] for variant, runs in self.variants.items()}
+            figures.curves(axis, curves, legend=False)
             axis.set(title=name, xlabel="step")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
         for axis in axes[len(names) :]:
@@ -120,33 +120,36 @@ def sweep(
     *,
     data_root: Path | str = "data",
 ) -> Sweep:
-    """Trains every variant with every seed; what the runs print goes to log.txt in their folders.
+    """Trains every variant with every seed; the output of a run goes to log.txt in its folder.
 
     Args:
-      base: what `--exp` takes, or an experiment. variants: overrides of fields, by the name of the variant; all of them
-        are checked before the first run.
-      workdir: runs lie in its VARIANT/seedN; default runs/sweep-NAME.
+      base: what `--exp` takes, or an experiment.
+      variants: overrides of fields, by the name of the variant; all are checked before the first run.
+      workdir: folder of the runs, which are VARIANT/seedN in it; default runs/sweep-NAME.
     Raises:
-      ValueError: no variant or seed, a name that is no folder's, overrides that do not fit, or a run that failed.
-      KeyboardInterrupt: interrupted; what is done is kept.
+      ValueError: no variant or seed, a name that cannot be a folder, overrides that do not fit, or a failed run.
+      KeyboardInterrupt: interrupted; finished runs are kept.
     """
-    from qwenjax.train.loop import Diverged, RewardFailed, fit
+    from qwenjax.train.loop import RewardFailed, fit
+    from qwenjax.train.operations.spikes import Diverged
 
     if not variants or not seeds:
-        raise ValueError("a sweep needs variants, and a seed")
+        raise ValueError("a sweep needs at least one variant and one seed")
     if wrong := [name for name in variants if not name or "/" in name or name.startswith(".")]:
-        raise ValueError(f"variant {wrong[0]!r} names a folder: without slashes, and not from a dot on")
+        raise ValueError(
+            f"variant {wrong[0]!r} is the name of a folder: it must have no slash and not start with a dot"
+        )
     base = base if isinstance(base, Experiment) else lookup.experiment(base)
     root = Path(workdir or f"runs/sweep-{base.name}")
     if seeded := [name for name, changes in variants.items() if "seed" in changes]:
-        raise ValueError(f"variant {seeded[0]!r} sets a seed; every variant gets those of `seeds`")
-    made = {name: overrides.override(base, dict(changes)) for name, changes in variants.items()}
+        raise ValueError(f"variant {seeded[0]!r} sets a seed; every variant runs with all of `seeds`")
+    experiments = {name: overrides.override(base, dict(changes)) for name, changes in variants.items()}
     todo = [
         (Run(name, seed, root / name / f"seed{seed}"), replace(experiment, seed=seed))
-        for name, experiment in made.items()
+        for name, experiment in experiments.items()
         for seed in seeds
     ]
-    command_line.keep_programs()  # seeds differ in no program
+    command_line.keep_programs()  # all seeds share their compiled programs
     left = [(run, experiment) for run, experiment in todo if not finished(run.workdir, experiment)]
     with progress.meter(f"sweep of {len(todo)} runs", sum(one.steps for _, one in left), "step") as step:
         for run, experiment in left:
@@ -164,14 +167,14 @@ def sweep(
 
 
 def finished(workdir: Path, experiment: Experiment) -> bool:
-    """Whether a folder holds this run to its end; its report is what is written last."""
+    """Whether a folder holds this run and it has ended; the report is its last file."""
     if not (workdir / "report.md").is_file():
         return False
     return config.to_dict(lookup.experiment(str(workdir))) == config.to_dict(experiment)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, in as many digits as two of the deviation; of one value, that value."""
+    """Mean ± standard deviation with two significant digits of the deviation; a single value alone."""
     mean = statistics.fmean(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     if not deviation:

@@ -1,4 +1,4 @@
-"""`python -m qwenjax.train`: every training stage. Parses, then calls `loop.fit`."""
+"""Trains, in every stage: pretraining, fine-tuning, reward models, DPO, PPO, GRPO, REINFORCE."""
 
 import argparse
 import json
@@ -7,8 +7,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from qwenjax.common import command_line
-from qwenjax.common.processes import quiet_logs
+from qwenjax.common import command_line, storage
+from qwenjax.common.processes import keep_freed_memory, quiet_logs
 from qwenjax.config import lookup
 
 EPILOG = """examples:
@@ -35,7 +35,7 @@ QWENJAX_TRACEBACK=1 in the environment shows where an error came from.
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m qwenjax.train",
-        description="Train, in every stage: pretraining, fine-tuning, reward models, DPO, PPO, GRPO, REINFORCE.",
+        description=__doc__,
         epilog=EPILOG + command_line.CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -57,8 +57,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--watchdog",
         type=float,
         metavar="SECONDS",
-        help="a step of more than this hangs: print stacks, then give up"
-        " (default: 20 x the median step, 10 minutes at least; 0: never)",
+        help="a step longer than this counts as hung: print all stacks, then give up"
+        " (default: 20 x the median step, at least 10 minutes; 0: never)",
     )
     parser.add_argument(
         "--restarts",
@@ -67,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="start again after a crash or preemption, N times",
     )
-    group = parser.add_argument_group("several processes (found by themselves on TPU slices, SLURM and Open MPI)")
+    group = parser.add_argument_group("several processes (detected on TPU slices, SLURM and Open MPI)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is (JAX_COORDINATOR_ADDRESS)")
     group.add_argument(
         "--processes", type=command_line.positive, metavar="N", help="how many there are (JAX_NUM_PROCESSES)"
@@ -88,7 +88,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     from qwenjax import config
-    from qwenjax.train import workdir
     from qwenjax.train.operations import launchers, restarts
 
     args = parse(argv)
@@ -105,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.print_config:
             print(json.dumps(config.to_dict(experiment), indent=2), flush=True)
             return command_line.DONE
-        place = launchers.find(args.coordinator, args.processes, args.process)
-        folder = workdir.locate(experiment, args.workdir)
+        rank = launchers.find(args.coordinator, args.processes, args.process)
+        workdir = storage.path(args.workdir or f"runs/{experiment.name}")
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
         return command_line.DONE
@@ -114,43 +113,42 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return command_line.USAGE
     if args.restarts:
-        return restarts.supervise(sys.argv[1:] if argv is None else argv, args.restarts, folder)
-    return train(experiment, args, folder, profile, place)
+        return restarts.supervise(sys.argv[1:] if argv is None else argv, args.restarts, workdir)
+    return train(experiment, args, workdir, profile, rank)
 
 
-def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[int, int] | None, place) -> int:
-    """Runs the experiment and turns what can go wrong into a message and an exit code."""
+def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[int, int] | None, rank) -> int:
+    """Runs the experiment, and turns its errors into messages and exit codes."""
     quiet_logs()
-    from qwenjax.train.memory import keep_freed_memory
-
     keep_freed_memory()  # before jax makes its threads
-    if profile is None:  # a program that comes from the cache leaves no names in a trace
+    if profile is None:  # a program from the cache leaves no names in a trace
         command_line.keep_programs()
     from qwenjax.train.operations import distributed, restarts
 
     try:
-        peers = distributed.join(place, args.peer_timeout, lambda text: print(text, file=sys.stderr, flush=True))
+        peers = distributed.join(rank, args.peer_timeout, lambda text: print(text, file=sys.stderr, flush=True))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return restarts.code(restarts.HOPELESS if isinstance(error, ValueError) else restarts.PEERS)
+        return restarts.exit_code(restarts.PERMANENT if isinstance(error, ValueError) else restarts.PEERS_LOST)
 
     from qwenjax.checkpoint import SaveFailed
     from qwenjax.train import loop
-    from qwenjax.train.operations import profiler
+    from qwenjax.train.operations import profiler, spikes
     from qwenjax.train.rl.reward_function import RewardFailed
 
     try:
         if args.profiler_port:
             profiler.serve(args.profiler_port)
         outcome = loop.fit(experiment, workdir, data_root=args.data_root, profile=profile, watchdog=args.watchdog)
-    except (ValueError, FloatingPointError, loop.Diverged, RewardFailed, SaveFailed, OSError) as error:
+    except (ValueError, FloatingPointError, spikes.Diverged, RewardFailed, SaveFailed, OSError) as error:
         if os.environ.get("QWENJAX_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        hopeless = isinstance(error, loop.Diverged) or (isinstance(error, ValueError) and not restarts.began(workdir))
-        return peers.leave(restarts.code(restarts.HOPELESS if hopeless else command_line.FAILED))
+        permanent = isinstance(error, spikes.Diverged)
+        permanent = permanent or (isinstance(error, ValueError) and not restarts.began(workdir))
+        return peers.leave(restarts.exit_code(restarts.PERMANENT if permanent else command_line.FAILED))
     except KeyboardInterrupt:
-        print("stopped at once; what was saved before is kept", file=sys.stderr)
+        print("stopped at once; earlier checkpoints are kept", file=sys.stderr)
         return peers.leave(command_line.INTERRUPTED)
     except Exception:
         traceback.print_exc()

@@ -1,4 +1,7 @@
-"""The network of a stage of alignment: all parameters trained, or adapters on frozen ones (LoRA, QLoRA)."""
+"""The network of a stage: all parameters trained, or adapters on frozen ones (LoRA, QLoRA).
+
+Axes: b examples, t positions, d embed.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +15,8 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from qwenjax import checkpoint
-from qwenjax.api.checkpoint_path import compare, detect, start_from
+from qwenjax.api.checkpoint_path import compare, detect
+from qwenjax.api.parameters import RewardParams, read_params, read_reward_model
 from qwenjax.config import Compute, Experiment, ModelConfig
 from qwenjax.model import lora, transformer
 from qwenjax.model.reward_head import headless
@@ -24,24 +28,26 @@ Tree = Any
 
 
 class Backbone:
-    """Which parameters of the model are trained and which frozen, and how the two are read, split and joined.
+    """Which parameters of the model are trained and which are frozen, and how they are read, split and joined.
 
-    `trained` is {name: parameter} of the whole model, or with adapters {"lora": …, "params": {embed, head}}; then
-    `frozen` is {"params": …, "quantised": …}. Without adapters `frozen` is ().
+    Without adapters `trained` is the whole tree of parameters and `frozen` is (). With adapters `trained` is
+    {"lora": …, "params": {embed, head}} and `frozen` is {"params": …, "quantised": …}.
 
     Args:
-      head: whether there is an output embedding; reward and value models have none.
+      lm_head: whether there is an output embedding; reward and value models have none.
+    Attributes:
+      cfg: of the network. full_cfg: of the same model with its output embedding.
+      network: for training. eval_network: the same without dropout.
     """
 
-    def __init__(self, experiment: Experiment, compute: Compute, head: bool = True):
-        self.whole, self.lora, self.head = experiment.model, experiment.lora, head
-        self.cfg = self.whole if head else headless(self.whole)
+    def __init__(self, experiment: Experiment, compute: Compute, lm_head: bool = True):
+        self.full_cfg, self.lora, self.lm_head = experiment.model, experiment.lora, lm_head
+        self.cfg = self.full_cfg if lm_head else headless(self.full_cfg)
         adapters = self.lora if self.lora.rank else None
-        still = replace(self.lora, dropout=0.0) if adapters else None
         self.network = transformer.Transformer(self.cfg, compute, experiment.dropout, lora=adapters)
-        self.plain = transformer.Transformer(self.cfg, compute, lora=still)  # nothing drops
+        self.eval_network = transformer.Transformer(self.cfg, compute, lora=adapters and replace(adapters, dropout=0.0))
 
-    def random(self, key: jax.Array) -> tuple[Tree, Tree]:
+    def init_params(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Random parameters, trained and frozen, boxed with their logical axes."""
         params = transformer.init_params(self.cfg, key)
         return self._split(params, key) if self.lora.rank else (params, ())
@@ -51,20 +57,20 @@ class Backbone:
         return trained | {"lora": lora.init(self.cfg, self.lora, key)}, frozen
 
     def variables(self, trained: Tree, frozen: Tree) -> dict:
-        """What `Transformer.apply` takes."""
+        """The variables that `Transformer.apply` takes."""
         return lora.variables(trained, frozen) if self.lora.rank else {"params": trained}
 
     def params(self, trained: Tree, frozen: Tree) -> dict:
-        """Full parameters, adapters merged in: for decoding, which reads every weight many times."""
+        """Full parameters with adapters merged in: for decoding, which reads every weight many times."""
         return lora.merge(self.variables(trained, frozen), self.lora) if self.lora.rank else trained
 
     def rngs(self, network: transformer.Transformer, rng: jax.Array | None) -> dict:
-        """Random streams of a call; none where nothing drops."""
+        """Random streams for `network.apply`; {} if the network has no dropout."""
         return {"dropout": rng} if network.dropout or (network.lora and network.lora.dropout) else {}
 
     def loss(self, learning: bool = True) -> steps.LossFn:
-        """-> (summed nll in nats of `targets`, their summed `weights`), with dropout while learning."""
-        network = self.network if learning else self.plain
+        """-> (summed nll of `targets` in nats, summed `weights`). `learning`: with dropout."""
+        network = self.network if learning else self.eval_network
 
         def loss_fn(trained, frozen, batch, rng):
             variables = self.variables(trained, frozen)
@@ -77,42 +83,55 @@ class Backbone:
         return loss_fn
 
     def load(self, path: str | Path, mesh: Mesh, seed: int, say: Callable[[str], None]) -> "Loaded":
-        """What any checkpoint holds, in its places.
+        """Parameters of any checkpoint on the mesh. New adapters are random, from `seed`.
+
+        `say` prints the path and in which fields the two models compute differently.
 
         Raises:
           ValueError: the checkpoint's parameters have other shapes than the model's.
         """
-        key, head = jax.random.key(seed), None
-        whole = "float32" if not self.lora.rank or self.lora.base_dtype == "float32" else "bfloat16"
-        source = detect(path)
-        scores = source.experiment is not None and source.experiment.task == "reward"
-        if scores and not self.head:
-            params, head = source.scorer(self._places(mesh, self.cfg))
-            head = Scorer(head, *source.meta["calibration"])
-            params = jax.tree.map(lambda x: x.astype(whole), params)
-            tokenizer, differing = source.tokenizer(), compare(source, self.whole, path)
+        source, scorer = detect(path), None
+        differences = compare(source, self.full_cfg, path)
+        dtype = "float32" if not self.lora.rank or self.lora.base_dtype == "float32" else "bfloat16"
+        if source.scores and not self.lm_head:
+            scorer = read_reward_model(source, _shardings(mesh, self.cfg))
+            params = jax.tree.map(lambda x: x.astype(dtype), scorer.params)
+            scorer = scorer._replace(params={})
         else:
-            params, tokenizer, differing = start_from(path, self.whole, self._places(mesh, self.whole), whole)
-            if not self.head:
+            source = replace(source, config=self.full_cfg)
+            params = read_params(source, _shardings(mesh, self.full_cfg), dtype)
+            if not self.lm_head:
                 params.pop("head", None)
         say(f"starting    from the parameters of {path}")
-        for difference in differing:
+        for difference in differences:
             say(f"            {difference}")
         if not self.lora.rank:
-            return Loaded(params, (), tokenizer, head)
-        where = steps.shardings(mesh, jax.eval_shape(self.random, key))
+            return Loaded(params, (), source.tokenizer(), scorer)
+        key = jax.random.key(seed)
+        shardings = steps.parameter_shardings(mesh, jax.eval_shape(self.init_params, key))
         with jax.set_mesh(mesh):
-            parts = jax.jit(lambda p: nn.meta.unbox(self._split(p, key)), out_shardings=where)(params)
-        return Loaded(*parts, tokenizer, head)
+            split = jax.jit(lambda p: nn.meta.unbox(self._split(p, key)), out_shardings=shardings)
+            return Loaded(*split(params), source.tokenizer(), scorer)
 
-    def _places(self, mesh: Mesh, cfg: ModelConfig) -> Tree:
-        return steps.shardings(mesh, jax.eval_shape(partial(transformer.init_params, cfg), jax.random.key(0)))
+
+def _shardings(mesh: Mesh, cfg: ModelConfig) -> Tree:
+    """Of the parameters of a model."""
+    return steps.parameter_shardings(mesh, jax.eval_shape(partial(transformer.init_params, cfg), jax.random.key(0)))
+
+
+class Loaded(NamedTuple):
+    """What `Backbone.load` read."""
+
+    trained: Tree
+    frozen: Tree
+    tokenizer: Tokenizer | None  # None: there is none in the checkpoint
+    scorer: RewardParams | None  # head and calibration of a reward model, without `params`
 
 
 class Reference:
-    """The policy that a run began with, frozen: a copy in the compute dtype; with adapters it is their base.
+    """The policy that a run began with, frozen: a copy in the compute dtype. With adapters it is their base.
 
-    A run that has one freezes {"policy": what is frozen of the policy, "reference": the copy, or ()}.
+    The run freezes {"policy": frozen parameters of the policy, "reference": the copy, or () with adapters}.
 
     Raises:
       ValueError: embeddings are to be trained.
@@ -126,32 +145,15 @@ class Reference:
         self.network, self.adapters = transformer.Transformer(experiment.model, compute), experiment.lora.rank > 0
 
     def copy(self, trained: Tree) -> Tree:
-        """The reference of a policy; pure."""
+        """The reference of a policy. Pure."""
         return () if self.adapters else jax.tree.map(lambda x: x.astype(self.network.compute.dtype), trained)
 
-    def frozen(self, found: "Loaded", fingerprints: dict[str, str]) -> dict[str, Tree]:
-        """What a run freezes of a policy that was read; the copy's fingerprint goes to the others."""
+    def frozen(self, loaded: Loaded, fingerprints: dict[str, str]) -> dict[str, Tree]:
+        """What a run freezes of a policy that was read. Adds the fingerprint of the reference to `fingerprints`."""
         if not self.adapters:
-            fingerprints["reference"] = checkpoint.fingerprint(found.trained)
-        return {"policy": found.frozen, "reference": jax.jit(self.copy)(found.trained)}
+            fingerprints["reference"] = checkpoint.fingerprint(loaded.trained)
+        return {"policy": loaded.frozen, "reference": jax.jit(self.copy)(loaded.trained)}
 
     def variables(self, frozen: dict[str, Tree]) -> dict:
-        """What `network.apply` takes."""
+        """The variables that `network.apply` takes."""
         return frozen["policy"] if self.adapters else {"params": frozen["reference"]}
-
-
-class Loaded(NamedTuple):
-    """What a checkpoint gave."""
-
-    trained: Tree
-    frozen: Tree
-    tokenizer: Tokenizer | None  # None: none lay there
-    scorer: "Scorer | None"  # of a reward model
-
-
-class Scorer(NamedTuple):
-    """What makes a score of a reward model's hidden state, and the calibration stored with it."""
-
-    head: jax.Array  # [d]
-    gain: float
-    bias: float

@@ -18,33 +18,23 @@ from jax.experimental import multihost_utils
 from qwenjax import checkpoint, config, sharding, telemetry
 from qwenjax.common import storage
 from qwenjax.common.jsonl import read_rows
-from qwenjax.config import Experiment
+from qwenjax.common.progress import StatusLine
+from qwenjax.config import RL_TASKS, Experiment
 from qwenjax.train import start
 from qwenjax.train.operations import goodput, profiler, report, spikes
-from qwenjax.train.operations.events import Events
-from qwenjax.train.operations.spikes import Diverged
+from qwenjax.train.operations.stage_report import DpoReport, PretrainReport, RewardReport, SftReport
 from qwenjax.train.operations.watchdog import Watchdog
-from qwenjax.train.rl.function import RewardFailed
+from qwenjax.train.rl.report import RLReport
+from qwenjax.train.rl.reward_function import RewardFailed
 from qwenjax.train.rl.task import RLTask
 from qwenjax.train.stages.dpo import Dpo
 from qwenjax.train.stages.pretrain import Pretrain
 from qwenjax.train.stages.reward import Reward
 from qwenjax.train.stages.sft import Sft
-from qwenjax.train.workdir import locate
 
-TASKS = {
-    "pretrain": Pretrain,
-    "sft": Sft,
-    "reward": Reward,
-    "dpo": Dpo,
-    "ppo": RLTask,
-    "grpo": RLTask,
-    "reinforce": RLTask,
-}
-
-
-class NonFinite(Diverged):
-    """The loss or its gradient became infinite or NaN; the last checkpoint is from before."""
+TASKS = {"pretrain": Pretrain, "sft": Sft, "reward": Reward, "dpo": Dpo} | dict.fromkeys(RL_TASKS, RLTask)
+REPORTS = {"pretrain": PretrainReport, "sft": SftReport, "reward": RewardReport, "dpo": DpoReport}
+REPORTS |= dict.fromkeys(RL_TASKS, RLReport)
 
 
 class Outcome(NamedTuple):
@@ -66,182 +56,197 @@ def fit(
     Args:
       data_root: where shards and tokenizers made from text are kept.
       profile: (start, stop): the XLA profiler records the steps after start, until stop are done, in workdir/profile.
-      watchdog: seconds after which a step is held to hang; None: by the steps before it, 0: never.
+      watchdog: seconds after which a step counts as hung; None: by the steps before it, 0: never.
     Raises:
       ValueError: the experiment, its data, its mesh or the workdir do not fit; nothing was lost.
-      Diverged: training did, beyond what `experiment.recovery` may do about it.
-      Failed: a reward function did; the state before that step is saved.
+      spikes.Diverged: training did, beyond what `experiment.recovery` may do about it.
+      RewardFailed: a reward function failed; the state before that step is saved.
       checkpoint.SaveFailed: a checkpoint could not be written.
     """
     clock = goodput.Clock(time.time())
-    workdir = locate(experiment, workdir)
-    progress = telemetry.Progress()
-    lead = jax.process_index() == 0
-    say = progress.say if lead else (lambda text: None)
-
-    mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
-    task = TASKS[experiment.task](experiment, mesh)
-    report.check_memory(experiment, task.program)
-    start.claim(workdir, experiment)
-    say(report.banner(experiment, task, workdir))
-    for line in task.prepare(Path(data_root)):
-        say(line)
-    if lead:
-        task.tokenizer.save(workdir / "tokenizer")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the workdir is set up")
-    guarded = experiment.recovery.deviations > 0
-    with clock("compile"):
-        step_fn, memory = task.compile()
-    if memory is not None:
-        say(report.compiled(memory, clock.seconds["compile"]))
-
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", experiment.keep, experiment.keep_every)
-    state, meta = start.state(task, checkpoints, say)
-    next_row, step = meta.get("next_row", 0), int(state.step)
-    first = step
-    guard = spikes.Guard(experiment.recovery, meta.get("usual"))
-    redone = goodput.redone(read_rows(workdir / "metrics.jsonl"), step, experiment.tokens_per_step)
-    sink = telemetry.Sink(workdir, step)
-    events = Events(workdir, next_row)
-    texts = report.Samples(workdir, step)
-    meter = report.Meter(experiment, mesh, step)
-    metrics: dict[str, float] = {}
-
-    def judge() -> None:
-        metrics.update(task.evaluate(state))
-        sink.write(step, metrics)
-        say(f"step {step}: " + (task.summary_line(metrics) if metrics else "nothing is held out to judge on"))
-
-    def save() -> None:
-        sink.flush()  # what a run that resumes from here takes for granted
-        meta = {
-            "next_row": next_row,
-            "experiment": config.to_dict(experiment),
-            "tokenizer_fingerprint": task.tokenizer.fingerprint,
-            **task.saved(state),
-        }
-        rest = {"step": state.step, "opt_state": state.opt_state}
-        checkpoints.save(
-            step, state.params, rest, meta | ({"usual": guard.state} if guarded else {}), workdir / "tokenizer"
-        )
-
-    @contextmanager
-    def keeping(row: int) -> Iterator[None]:
-        """Saves before the run ends by what is no fault of the model: it goes on with `row`."""
-        nonlocal next_row
-        try:
-            yield
-        except RewardFailed:
-            next_row = row
-            if step not in checkpoints.steps():
-                save()
-            checkpoints.wait()  # also for the one of this step that is being written
-            raise
-
-    def leave_out(row: int, numbers: dict[str, float]) -> None:
-        """The batch leapt, and the state is as before it; if there were too many, so is the run."""
-        nonlocal state, step, guard, sink, texts
-        sink.flush()
-        if not guarded:
-            raise NonFinite(_diverged(step + 1, row, next_row, numbers, task, checkpoints))
-        limits = dict(zip(("loss", "grad_norm"), guard.limits().tolist()))
-        seen = {name: numbers[name] for name in limits}
-        events.write("left out", step=step, row=row, next_row=next_row, **seen, limits=str(limits))
-        say(report.left_out(step, row, next_row, seen, limits))
-        before = guard.leapt(step)
-        if before is not None:
-            checkpoints.wait()
-            back = spikes.target(checkpoints.steps(), before, guard.state["rewinds"], experiment.save_every)
-            checkpoints.forget(back)
-            state = None  # makes room for the one that comes
-            state, meta = start.state(task, checkpoints, say)
-            guard = guard.rewound(meta.get("usual"), step)
-            clock.undo(step - int(state.step))
-            sink.close()
-            read, step = step, int(state.step)
-            events.write(
-                "rewind", step=read, row=row, to=step, next_row=next_row, skipped=next_row - meta.get("next_row", 0)
-            )
-            sink, texts = telemetry.Sink(workdir, step), report.Samples(workdir, step)
-        meter.restart(step)
-
-    stream = task.batches(next_row)
+    workdir = storage.path(workdir or f"runs/{experiment.name}")
+    run = Run(experiment, workdir, Path(data_root), clock)
+    stream = run.task.batches(run.next_row)
     watch = Watchdog(workdir, watchdog)
-    record = profiler.Recorder(storage.local_copy(workdir / "profile"), profile, say)
-    clock.ready()
-    events.write("started", step=step, pid=os.getpid(), **redone)
-    if step == 0 and experiment.init_from and experiment.eval_every:
-        with meter.paused(), clock("eval"):  # what it starts from
-            judge()
-    with _interruptible() as interrupted, record:
-        while step < experiment.steps:
-            record.before(step)
-            row = next_row
-            with watch.step(step + 1, row), profiler.mark(step + 1):
+    trace = profiler.StepProfiler(storage.local_copy(workdir / "profile"), profile, run.say)
+    run.begin()
+    with _interruptible() as interrupted, trace:
+        while run.step < experiment.steps:
+            trace.before_step(run.step)
+            row = run.next_row
+            with watch.step(run.step + 1, row), profiler.mark(run.step + 1):
                 with clock("data"), jax.profiler.TraceAnnotation(profiler.INPUT):
-                    next_row, batch = next(stream)
+                    run.next_row, batch = next(stream)
                 with clock("step"):
-                    with keeping(row):  # the state is as it was before this step
-                        state, on_device = step_fn(state, batch, guard.limits())
-                    numbers = {k: v.item() for k, v in jax.device_get(on_device).items()}
+                    numbers = run.train(batch, row)
                 stop = _stop(interrupted)
             clock.steps += 1
             if not numbers.pop("applied"):
-                leave_out(row, numbers)
+                spikes.skip_batch(run, row, numbers)
                 continue
-            step += 1
-            guard.usual(step, numbers)
-            numbers = meter.tick(step) | numbers | {"next_row": next_row}
-            if lead:
-                progress.show(
-                    report.line(step, experiment, numbers, task.line(numbers)),
-                    force=step in (first + 1, experiment.steps),
-                )
-            if step % experiment.log_every == 0 or step in (1, experiment.steps):
-                sink.write(step, numbers)
-            last = step == experiment.steps
-            with meter.paused():
+            run.finish_step(numbers)
+            last = run.step == experiment.steps
+            with run.meter.paused():
                 with clock("eval"):
-                    if last or (experiment.eval_every and step % experiment.eval_every == 0):
-                        with keeping(next_row):
-                            judge()
-                    if last or (experiment.sample_every and step % experiment.sample_every == 0):
-                        texts.add(step, task.samples(state), say)
-                if last or stop or step % experiment.save_every == 0:
-                    with clock("checkpoint"):
-                        save()
-                    events.write("time", step=step, seconds=clock.reading())
+                    if last or run.due(experiment.eval_every):
+                        run.evaluate()
+                    if last or run.due(experiment.sample_every):
+                        run.samples.add(run.step, run.task.samples(run.state), run.say)
+                if last or stop or run.due(experiment.save_every):
+                    run.save()
             if stop and not last:
                 break
     storage.upload(workdir / "profile")
     stream.close()
     watch.close()
-    if step == first == experiment.steps:  # the run was complete already
-        judge()
-    with clock("checkpoint"):
-        checkpoints.close()
-    sink.close()
-    task.close()
-    spent = goodput.total(read_rows(events.path), clock.reading())
-    events.write("time", step=step, seconds=clock.reading())
-    say(goodput.line(spent))
-    if step < experiment.steps:
-        say(f"interrupted: step {step} is saved in {workdir}; the same command goes on from there")
-    elif lead:
-        say(report.write(workdir, experiment, task, metrics, spent))
-    return Outcome(step == experiment.steps, step, metrics)
+    return run.close()
 
 
-def _diverged(step, row, after, numbers, task, checkpoints) -> str:
-    checkpoints.wait()
-    whole = checkpoints.steps()
-    return (
-        f"step {step} is not finite (loss {numbers['loss']}, gradient norm {numbers['grad_norm']}); it read rows "
-        f"{row} to {after - 1} ({task.describe(row)}). The state before it was kept: "
-        + (f"the newest checkpoint is step {whole[0]}. " if whole else "no checkpoint had been written yet. ")
-        + "Lower --set optim.peak_lr=… or look at these rows with `python -m qwenjax.data show`"
-    )
+class Run:
+    """A run in its workdir: its state, its position in the data, and the files that it writes.
+
+    Attributes:
+      step: optimizer steps done. next_row: where the next batch starts. first_step: `step` when this process started.
+      metrics: the last evaluation.
+    """
+
+    def __init__(self, experiment: Experiment, workdir: Path, data_root: Path, clock: goodput.Clock):
+        """Opens the data, compiles the step, and makes or restores the state.
+
+        Raises:
+          ValueError: the experiment, its data, its mesh or the workdir do not fit; nothing was lost.
+        """
+        self.experiment, self.workdir, self.clock = experiment, workdir, clock
+        self.lead, self.progress = jax.process_index() == 0, StatusLine()
+        self.say = self.progress.say if self.lead else lambda text: None
+        mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
+        self.task = TASKS[experiment.task](experiment, mesh)
+        self.stage_report = REPORTS[experiment.task](self.task)
+        report.check_memory(experiment, self.task.program)
+        start.claim(workdir, experiment)
+        self.say(report.banner(experiment, self.task, workdir))
+        for line in self.task.prepare(data_root):
+            self.say(f"data        {line}")
+        if self.lead:
+            self.task.tokenizer.save(workdir / "tokenizer")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the workdir is set up")
+        with clock("compile"):
+            self.train_step, memory = self.task.compile()
+        if memory is not None:
+            self.say(report.compiled(memory, clock.seconds["compile"]))
+        self.checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", experiment.keep, experiment.keep_every)
+        meta = self.restore()
+        self.first_step, self.next_row = self.step, meta.get("next_row", 0)
+        self.spikes = spikes.SpikeDetector(experiment.recovery, meta.get("spikes"))
+        # before `open_logs` cuts the metrics back
+        self.redone = goodput.redone(read_rows(workdir / "metrics.jsonl"), self.step, experiment.tokens_per_step)
+        self.open_logs()
+        self.events = report.Events(workdir, self.next_row)
+        self.meter = report.Meter(experiment, mesh, self.step)
+        self.metrics: dict[str, float] = {}
+
+    def restore(self) -> dict:
+        """Loads the newest checkpoint, or makes the first state. Returns the meta saved with it."""
+        self.state = None  # frees its memory for the one that comes
+        self.state, meta = start.restore(self.task, self.checkpoints, self.say)
+        self.step = int(self.state.step)
+        return meta
+
+    def open_logs(self) -> None:
+        """Opens metrics.jsonl and samples.jsonl, cut back to the current step."""
+        self.sink, self.samples = telemetry.Sink(self.workdir, self.step), report.Samples(self.workdir, self.step)
+
+    def begin(self) -> None:
+        """Marks the end of start-up. A run that starts from a model evaluates it."""
+        self.clock.ready()
+        self.events.write("started", step=self.step, pid=os.getpid(), **self.redone)
+        if self.step == 0 and self.experiment.init_from and self.experiment.eval_every:
+            with self.meter.paused(), self.clock("eval"):
+                self._evaluate()
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps (0: never) happens now."""
+        return every > 0 and self.step % every == 0
+
+    def train(self, batch: dict, row: int) -> dict:
+        """One step on a batch that starts at `row`. Returns its metrics on the host."""
+        with self.saving_first(row):  # the state is as it was before this step
+            self.state, metrics = self.train_step(self.state, batch, self.spikes.limits())
+        return {k: v.item() for k, v in jax.device_get(metrics).items()}
+
+    def finish_step(self, numbers: dict) -> None:
+        """Counts and logs an applied step."""
+        experiment = self.experiment
+        self.step += 1
+        self.spikes.add_step(self.step, numbers)
+        numbers = self.meter.tick(self.step) | numbers | {"next_row": self.next_row}
+        if self.lead:
+            line = report.progress_line(self.step, experiment, numbers, self.stage_report.progress(numbers))
+            self.progress.show(line, force=self.step in (self.first_step + 1, experiment.steps))
+        if self.due(experiment.log_every) or self.step in (1, experiment.steps):
+            self.sink.write(self.step, numbers)
+
+    def evaluate(self) -> None:
+        """Evaluates the state, and logs and prints the metrics."""
+        with self.saving_first(self.next_row):
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        self.metrics |= self.task.evaluate(self.state)
+        self.sink.write(self.step, self.metrics)
+        words = self.stage_report.evaluation(self.metrics) if self.metrics else "no held-out data to evaluate on"
+        self.say(f"step {self.step}: {words}")
+
+    def save(self) -> None:
+        """Saves a checkpoint, and notes in events.jsonl where the time went."""
+        with self.clock("checkpoint"):
+            self._save()
+        self.events.write("time", step=self.step, seconds=self.clock.reading())
+
+    def _save(self) -> None:
+        self.sink.flush()  # a run that resumes from here relies on it
+        meta = {
+            "next_row": self.next_row,
+            "experiment": config.to_dict(self.experiment),
+            "tokenizer_fingerprint": self.task.tokenizer.fingerprint,
+            **self.task.checkpoint_meta(self.state),
+        }
+        if self.experiment.recovery.deviations:
+            meta["spikes"] = self.spikes.state
+        rest = {"step": self.state.step, "opt_state": self.state.opt_state}
+        self.checkpoints.save(self.step, self.state.params, rest, meta, self.workdir / "tokenizer")
+
+    @contextmanager
+    def saving_first(self, row: int) -> Iterator[None]:
+        """If a reward function fails, saves before the run ends: the model is sound. The next run reads from `row`."""
+        try:
+            yield
+        except RewardFailed:
+            self.next_row = row
+            if self.step not in self.checkpoints.steps():
+                self._save()
+            self.checkpoints.wait()  # a save of this very step may still be in progress
+            raise
+
+    def close(self) -> Outcome:
+        """Ends the run: completes the files, and writes the report if all steps are done."""
+        experiment = self.experiment
+        finished = self.step == experiment.steps
+        if finished and self.first_step == self.step:  # the run was complete already
+            self._evaluate()
+        with self.clock("checkpoint"):
+            self.checkpoints.close()
+        self.sink.close()
+        self.task.close()
+        spent = goodput.total(read_rows(self.events.path), self.clock.reading())
+        self.events.write("time", step=self.step, seconds=self.clock.reading())
+        self.say(goodput.line(spent))
+        if not finished:
+            self.say(f"interrupted: step {self.step} is saved in {self.workdir}; the same command goes on from there")
+        elif self.lead:
+            self.say(report.write(self.workdir, experiment, self.task, self.stage_report, self.metrics, spent))
+        return Outcome(finished, self.step, self.metrics)
 
 
 @contextmanager
@@ -266,7 +271,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _stop(flag: threading.Event) -> bool:
-    """Whether to stop; all processes agree, or some would wait for ever in the next collective."""
+    """Whether to stop. All processes agree, or some would wait for ever in the next collective."""
     if jax.process_count() == 1:
         return flag.is_set()
     return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag.is_set())).any())

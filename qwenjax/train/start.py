@@ -28,23 +28,25 @@ FREE = (
 )
 
 
-def state(task: Task, checkpoints: checkpoint.Checkpoints, say: Callable[[str], None]) -> tuple[State, dict]:
-    """The run's own newest whole checkpoint, else `init_from`, else random parameters; and the meta saved with it."""
-    placed = task.program.abstract_state()
-    rest = {"step": placed.step, "opt_state": placed.opt_state}
-    restored = checkpoints.restore(placed.params, rest)
-    for trouble in checkpoints.damaged:
-        say(f"checkpoint  {trouble}")
+def restore(task: Task, checkpoints: checkpoint.Checkpoints, say: Callable[[str], None]) -> tuple[State, dict]:
+    """The state that a run goes on from, and the meta saved with it ({} at the start).
+
+    This is the run's own newest complete checkpoint; without one `init_from`; without that random parameters.
+    """
+    abstract = task.program.abstract_state()
+    restored = checkpoints.restore(abstract.params, {"step": abstract.step, "opt_state": abstract.opt_state})
+    for problem in checkpoints.damaged:
+        say(f"checkpoint  {problem}")
     if not restored:
-        return task.begin(say), {}
-    task.same_tokenizer(restored.meta["tokenizer_fingerprint"], checkpoints.directory)
+        return task.first_state(say), {}
+    task.check_tokenizer(restored.meta["tokenizer_fingerprint"], checkpoints.directory)
     say(f"resuming    from step {restored.step}, row {restored.meta['next_row']:,}")
-    rest, frozen = restored.rest, task.frozen(say, restored.meta)
+    rest, frozen = restored.rest, task.load_frozen(restored.meta)
     return State(rest["step"], restored.params, rest["opt_state"], frozen), restored.meta
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:
-    """Writes config.json, or checks that the one there is of the same run. One that never began is no run yet.
+    """Writes config.json, or checks that the one there is of the same run. A run that made no step may be replaced.
 
     Raises:
       ValueError: the workdir belongs to another experiment; the differing fields are named.
@@ -64,11 +66,11 @@ def claim(workdir: Path, experiment: Experiment) -> None:
             )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        storage.write_json(path, config.to_dict(experiment))
+        storage.write_atomically(path, json.dumps(config.to_dict(experiment), indent=2) + "\n")
 
 
 def _began(workdir: Path) -> bool:
-    """Whether a run came as far as its first step; before that, nothing is lost by other settings."""
+    """Whether a run came as far as its first step; before that, other settings lose nothing."""
     return bool(storage.files(workdir / "checkpoints")) or bool(read_rows(workdir / "events.jsonl"))
 
 

@@ -87,7 +87,8 @@ def rl_stage(corpus: Path, task: str, start: Path | str, reward: Path | str, **c
     """Four iterations of sixteen responses; fields of `RL` are given as such."""
     names = {field.name for field in dataclasses.fields(RL)}
     more = {name: change.pop(name) for name in list(change) if name in names}
-    small = {"new_tokens": 8, "value_steps": 1, "minibatches": 2, "epochs": 2, "value_optim": STEADY, "eval_prompts": 8}
+    small = {"max_new_tokens": 8, "value_warmup_steps": 1, "minibatches": 2, "epochs": 2, "eval_prompts": 8}
+    small["value_optim"] = STEADY
     data = Data(tokenizer="init_from", seq_len=48, batch_size=16, eval_tokens=600)
     settings = {
         "data": data,

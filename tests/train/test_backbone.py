@@ -9,6 +9,7 @@ import runs
 from align_doubles import make_mesh
 
 from qwenjax.api.checkpoint_path import detect
+from qwenjax.api.parameters import read_params, read_reward_model
 from qwenjax.config import Lora, MeshShape
 from qwenjax.model import transformer
 from qwenjax.train.backbone import Backbone
@@ -44,7 +45,7 @@ def test_without_adapters_all_is_trained_and_nothing_frozen(chats, base, mesh):
     found = loaded(backbone(chats), base, mesh)
     assert found.frozen == ()
     assert found.scorer is None
-    assert same(found.trained, detect(base).params())
+    assert same(found.trained, read_params(detect(base)))
     assert found.tokenizer.fingerprint == detect(base).tokenizer().fingerprint
 
 
@@ -53,7 +54,7 @@ def test_with_adapters_the_base_is_frozen_and_together_they_begin_as_it(chats, b
     found = loaded(made, base, mesh)
     assert set(found.trained) == {"lora", "params"}
     assert found.trained["params"] == {}
-    whole = detect(base).params()
+    whole = read_params(detect(base))
     assert same(found.frozen["params"], whole)
     merged = made.params(found.trained, found.frozen)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, whole)
@@ -65,8 +66,8 @@ def test_merged_parameters_compute_what_the_parts_do(chats, base, mesh, base_as)
     found = loaded(made, base, mesh)
     rng = np.random.default_rng(1)
     trained = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), found.trained)
-    apart = jax.jit(lambda t: made.plain.apply(made.variables(t, found.frozen), IDS)[0])(trained)
-    network = transformer.Transformer(made.cfg, made.plain.compute)
+    apart = jax.jit(lambda t: made.eval_network.apply(made.variables(t, found.frozen), IDS)[0])(trained)
+    network = transformer.Transformer(made.cfg, made.eval_network.compute)
     whole = jax.jit(lambda t: network.apply({"params": made.params(t, found.frozen)}, IDS)[0])
     merged, still = whole(trained), whole(found.trained)
     np.testing.assert_allclose(apart, merged, atol=1e-4)
@@ -76,14 +77,14 @@ def test_merged_parameters_compute_what_the_parts_do(chats, base, mesh, base_as)
 def test_without_a_head_a_language_model_leaves_its_own(chats, base, mesh):
     made = backbone(chats, head=False)
     found = loaded(made, base, mesh)
-    whole = detect(base).params()
+    whole = read_params(detect(base))
     assert set(found.trained) == set(whole) - {"head"}
     assert same(found.trained["blocks"], whole["blocks"])
 
 
 def test_a_reward_model_gives_its_head_and_calibration(chats, rm, mesh):
     found = loaded(backbone(chats, head=False), rm, mesh)
-    params, head = detect(rm).scorer()
+    params, head = read_reward_model(detect(rm))[:2]
     assert same(found.trained, params)
     np.testing.assert_array_equal(found.scorer.head, head)
     assert [found.scorer.gain, found.scorer.bias] == detect(rm).meta["calibration"]

@@ -11,11 +11,11 @@ from paths import ROOT
 
 WORKER = """
 import sys, time
-from qwenjax.train import distributed, places
+from qwenjax.train.operations import distributed, launchers
 address, n, i, timeout = sys.argv[1], *map(int, sys.argv[2:5])
-here = places.Place(address, n, i, "test")
+here = launchers.Rank(address, n, i, "test")
 try:
-    peers = distributed.Peers(distributed._meet(here, timeout), i)
+    peers = distributed.Peers(distributed._connect(here, timeout), i)
 except distributed.Missing as error:
     sys.exit(f"error: {error}")
 print("met", flush=True)

@@ -24,7 +24,7 @@ def stepped(chats, sft):
     """The task, its first batch, the state before, after one step and after four, on the host; numbers of the steps."""
     with kept_programs(chats):
         task = task_of(dpo_of(chats, sft), chats)
-        state, found = task.begin(lambda text: None), []
+        state, found = task.first_state(lambda text: None), []
         states, stream = [jax.device_get(state)], task.batches(0)
         for _ in range(4):
             state, metrics = task.program.step(state, next(stream)[1], UNLIMITED)
@@ -36,7 +36,7 @@ def stepped(chats, sft):
 
 def implied(task, state, batch) -> np.ndarray:
     with jax.set_mesh(task.mesh):
-        placed = task._place(batch, task.program.batch)
+        placed = task.to_mesh(batch, task.program.batch)
         return np.asarray(task.rewards(state.params, state.frozen, placed))
 
 
@@ -89,8 +89,8 @@ def test_a_step_prefers_what_was_rated_higher_whichever_stands_first(stepped):
     task, batch, *_ = stepped
     gaps = []
     for ratings in (batch["ratings"], np.ascontiguousarray(batch["ratings"][:, ::-1])):
-        state = task.begin(lambda text: None)
-        state, _ = task.program.step(state, task._place(batch | {"ratings": ratings}, task.program.batch), UNLIMITED)
+        state = task.first_state(lambda text: None)
+        state, _ = task.program.step(state, task.to_mesh(batch | {"ratings": ratings}, task.program.batch), UNLIMITED)
         gaps.append((implied(task, state, batch) @ [1, -1]).mean())
     assert gaps[0] > 1e-3
     assert gaps[1] < -1e-3
@@ -106,7 +106,7 @@ def test_three_responses_and_trained_embeddings_are_refused(chats, sft):
 def test_another_reference_than_the_run_began_with_is_refused(stepped):
     task = stepped[0]
     with pytest.raises(ValueError, match="the reference model is not the one that this run began with"):
-        task.frozen(lambda text: None, {"frozen": {"reference": "0" * 16}})
+        task.load_frozen({"frozen": {"reference": "0" * 16}})
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from runs import experiment, numbers, run, state
 
 from qwenjax import checkpoint
 from qwenjax.config import AdamW, from_dict
-from qwenjax.train.loop import NonFinite
+from qwenjax.train.operations.spikes import NonFinite
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted):
@@ -168,7 +168,7 @@ SMALL = [word for field in ("layers=1", "embed=128", "heads=1") for word in ("--
     ("arguments", "code", "message"),
     [
         (["--exp=quickstrat"], 2, "Did you mean 'quickstart'"),
-        (["--exp=quickstart", "--set", "optim.peek=1"], 2, "Did you mean 'peak'"),
+        (["--exp=quickstart", "--set", "optim.peek=1"], 2, "Did you mean 'peak_lr'"),
         (["--exp=quickstart", "--set", "steps"], 2, "wanted FIELD=VALUE"),
         (["--exp=quickstart", "--set", "steps=ten"], 2, "wanted a whole number"),
         (["--exp=quickstart", "--profile=9"], 2, "wanted START:STOP"),

@@ -90,15 +90,16 @@ def test_a_parent_starts_a_killed_and_a_preempted_run_again_and_hands_on_its_own
 HANGING = """
 import sys, threading
 from pathlib import Path
-from qwenjax.train import pretrain, watchdog
 from qwenjax.train.__main__ import main
+from qwenjax.train.operations import watchdog
+from qwenjax.train.stages import pretrain
 
 batches = pretrain.Pretrain.batches
 mark = Path(sys.argv.pop(1))
 
 def a_bucket_that_does_not_answer():
     mark.touch()
-    watchdog.LEAST = 0.5  # not ten minutes; from here on only, as the machine of this test may be slow
+    watchdog.MIN_SECONDS = 0.5  # not ten minutes; from here on only, as the machine of this test may be slow
     threading.Event().wait()
 
 def hang(self, next_row):
@@ -196,7 +197,7 @@ def test_two_parents_bring_both_back_when_either_is_killed_and_all_ends_bit_iden
     for victim in (0, 1):
         assert "(signal 9); starting again" in said[victim]
         assert f"error: process {victim} (" in said[1 - victim]
-        assert f"(exit code {restarts.PEERS}); starting again" in said[1 - victim]
+        assert f"(exit code {restarts.PEERS_LOST}); starting again" in said[1 - victim]
     assert "in 3 starts" in said[0]
     assert state(workdir, 30) == state(corpus / "pair", 30)
     assert numbers(workdir) == numbers(corpus / "pair")

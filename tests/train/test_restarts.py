@@ -70,9 +70,9 @@ def test_the_child_is_called_without_the_option():
 
 def test_exit_codes_tell_a_parent_why(monkeypatch):
     monkeypatch.delenv(restarts.CHILD, raising=False)
-    assert restarts.code(restarts.HOPELESS) == 1
+    assert restarts.exit_code(restarts.PERMANENT) == 1
     monkeypatch.setenv(restarts.CHILD, "1")
-    assert restarts.code(restarts.HOPELESS) == 78
+    assert restarts.exit_code(restarts.PERMANENT) == 78
 
 
 def test_began_means_this_process(tmp_path):

@@ -11,8 +11,10 @@ from align_doubles import column, kept_programs, numbers, run, saved, says, stag
 
 import qwenjax
 from qwenjax.api.checkpoint_path import detect
+from qwenjax.api.parameters import read_reward_model
 from qwenjax.api.reward_model import load_reward
 from qwenjax.config import Chat, ChatFile, Lora, Preference
+from qwenjax.train.stages.reward import CALIBRATION_LISTS
 from qwenjax.train.step import UNLIMITED
 
 
@@ -28,12 +30,12 @@ def task(chats, sft, rm):
 
 
 def state_of(task):
-    return task.begin(lambda text: None)
+    return task.first_state(lambda text: None)
 
 
 def scored(task, state, batch) -> np.ndarray:
     with jax.set_mesh(task.mesh):
-        return np.asarray(task.rewards(state.params, state.frozen, task._place(batch, task.program.batch)))
+        return np.asarray(task.rewards(state.params, state.frozen, task.to_mesh(batch, task.program.batch)))
 
 
 def test_a_run_leaves_what_it_promises(rm):
@@ -53,7 +55,7 @@ def test_a_step_raises_the_better_response_and_swapped_ratings_the_other(task):
     for ratings in (batch["ratings"], batch["ratings"][:, ::-1]):
         state = state_of(task)
         before = scored(task, state, batch)
-        given = task._place(batch | {"ratings": np.ascontiguousarray(ratings)}, task.program.batch)
+        given = task.to_mesh(batch | {"ratings": np.ascontiguousarray(ratings)}, task.program.batch)
         state, _ = task.program.step(state, given, UNLIMITED)
         moved = scored(task, state, batch) - before
         gaps.append((moved[:, 0] - moved[:, 1]).mean())
@@ -76,9 +78,9 @@ def test_the_stored_model_scores_as_the_task_does_and_calibration_gives_mean_0_a
     """Through `load_reward`: the responses that were calibrated on, of the training files."""
     model, seen, ids = load_reward(rm), [], []
     state = state_of(task)
-    params, head = detect(rm).scorer(task.program.shardings.params["backbone"])
+    params, head = read_reward_model(detect(rm), task.program.shardings.params["backbone"])[:2]
     state = state._replace(params={"backbone": params, "reward": head})
-    for first in range(0, task.experiment.preference.calibrate, 8):
+    for first in range(0, CALIBRATION_LISTS, 8):
         batch = task.read(np.arange(first, first + 8))
         seen.append(scored(task, state, batch)[batch["real"]])
         rows = zip(batch["tokens"][batch["real"]], batch["end"][batch["real"]])
@@ -102,7 +104,7 @@ def test_a_reward_model_goes_on_from_a_preference_model_with_its_head(chats, rm,
     """PMP, then RM: backbone and head as they were stored."""
     again = task_of(rm_of(chats, rm), chats)
     state = jax.device_get(state_of(again))
-    params, head = jax.device_get(detect(rm).scorer())
+    params, head = jax.device_get(read_reward_model(detect(rm))[:2])
     np.testing.assert_array_equal(state.params["reward"], head)
     jax.tree.map(np.testing.assert_array_equal, state.params["backbone"], params)
     fresh = jax.device_get(state_of(task)).params["reward"]
@@ -114,9 +116,9 @@ def test_lists_of_three_are_three_pairs_and_count_once(chats, sft):
     with kept_programs(chats):
         task = task_of(stage(chats, "reward", "lists.jsonl", sft, preference=Preference(responses=3)), chats)
         state = state_of(task)
-        pairs = task.judge(state)
+        task.evaluate(state)
         lists = sum(int(batch["real"].all(axis=1).sum()) for batch in task.lists)
-        assert len(pairs) == 3 * lists > 0
+        assert len(task.pairs) == 3 * lists > 0
         state, found = task.program.step(state, next(task.batches(0))[1], UNLIMITED)
     assert found["tokens"] == 8  # a list weighs 1
     assert found["loss"] == pytest.approx(np.log(2), abs=0.1)
@@ -157,7 +159,7 @@ def test_a_margin_is_asked_for_per_unit_of_rating(chats, sft, task):
         batch = wide.read(np.arange(8))
         state = state_of(wide)
         gap = scored(wide, state, batch) @ [1, -1]
-        _, found = wide.program.step(state, wide._place(batch, wide.program.batch), UNLIMITED)
+        _, found = wide.program.step(state, wide.to_mesh(batch, wide.program.batch), UNLIMITED)
     want = np.logaddexp(0, batch["ratings"] @ [1, -1] - gap).mean()
     assert found["loss"] == pytest.approx(want, rel=1e-4)
 

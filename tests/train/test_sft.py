@@ -14,6 +14,7 @@ from align_doubles import STEADY, column, kept_programs, numbers, run, saved, sa
 
 import qwenjax
 from qwenjax.api.checkpoint_path import detect
+from qwenjax.api.parameters import read_adapter, read_params
 from qwenjax.config import Chat, ChatFile, Data, Lora, to_dict
 
 
@@ -31,7 +32,7 @@ def task(chats, base, sft):
 
 def nll(task, state, batch) -> tuple[float, float]:
     with jax.set_mesh(task.mesh):
-        return tuple(map(float, task.nll(state.params, state.frozen, task._place(batch, task.program.batch), None)))
+        return tuple(map(float, task.nll(state.params, state.frozen, task.to_mesh(batch, task.program.batch), None)))
 
 
 # ---- the loss ----
@@ -39,7 +40,7 @@ def nll(task, state, batch) -> tuple[float, float]:
 
 def test_the_loss_is_that_of_the_answers_alone(task, chats, sft):
     """By hand from the whole model's logits: the summed nll of what the assistant says and of its end."""
-    state, batch = task.begin(lambda text: None), task.read(np.arange(8))
+    state, batch = task.first_state(lambda text: None), task.read(np.arange(8))
     total, said = 0.0, []
     logits = np.asarray(qwenjax.load(chats / "base").logits(batch["inputs"]), np.float64)  # causal: padding is behind
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -57,7 +58,7 @@ def test_the_loss_is_that_of_the_answers_alone(task, chats, sft):
 
 
 def test_what_users_say_carries_no_loss_and_other_answers_another(task):
-    state, batch = task.begin(lambda text: None), task.read(np.arange(8))
+    state, batch = task.first_state(lambda text: None), task.read(np.arange(8))
     there = nll(task, state, batch)[0]
     masked = np.where(batch["weights"] > 0, batch["targets"], 7).astype(np.int32)
     assert nll(task, state, batch | {"targets": masked})[0] == there
@@ -74,7 +75,7 @@ def test_packed_dialogues_have_the_loss_of_unpacked_ones(chats, base):
         for packed in (True, False):
             task = task_of(sft_of(chats, base, data=data, chat=replace(chat, packed=packed)), chats)
             rows = sum(int((batch["weights"].sum(axis=1) > 0).sum()) for batch in task.held_out.batches)
-            found.append((*task.held_out_nats(task.begin(lambda text: None)), rows))
+            found.append((*task.held_out_nats(task.first_state(lambda text: None)), rows))
     (one, weight, rows), (other, same, more) = found
     assert weight == same
     assert rows < more
@@ -147,10 +148,10 @@ def test_a_loaded_run_computes_what_its_own_network_does(lora, chats, sft):
     """Base and adapters apart in training, merged when loaded: the same logits."""
     with kept_programs(chats):
         task = task_of(lora_of(chats, sft), chats)
-        state = task.begin(lambda text: None)
-    trained = detect(lora).adapter(task.program.shardings.params).trained
+        state = task.first_state(lambda text: None)
+    trained = read_adapter(detect(lora), task.program.shardings.params).trained
     ids = np.random.default_rng(0).integers(0, 500, (2, 20), dtype=np.int32)
-    network, variables = task.backbone.plain, task.backbone.variables(trained, state.frozen)
+    network, variables = task.backbone.eval_network, task.backbone.variables(trained, state.frozen)
     want = jax.jit(lambda v: network.apply(v, ids)[0] @ v["params"]["head"])(variables)
     np.testing.assert_allclose(qwenjax.load(lora).logits(ids), want, atol=1e-4)
     assert np.abs(qwenjax.load(sft).logits(ids) - want).max() > 1e-2  # the adapters do something
@@ -166,7 +167,7 @@ def test_adapters_resume_bit_identical_and_only_on_their_base(lora, chats, sft, 
     with kept_programs(chats):
         task = task_of(lora_of(chats, base), chats)  # of the same shape, another model
         with pytest.raises(ValueError, match=r"the base model is not the one that this run began with.*--workdir"):
-            task.frozen(lambda text: None, {"frozen": saved(lora, 8)["frozen"]})
+            task.load_frozen({"frozen": saved(lora, 8)["frozen"]})
 
 
 def test_a_base_that_was_replaced_is_noticed_when_adapters_are_loaded(lora, chats, sft, base, monkeypatch):
@@ -174,7 +175,7 @@ def test_a_base_that_was_replaced_is_noticed_when_adapters_are_loaded(lora, chat
 
     real = checkpoint_path.detect
     monkeypatch.setattr(
-        checkpoint_path, "open_source", lambda path, *rest: real(base if str(path) == str(sft) else path, *rest)
+        checkpoint_path, "detect", lambda path, *rest: real(base if str(path) == str(sft) else path, *rest)
     )
     with pytest.raises(ValueError, match="not the model that the adapters in"):
         qwenjax.load(lora)
@@ -195,8 +196,8 @@ def test_an_embedding_trained_beside_a_base_of_bfloat16_is_float32(chats, sft, t
     held = Lora(rank=2, base_dtype="bfloat16", modules_to_save=("embed",))
     given = lora_of(chats, sft, lora=held, optim=replace(STEADY, peak=1e-5), steps=2, save_every=2)
     assert run(given, chats, tmp_path / "run").finished
-    began = detect(sft).params(dtype="bfloat16")["embed"].astype("float32")
-    learned = detect(tmp_path / "run").adapter().trained["params"]["embed"]
+    began = read_params(detect(sft), dtype="bfloat16")["embed"].astype("float32")
+    learned = read_adapter(detect(tmp_path / "run")).trained["params"]["embed"]
     assert learned.dtype == np.float32
     assert 0.9e-5 < np.abs(learned - began).max() < 4e-5
     np.testing.assert_array_equal(qwenjax.load(tmp_path / "run").params["embed"], learned)
@@ -209,7 +210,7 @@ def test_another_vocabulary_than_the_models_is_refused(chats, base, tmp_path):
     tiny_model.tokenizer().save(tmp_path)
     other = sft_of(chats, base, data=Data(tokenizer=str(tmp_path), seq_len=48, batch_size=8))
     with pytest.raises(ValueError, match="was trained with another tokenizer than"):
-        task_of(other, chats).begin(lambda text: None)
+        task_of(other, chats).first_state(lambda text: None)
 
 
 def test_files_that_cannot_be_trained_on_say_why(chats, base, tmp_path):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from qwenjax.config import AdamW, Compute, Data, Experiment, MeshShape, ModelConfig
+from qwenjax.data.batches.text import batch_shapes
 from qwenjax.sharding import make_mesh
 from qwenjax.train import step as steps
 from qwenjax.train.backbone import Backbone
-from qwenjax.train.stages.pretrain import batch_shapes
 from qwenjax.train.step import UNLIMITED
 
 MODEL = ModelConfig(vocab=96, layers=2, embed=32, heads=4, ffn=64, context=32)
@@ -44,7 +44,8 @@ def program(experiment, devices=None):
     devices = jax.devices()[:devices] if devices else jax.devices()
     mesh = make_mesh(experiment.mesh, experiment.model.embed, devices)
     compute = experiment.compute.resolved("cpu", mesh.shape["tensor"])
-    return steps.build(experiment, Backbone(experiment, compute).loss(), mesh, batch_shapes(experiment))
+    batch = batch_shapes(experiment.data.batch_size, experiment.data.seq_len, experiment.data.document_mask)
+    return steps.build(experiment, Backbone(experiment, compute).loss(), mesh, batch)
 
 
 def placed(built, rows):
@@ -122,7 +123,7 @@ def test_parameters_are_created_in_their_shards_and_equal_everywhere():
 
 def test_tiny_model_memorises_one_batch():
     experiment = replace(
-        BASE, data=replace(BASE.data, batch=4), mesh=MeshShape(fsdp=1), optim=replace(BASE.optim, decay=0)
+        BASE, data=replace(BASE.data, batch_size=4), mesh=MeshShape(fsdp=1), optim=replace(BASE.optim, weight_decay=0)
     )
     built = program(experiment, devices=1)
     state, rows = built.init(), batch(experiment)
@@ -220,14 +221,17 @@ def test_the_14b_step_traces_with_its_exact_shapes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": replace(BASE.data, batch=12)}, r"do not divide over 8 devices \(data x fsdp\); use .*batch=8 or 16"),
+        (
+            {"data": replace(BASE.data, batch_size=12)},
+            r"do not divide over 8 devices \(data x fsdp\); use .*batch_size=8 or 16",
+        ),
         ({"accumulate": 4}, "gives 4 rows"),
         (
             {"model": replace(MODEL, embed=36, heads=2, head_dim=16), "mesh": MeshShape(fsdp=8)},
             "axis 'embed' of size 36 does not divide over fsdp=8",
         ),
         (
-            {"mesh": MeshShape(fsdp=1, context=8), "data": replace(BASE.data, length=12)},
+            {"mesh": MeshShape(fsdp=1, context=8), "data": replace(BASE.data, seq_len=12)},
             "does not divide over mesh.context",
         ),
     ],

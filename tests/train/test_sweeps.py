@@ -9,7 +9,8 @@ from IPython.core.formatters import DisplayFormatter
 import qwenjax
 from qwenjax import sweeps
 from qwenjax.common.jsonl import read_rows
-from qwenjax.train.loop import Diverged, RewardFailed
+from qwenjax.train.loop import RewardFailed
+from qwenjax.train.operations.spikes import Diverged
 
 VARIANTS = {"untied": {}, "tied": {"model.tie_embeddings": True}}
 
@@ -53,7 +54,7 @@ def test_the_table_has_mean_and_deviation():
 
 def test_the_picture_is_drawn(swept, tmp_path):
     _, _, found = swept
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="nothing to plot"):
         found.plot()
     figure = found.plot("eval_loss", "loss", path=tmp_path / "curves.png", skip=0.5)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -82,7 +83,7 @@ def test_what_cannot_be_swept_is_said_before_anything_runs(variants, seeds, mess
 
 
 def test_a_number_that_no_run_has_is_named(swept):
-    with pytest.raises(ValueError, match=r"no number 'eval_los'; it has eval_bits_per_byte, eval_loss"):
+    with pytest.raises(ValueError, match=r"no metric 'eval_los'; it has eval_bits_per_byte, eval_loss"):
         swept[2].table("eval_los")
 
 
@@ -121,5 +122,5 @@ def test_a_run_of_a_sweep_is_evaluated(swept, tmp_path):
     assert set(found.result["rows"]["plain"]) == {"8", "32"}
     assert found.png.read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "table3.txt").read_text() == found.text + "\n"
-    with pytest.raises(ValueError, match="nothing to measure"):
+    with pytest.raises(ValueError, match="no table or task"):
         qwenjax.evaluate(run.workdir, "table9")

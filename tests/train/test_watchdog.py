@@ -22,7 +22,7 @@ def test_a_stuck_step_leaves_all_stacks_and_ends_the_process(tmp_path, capfd):
 
 def test_a_run_folder_that_hangs_does_not_keep_the_process_from_its_end(tmp_path, capfd, monkeypatch):
     ended = threading.Event()
-    monkeypatch.setattr(watchdog, "WRITE", 0.1)
+    monkeypatch.setattr(watchdog, "WRITE_SECONDS", 0.1)
     os.mkfifo(tmp_path / "stacks-1.txt")  # whoever opens it waits for a reader
     watch = Watchdog(tmp_path, 0.1, exit=lambda code: ended.set())
     with watch.step(1, 0):
@@ -44,6 +44,6 @@ def test_the_limit_follows_the_median_step_above_ten_minutes(tmp_path):
     watch = Watchdog(tmp_path)
     assert watch.limit() == 600
     watch.durations.extend([40, 50, 5000])
-    assert watch.limit() == watchdog.TIMES * 50
+    assert watch.limit() == watchdog.MEDIANS * 50
     watch.close()
     assert Watchdog(tmp_path, 0).limit() == 0

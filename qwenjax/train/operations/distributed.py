@@ -1,8 +1,9 @@
-"""How the processes of one run meet at the start, and notice when one of them is gone. `places` says who is who.
+"""How the processes of one run connect at the start, and notice when one is lost. `launchers` says who is who.
 
-jax alone waits in silence for a peer that never comes, then aborts with a C++ stack trace; likewise when one dies. So
-the processes first call the roll on plain sockets, on the coordinator's own port, which jax takes over afterwards. The
-sockets stay open: the kernel closes a dead process's end, process 0 tells the others whose, and all say so and exit.
+jax alone waits in silence for a process that never comes, and aborts with a C++ stack trace when one dies. So the
+processes first connect to process 0 by plain sockets, on the coordinator's own port, which jax takes over afterwards.
+The sockets stay open: the kernel closes the end of a dead process, process 0 tells the others whose it was, and all
+print it and exit.
 """
 
 import json
@@ -27,30 +28,30 @@ class Missing(OSError):
     """A process of the run did not come, or is not what the others expect."""
 
 
-def join(place: Rank | None, timeout: float, say: Callable[[str], None]) -> "Peers":
+def join(rank: Rank | None, timeout: float, say: Callable[[str], None]) -> "Peers":
     """Connects the processes of a run through jax.distributed, within `timeout` seconds. Call it before using jax.
 
     Raises:
       Missing: a process did not come.
     """
-    if place is None:
+    if rank is None:
         return Peers([], 0)
     import jax
 
-    say(f"processes   this is {place.process} of {place.processes} ({place.source}); meeting at {place.address}")
-    peers = Peers(_meet(place, timeout), place.process)
+    say(f"processes   this is {rank.process} of {rank.processes} ({rank.source}); meeting at {rank.address}")
+    peers = Peers(_connect(rank, timeout), rank.process)
     jax.distributed.initialize(
-        place.address,
-        place.processes,
-        place.process,
-        local_device_ids=place.local_devices,
+        rank.address,
+        rank.processes,
+        rank.process,
+        local_device_ids=rank.local_devices,
         cluster_detection_method="deactivate",
         initialization_timeout=max(60, int(timeout)),
     )
     return peers
 
 
-# ---- the roll: everyone connects to process 0 and says who it is; process 0 answers when all have come ----
+# ---- the start: every process sends process 0 its number; process 0 answers when all have come ----
 
 
 class Peer(NamedTuple):
@@ -59,99 +60,99 @@ class Peer(NamedTuple):
     socket: socket.socket
 
 
-def _meet(place: Rank, timeout: float) -> list[Peer]:
-    """All other processes for process 0; process 0 for the others."""
-    until = time.monotonic() + timeout
-    return _call_roll(place, timeout, until) if place.process == 0 else [_answer(place, timeout, until)]
+def _connect(rank: Rank, timeout: float) -> list[Peer]:
+    """Process 0 gets all other processes; the others get process 0."""
+    deadline = time.monotonic() + timeout
+    return _wait_for_all(rank, timeout, deadline) if rank.process == 0 else [_call(rank, timeout, deadline)]
 
 
-def _call_roll(place: Rank, timeout: float, until: float) -> list[Peer]:
-    came: dict[int, Peer] = {}
-    with _listen(int(place.address.rpartition(":")[2]), until) as listener:
+def _wait_for_all(rank: Rank, timeout: float, deadline: float) -> list[Peer]:
+    peers: dict[int, Peer] = {}
+    with _listen(int(rank.address.rpartition(":")[2]), deadline) as listener:
         listener.settimeout(0.5)
-        while len(came) < place.processes - 1:
-            if time.monotonic() > until:
-                absent = [i for i in range(1, place.processes) if i not in came]
-                raise _tell(came, _who_is_missing(place, absent, timeout))
+        while len(peers) < rank.processes - 1:
+            if time.monotonic() > deadline:
+                absent = [i for i in range(1, rank.processes) if i not in peers]
+                raise _refuse(peers, _missing_text(rank, absent, timeout))
             try:
                 connection, (host, *_) = listener.accept()
             except TimeoutError:
-                came = {i: peer for i, peer in came.items() if _open(peer.socket)}
+                peers = {i: peer for i, peer in peers.items() if _is_open(peer.socket)}
                 continue
             connection.settimeout(5)
             try:
-                said = json.loads(_line(connection))
-                i, n = int(said["process"]), int(said["processes"])
+                message = json.loads(_read_line(connection))
+                i, n = int(message["process"]), int(message["processes"])
             except (OSError, ValueError, KeyError, TypeError):
-                connection.close()  # something else that knocks on ports
+                connection.close()  # a port scanner, say
                 continue
-            peer = Peer(i, f"{said.get('host', '?')}, {host.removeprefix('::ffff:')}", connection)
-            if n != place.processes or not 0 < i < n:
-                why = f"process {i} of {n} came ({peer.host}), but process 0 was started as one of {place.processes}"
-                raise _tell({**came, i: peer}, f"{why}. Give all the same --processes, and each its own --process")
-            if i in came and _open(came[i].socket):
-                why = f"two processes call themselves --process={i}: on {came[i].host} and on {peer.host}"
-                raise _tell({**came, -1: peer}, why)
-            came[i] = peer
-    for peer in came.values():
+            peer = Peer(i, f"{message.get('host', '?')}, {host.removeprefix('::ffff:')}", connection)
+            if n != rank.processes or not 0 < i < n:
+                why = f"process {i} of {n} came ({peer.host}), but process 0 was started as one of {rank.processes}"
+                raise _refuse({**peers, i: peer}, f"{why}. Give all the same --processes, and each its own --process")
+            if i in peers and _is_open(peers[i].socket):
+                why = f"two processes have the number --process={i}: on {peers[i].host} and on {peer.host}"
+                raise _refuse({**peers, -1: peer}, why)
+            peers[i] = peer
+    for peer in peers.values():
         _send(peer, {"go": True})
-    return list(came.values())
+    return list(peers.values())
 
 
-def _who_is_missing(place: Rank, absent: list[int], timeout: float) -> str:
+def _missing_text(rank: Rank, absent: list[int], timeout: float) -> str:
     listed = ", ".join(map(str, absent[:8])) + (" …" if len(absent) > 8 else "")
     return (
-        f"{place.processes - len(absent)} of {place.processes} processes came to {place.address} within "
+        f"{rank.processes - len(absent)} of {rank.processes} processes came to {rank.address} within "
         f"{timeout:g} s; process {listed} did not. Check that the same command was started there with its own "
         "--process, that it has not ended with an error, and that it reaches this address (name, port, firewall); "
         "--peer-timeout waits longer"
     )
 
 
-def _answer(place: Rank, timeout: float, until: float) -> Peer:
-    host, _, port = place.address.rpartition(":")
+def _call(rank: Rank, timeout: float, deadline: float) -> Peer:
+    host, _, port = rank.address.rpartition(":")
     while True:
         try:
             connection = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
             try:
-                me = {"process": place.process, "processes": place.processes, "host": socket.gethostname()}
-                connection.sendall(json.dumps(me).encode() + b"\n")
-                connection.settimeout(timeout + 10)  # process 0 knows more: let it speak first
-                answer = json.loads(_line(connection))
+                message = {"process": rank.process, "processes": rank.processes, "host": socket.gethostname()}
+                connection.sendall(json.dumps(message).encode() + b"\n")
+                connection.settimeout(timeout + 10)  # process 0 knows more, so it gives up first
+                answer = json.loads(_read_line(connection))
                 break
             except TimeoutError:
-                raise Missing(f"process 0 at {place.address} answered, but the others did not come") from None
-            except ValueError as error:  # it hung up: perhaps the last of an earlier run
+                raise Missing(f"process 0 at {rank.address} answered, but the others did not come") from None
+            except ValueError as error:  # it closed the connection: perhaps it belongs to an earlier run
                 connection.close()
-                raise ConnectionError("the process there hung up") from error
-        except (socket.gaierror, ConnectionError, TimeoutError, OSError) as error:
-            if isinstance(error, Missing):
-                raise
-            if time.monotonic() > until:
+                raise ConnectionError("the process there closed the connection") from error
+        except Missing:
+            raise
+        except OSError as error:
+            if time.monotonic() > deadline:
                 raise Missing(
-                    f"process 0 did not answer at {place.address} within {timeout:g} s ({error}). Check that it was "
+                    f"process 0 did not answer at {rank.address} within {timeout:g} s ({error}). Check that it was "
                     f"started, that {host} is its machine, and that the port is open; --peer-timeout waits longer"
                 ) from None
             time.sleep(0.5)
     if "error" in answer:
         raise Missing(answer["error"])
-    return Peer(0, place.address, connection)
+    return Peer(0, rank.address, connection)
 
 
-def _listen(port: int, until: float) -> socket.socket:
+def _listen(port: int, deadline: float) -> socket.socket:
     both = socket.has_dualstack_ipv6()
     while True:
         try:
             family = socket.AF_INET6 if both else socket.AF_INET
             return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=1024)
-        except OSError as error:  # an earlier run may need a moment to let go of it
-            if time.monotonic() > until:
+        except OSError as error:  # an earlier run may still hold the port for a moment
+            if time.monotonic() > deadline:
                 raise Missing(f"process 0 cannot listen on port {port}: {error}. Is another run using it?") from None
             time.sleep(0.5)
 
 
-def _line(connection: socket.socket) -> str:
-    """The next line, byte by byte: another may follow it. ValueError: the other side hung up."""
+def _read_line(connection: socket.socket) -> str:
+    """The next line, byte by byte, because another may follow it. ValueError: the connection was closed."""
     data = b""
     while not data.endswith(b"\n"):
         more = connection.recv(1)
@@ -162,18 +163,19 @@ def _line(connection: socket.socket) -> str:
 
 
 def _send(peer: Peer, message: dict) -> None:
-    with suppress(OSError):  # if it is gone, whoever reads from it notices
+    with suppress(OSError):  # whoever reads from a closed connection notices
         peer.socket.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _tell(came: dict[int, Peer], why: str) -> Missing:
-    for peer in came.values():
+def _refuse(peers: dict[int, Peer], why: str) -> Missing:
+    """The error, after it was sent to all processes that came."""
+    for peer in peers.values():
         _send(peer, {"error": why})
     return Missing(why)
 
 
-def _open(connection: socket.socket) -> bool:
-    """Whether the other side is still there; it has nothing to say at this time."""
+def _is_open(connection: socket.socket) -> bool:
+    """Whether the other side is still there; it has nothing to send at this time."""
     try:
         connection.setblocking(False)
         return connection.recv(1, socket.MSG_PEEK) != b""
@@ -183,6 +185,9 @@ def _open(connection: socket.socket) -> bool:
         return False
     finally:
         connection.setblocking(True)
+
+
+# ---- during the run ----
 
 
 class Peers:
@@ -200,41 +205,41 @@ class Peers:
             threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
     def _watch(self) -> None:
-        listening = {peer.socket: peer for peer in self.peers}
-        while listening:
-            for ready in select.select(list(listening), [], [])[0]:
-                peer = listening[ready]
+        watched = {peer.socket: peer for peer in self.peers}
+        while watched:
+            for ready in select.select(list(watched), [], [])[0]:
+                peer = watched[ready]
                 try:
-                    said = json.loads(_line(ready))
+                    message = json.loads(_read_line(ready))
                 except (OSError, ValueError):
-                    said = {"lost": peer.process, "host": peer.host}
-                if "lost" in said and not self.done:
-                    self._end(said)
-                del listening[ready]  # it said goodbye
+                    message = {"lost": peer.process, "host": peer.host}
+                if "lost" in message and not self.done:
+                    self._exit(message)
+                del watched[ready]  # it sent goodbye
 
-    def _end(self, said: dict) -> None:
+    def _exit(self, message: dict) -> None:
         for peer in self.peers:
-            _send(peer, said)
+            _send(peer, message)
         print(
-            f"error: process {said['lost']} ({said['host']}) was lost; process {self.process} stops, too. Its own "
-            "output says why. Start all processes again with the same command: the run goes on from its last "
-            "checkpoint, and ends as if nothing had happened",
+            f"error: process {message['lost']} ({message['host']}) was lost; process {self.process} stops, too. The "
+            "output of the lost process says why. Start all processes again with the same command: the run goes on "
+            "from its last checkpoint, and ends as if it had not been interrupted",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(restarts.code(restarts.PEERS))
+        os._exit(restarts.exit_code(restarts.PEERS_LOST))
 
     def goodbye(self) -> None:
-        """This process is done and will close its connections; what the others do from here on does not concern it."""
+        """Tells the others that this process is done, so that its closed connections are no loss."""
         self.done = True
         for peer in self.peers:
             _send(peer, {"bye": True})
 
     def leave(self, code: int) -> int:
-        """Ends this process after an error of its own: `code` to return if it is alone, else the end, here.
+        """Ends this process after an error of its own. Returns `code` if it is the only one.
 
-        The error may come of a lost peer, whose name would then be the last line. Without goodbye, so that the others
-        stop, too; and not through jax's own way out, which waits for them.
+        With others it exits here, after a moment: the error may come from a lost peer, whose name is then the last
+        line. It says no goodbye, so the others stop, too; and it avoids jax's own exit, which waits for them.
         """
         if not self.peers:
             return code

@@ -1,4 +1,4 @@
-"""Goodput: what the hours of a run went into, over all processes that it took, and how many of them were progress."""
+"""Goodput: where the time of a run went, over all its processes, and how much of it was progress."""
 
 import time
 from collections import Counter
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from qwenjax.telemetry import clock
 
-KINDS = ("step", "data", "eval", "checkpoint", "compile", "start-up")  # the rest is `other`: logging, agreement
+KINDS = ("step", "data", "eval", "checkpoint", "compile", "start-up")  # the rest, such as logging, is `other`
 
 
 class Clock:
-    """Seconds of this process by what they were spent on; `lost` is the part of the steps' that came to nothing."""
+    """Seconds of this process by kind. "lost" is the part of "step" and "data" whose steps were thrown away."""
 
     def __init__(self, began: float):
         self.began = began  # seconds since 1970
@@ -27,35 +27,37 @@ class Clock:
             self.seconds[kind] += time.perf_counter() - start
 
     def ready(self) -> None:
-        """The first step follows: all time so far but for compiling was start-up."""
+        """Marks the start of the first step: all time before it, without compiling, was start-up."""
         self.seconds["start-up"] = time.time() - self.began - self.seconds["compile"]
 
     def undo(self, steps: int) -> None:
-        """So many steps of this process were thrown away."""
+        """Counts the time of so many steps of this process as lost."""
         spent = self.seconds["step"] + self.seconds["data"] - self.seconds["lost"]
         self.seconds["lost"] += spent * min(1.0, steps / max(self.steps, 1))
 
     def reading(self) -> dict[str, float]:
-        """For a line of events.jsonl: the totals of this process up to now."""
+        """The totals of this process so far, for a line of events.jsonl."""
         return {"began": self.began, "wall": time.time() - self.began, **self.seconds}
 
 
 def redone(metrics: list[dict], step: int, tokens_per_step: int) -> dict[str, float]:
-    """What the process before this one loses by going on from `step`, from its metrics.jsonl (before that is cut
-    back): steps to be done again and their seconds; exact to `log_every` steps."""
-    rows = [row for row in metrics if "tokens_per_second" in row]
-    again = max([row["step"] for row in rows if row["step"] > step], default=step) - step
-    if not again:
+    """The steps after `step` that the previous process did and that are done again, and their seconds.
+
+    Args:
+      metrics: rows of metrics.jsonl before it is cut back. The result is exact to `log_every` steps.
+    """
+    rows = [row for row in metrics if "tokens_per_second" in row and row["step"] > step]
+    if not rows:
         return {"redone_steps": 0, "redone_seconds": 0.0}
-    rates = [row["tokens_per_second"] for row in rows if row["step"] > step]
-    return {"redone_steps": again, "redone_seconds": again * tokens_per_step / (sum(rates) / len(rates))}
+    steps, rates = max(row["step"] for row in rows) - step, [row["tokens_per_second"] for row in rows]
+    return {"redone_steps": steps, "redone_seconds": steps * tokens_per_step / (sum(rates) / len(rates))}
 
 
 def total(events: list[dict], now: dict[str, float]) -> dict[str, float]:
     """Seconds by kind over the whole run: the last reading of every process in `events`, and `now` of this one.
 
-    What a killed process did after its last reading is known only as the steps that were done again: they are added to
-    the wall, and to what was lost.
+    What a killed process did after its last reading is only known as steps that were done again. Their time is added
+    to the wall, and counts as lost.
     """
     readings = [row["seconds"] for row in events if row["event"] == "time"]
     last = {reading["began"]: reading for reading in (*readings, now)}
@@ -68,7 +70,7 @@ def total(events: list[dict], now: dict[str, float]) -> dict[str, float]:
 
 
 def shares(seconds: dict[str, float]) -> dict[str, float]:
-    """Fractions of the wall: progress (steps that counted), what they waited for, and everything else."""
+    """Shares of the wall time: steps that counted, what they waited for, and everything else."""
     wall = max(seconds["wall"], 1e-9)
     named = {"steps": max(0.0, seconds["step"] - seconds["lost"]), "waiting for data": seconds["data"]}
     named |= {"lost": seconds["lost"], "evaluation": seconds["eval"], "saving": seconds["checkpoint"]}
@@ -78,7 +80,7 @@ def shares(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def line(seconds: dict[str, float]) -> str:
-    """The closing words on time."""
+    """The line on time that a run ends with."""
     parts = ", ".join(f"{name} {100 * part:.1f} %" for name, part in shares(seconds).items() if part >= 0.0005)
     times = f" in {seconds['processes']} starts" if seconds["processes"] > 1 else ""
     return f"time        {clock(seconds['wall'])}{times}: {parts}"

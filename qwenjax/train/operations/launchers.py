@@ -1,8 +1,8 @@
-"""Where a process stands among those of its run: by flags, JAX_… variables, or what its launcher left it.
+"""The rank of a process in its run: from flags, JAX_… variables, or its launcher.
 
-Flags go before variables, both before the launcher: Open MPI, SLURM, a TPU slice (GKE, or a TPU VM's metadata), or an
-indexed Kubernetes job, which says one number only. jax can find most of this, too, but waits in silence for peers that
-never come; and it does not know Open MPI 5, nor SLURM tasks that see one GPU each.
+Flags have priority over variables, and both over the launcher: Open MPI, SLURM, a TPU slice (GKE, or the metadata of a
+TPU VM), or an indexed Kubernetes job, which only gives one number. jax can detect most of this, too, but it waits in
+silence for processes that never come, and does not know Open MPI 5 or SLURM tasks that see one GPU each.
 """
 
 import glob
@@ -14,77 +14,81 @@ import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-TPU_PORT = "8482"  # of the coordinator on a TPU slice, as jax has it
-LAST_PORTS = 61440  # launchers' jobs get one of the 4096 ports from here on, by their number
+TPU_PORT = "8482"  # of the coordinator on a TPU slice, as in jax
+FIRST_PORT = 61440  # a job of a launcher gets one of the 4096 ports from here on, by its number
 
 
 class Rank(NamedTuple):
-    """One process's place in a run of several."""
+    """The position of one process in a run of several."""
 
     address: str  # HOST:PORT of process 0
     processes: int
     process: int
-    source: str  # what said so
+    source: str  # where this was found
     local_devices: list[int] | None = None  # None: all of this machine's
 
 
 class _Launched(NamedTuple):
-    """What a launcher says; None: nothing about that."""
+    """What a launcher says; None: nothing about this."""
 
-    by: str
+    launcher: str
     address: str | None
     processes: int | None
     process: int
     local_devices: list[int] | None = None
 
 
-_ALONE = _Launched("", None, 1, 0)
+_SINGLE = _Launched("", None, 1, 0)
 
 
 def find(
     coordinator: str | None, processes: int | None, process: int | None, env: Mapping[str, str] = os.environ
 ) -> Rank | None:
-    """This process's place; None: it is alone. `processes` of 1 makes it so, whatever a launcher says.
+    """The rank of this process; None: it is the only one, as with `processes` of 1, whatever a launcher says.
 
     Raises:
-      ValueError: half of it is said, the launcher says otherwise, or it makes no sense.
+      ValueError: a part is missing, the launcher contradicts, or the numbers make no sense.
     """
     coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
     processes = _number(env, "JAX_NUM_PROCESSES") if processes is None else processes
     process = _number(env, "JAX_PROCESS_ID") if process is None else process
-    said = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     if processes == 1 and not process:
         return None
-    launched = _launcher(env) if None in said.values() else None
+    launched = _launcher(env) if None in given.values() else None
     if launched:
-        said = {name: _agreed(name, said[name], theirs, launched.by) for name, theirs in zip(said, launched[1:4])}
-    if said == {"--coordinator": None, "--processes": None, "--process": launched and 0}:
+        given = {name: _combine(name, given[name], x, launched.launcher) for name, x in zip(given, launched[1:4])}
+    if given == {"--coordinator": None, "--processes": None, "--process": launched and 0}:
         return None  # also the first pod of a Kubernetes job, which may be the only one
-    lacking = " and ".join(name for name, value in said.items() if value is None)
-    if lacking:
+    missing = " and ".join(name for name, value in given.items() if value is None)
+    if missing:
         raise ValueError(
             "several processes need --coordinator=HOST:PORT, --processes=N and --process=I (JAX_COORDINATOR_ADDRESS, "
-            f"JAX_NUM_PROCESSES, JAX_PROCESS_ID); {lacking} missing"
-            + (f": {launched.by} started this as process {launched.process}, and says no more" if launched else "")
+            f"JAX_NUM_PROCESSES, JAX_PROCESS_ID); {missing} missing"
+            + (
+                f": {launched.launcher} started this as process {launched.process}, and says no more"
+                if launched
+                else ""
+            )
         )
-    address, n, i = said.values()
+    address, n, i = given.values()
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"--coordinator={address}: wanted HOST:PORT of process 0, e.g. 10.0.0.2:8476")
     if not 0 <= i < n:
         raise ValueError(f"--process={i} of --processes={n}: wanted 0 to {n - 1}")
-    source = launched.by if launched else "flags or JAX_ variables"
+    source = launched.launcher if launched else "flags or JAX_ variables"
     return Rank(address, n, i, source, launched.local_devices if launched else None)
 
 
-def _agreed(name: str, said, launched, by: str):
-    """What was said, else what the launcher says. Another coordinator is fine; another number means confusion."""
-    if name != "--coordinator" and None not in (said, launched) and said != launched:
+def _combine(name: str, given, launched, launcher: str):
+    """The given value, else that of the launcher. They may differ for the coordinator, but not for numbers."""
+    if name != "--coordinator" and None not in (given, launched) and given != launched:
         raise ValueError(
-            f"{name}={said} is said (by flag or JAX_ variable), but {by} says {launched}; leave it to one of them, or "
-            "say all of --coordinator, --processes and --process"
+            f"{name}={given} is given (by flag or JAX_ variable), but {launcher} says {launched}; leave it to one of "
+            "them, or give all of --coordinator, --processes and --process"
         )
-    return launched if said is None else said
+    return launched if given is None else given
 
 
 def _number(env: Mapping[str, str], name: str) -> int | None:
@@ -94,22 +98,22 @@ def _number(env: Mapping[str, str], name: str) -> int | None:
     return None if text is None else int(text)
 
 
-def _needed(env: Mapping[str, str], name: str, by: str) -> int:
+def _required(env: Mapping[str, str], name: str, launcher: str) -> int:
     number = _number(env, name)
     if number is None:
         raise ValueError(
-            f"{by} started several processes, but {name} is not set in this one; say --coordinator=HOST:PORT, "
-            "--processes=N and --process=I yourself (--processes=1: this one is alone)"
+            f"{launcher} started several processes, but {name} is not set in this one; give --coordinator=HOST:PORT, "
+            "--processes=N and --process=I yourself (--processes=1: this is the only one)"
         )
     return number
 
 
 def _launcher(env: Mapping[str, str]) -> _Launched | None:
-    """What started this process as one of several. mpirun first: below SLURM, it starts its own helpers by srun."""
+    """The launcher of this process, if it started several. mpirun first: under SLURM it starts helpers by srun."""
     for ask in (_open_mpi, _slurm, _tpu):
-        found = ask(env)
-        if found:
-            return found if found.processes > 1 else None
+        launched = ask(env)
+        if launched:
+            return launched if launched.processes > 1 else None
     index = _number(env, "JOB_COMPLETION_INDEX") if "KUBERNETES_SERVICE_HOST" in env else None
     return None if index is None else _Launched("Kubernetes (JOB_COMPLETION_INDEX)", None, None, index)
 
@@ -117,28 +121,28 @@ def _launcher(env: Mapping[str, str]) -> _Launched | None:
 def _open_mpi(env: Mapping[str, str]) -> _Launched | None:
     n = _number(env, "OMPI_COMM_WORLD_SIZE")
     if n is None or n == 1:
-        return n and _ALONE
-    i = _needed(env, "OMPI_COMM_WORLD_RANK", "Open MPI")
-    here = _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE") or n
+        return n and _SINGLE
+    i = _required(env, "OMPI_COMM_WORLD_RANK", "Open MPI")
+    local = _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE") or n
     # version 4 names the machine of mpirun: '1531576320.0;tcp://10.96.0.1,10.148.0.1:34911', or tcp6://[fe80::1]:34911
     uri = env.get("OMPI_MCA_orte_hnp_uri", "")
     host = re.search(r"tcp://([^,:]+)|tcp6://(\[[^],]+)", uri)
     address = host and (host[1] or host[2] + "]")
-    if not address and here == n:
+    if not address and local == n:
         address = "localhost"
     job = int(uri.partition(".")[0]) // 4096 if host else zlib.crc32(env.get("PMIX_NAMESPACE", "").encode())
-    devices = _one_each(env, here, _number(env, "OMPI_COMM_WORLD_LOCAL_RANK"))
+    devices = _one_each(env, local, _number(env, "OMPI_COMM_WORLD_LOCAL_RANK"))
     return _Launched("Open MPI", address and _at(address, job, env), n, i, devices)
 
 
 def _slurm(env: Mapping[str, str]) -> _Launched | None:
-    """A step of several tasks; a batch script or shell that has not called srun is no such step."""
+    """A step of several tasks. A batch script or shell that has not called srun is no step."""
     if "SLURM_STEP_NODELIST" not in env:
         return None
-    n = _number(env, "SLURM_STEP_NUM_TASKS") or _needed(env, "SLURM_NTASKS", "SLURM")
+    n = _number(env, "SLURM_STEP_NUM_TASKS") or _required(env, "SLURM_NTASKS", "SLURM")
     if n == 1:
-        return _ALONE
-    i, job = _needed(env, "SLURM_PROCID", "SLURM"), _needed(env, "SLURM_JOB_ID", "SLURM")
+        return _SINGLE
+    i, job = _required(env, "SLURM_PROCID", "SLURM"), _required(env, "SLURM_JOB_ID", "SLURM")
     nodes = env["SLURM_STEP_NODELIST"]  # 'a', 'a,b', 'n[001-004,007],b', 'rack[1-2]n[0-7]'
     first = re.match(r"(?:\[[^]]*\]|[^,[])*", nodes)[0]
     host = re.sub(r"\[(\w+)[^]]*\]", r"\1", first)
@@ -148,7 +152,7 @@ def _slurm(env: Mapping[str, str]) -> _Launched | None:
 
 
 def _at(host: str, job: int, env: Mapping[str, str]) -> str:
-    return f"{host}:{env.get('JAX_COORDINATOR_PORT') or LAST_PORTS + job % 4096}"
+    return f"{host}:{env.get('JAX_COORDINATOR_PORT') or FIRST_PORT + job % 4096}"
 
 
 def _one_each(env: Mapping[str, str], tasks: int, local: int | None) -> list[int] | None:
@@ -158,10 +162,10 @@ def _one_each(env: Mapping[str, str], tasks: int, local: int | None) -> list[int
 
 
 def _tpu(env: Mapping[str, str]) -> _Launched | None:
-    """The hosts of a slice, times slices. GKE sets variables; a TPU VM's shell knows nothing, its metadata does."""
+    """The hosts of a slice, times slices. GKE sets variables; on a TPU VM only the metadata says it."""
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     if hosts:
-        tell = env.get
+        get = env.get
     elif "TPU_SKIP_MDS_QUERY" in env or not _has_tpu():
         return None
     else:
@@ -171,18 +175,18 @@ def _tpu(env: Mapping[str, str]) -> _Launched | None:
         hosts = ",".join(one.split(":")[-1] for one in endpoints.split(","))  # 'name:id:ip', or 'ip'
         listed = re.findall(r"^\s*(\w+)\s*:\s*'?([^'\n]*)", _metadata("tpu-env", env) or "", re.MULTILINE)
         own = {"TPU_WORKER_ID": _metadata("agent-worker-number", env)}
-        tell = {**{name: value.strip() for name, value in listed}, **own, **env}.get
+        get = {**{name: value.strip() for name, value in listed}, **own, **env}.get
     names = ("TPU_WORKER_ID", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "MEGASCALE_COORDINATOR_ADDRESS")
-    told = {name: value for name in names if (value := tell(name))}
-    workers, slices = hosts.split(","), _number(told, "MEGASCALE_NUM_SLICES") or 1
+    found = {name: value for name in names if (value := get(name))}
+    workers, slices = hosts.split(","), _number(found, "MEGASCALE_NUM_SLICES") or 1
     n = len(workers) * slices
     if n == 1:
-        return _ALONE
-    i = _needed(told, "TPU_WORKER_ID", "TPU") if len(workers) > 1 else 0
+        return _SINGLE
+    i = _required(found, "TPU_WORKER_ID", "TPU") if len(workers) > 1 else 0
     first = workers[0]
     if slices > 1:
-        i += _needed(told, "MEGASCALE_SLICE_ID", "TPU") * len(workers)
-        first = told.get("MEGASCALE_COORDINATOR_ADDRESS")
+        i += _required(found, "MEGASCALE_SLICE_ID", "TPU") * len(workers)
+        first = found.get("MEGASCALE_COORDINATOR_ADDRESS")
     address = first and f"{first.partition(':')[0]}:{env.get('JAX_COORDINATOR_PORT') or TPU_PORT}"
     return _Launched(f"TPU, {slices} slices" if slices > 1 else "TPU", address, n, i)
 
@@ -192,7 +196,7 @@ def _has_tpu() -> bool:
 
 
 def _metadata(name: str, env: Mapping[str, str]) -> str | None:
-    """An attribute of this machine, from Google Cloud's server of them; None: no such attribute, or no such server."""
+    """An attribute of this machine from Google Cloud's metadata server; None: no such attribute, or no server."""
     url = f"http://{env.get('GCE_METADATA_IP', 'metadata.google.internal')}/computeMetadata/v1/instance/attributes/"
     request = urllib.request.Request(url + name, headers={"Metadata-Flavor": "Google"})
     for _ in range(3):

@@ -1,6 +1,6 @@
-"""`--profile=START:STOP`: the XLA profiler's trace of some steps, and the names by which it knows a run's parts.
+"""`--profile=START:STOP`: a trace of some steps by the XLA profiler, and the names of a run's parts in it.
 
-`python -m qwenjax.profile` reads such traces: steps from what `mark` annotates, the wait for data from `INPUT`. A
+`python -m qwenjax.profile` reads such traces. It finds the steps by `mark`, and the wait for data by `INPUT`. A
 profiler that attaches to a run (`--profiler-port`) sees both, too.
 """
 
@@ -14,15 +14,15 @@ INPUT = "input"
 
 
 def mark(step: int) -> jax.profiler.StepTraceAnnotation:
-    """A context that is, to whoever traces it, the `step`-th step from 1."""
+    """A context that a trace shows as the `step`-th step, counted from 1."""
     return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
 
 def serve(port: int) -> None:
-    """Lets a profiler attach to this process, at `port` of any of its addresses.
+    """Lets a profiler attach to this process at `port`.
 
     Raises:
-      OSError: the port is taken; jax would log that and go on.
+      OSError: the port is taken; jax would only log that.
     """
     try:
         socket.create_server(("", port)).close()
@@ -33,8 +33,8 @@ def serve(port: int) -> None:
     jax.profiler.start_server(port)
 
 
-class Recorder:
-    """A context around all steps; in it, those after START are recorded until STOP are done.
+class StepProfiler:
+    """A context around all steps. It records those after START until STOP are done.
 
     Args:
       folder: local; every process writes its own trace there.
@@ -46,24 +46,24 @@ class Recorder:
         self.start, self.stop = steps or (0, 0)
         self.waiting, self.recording = steps is not None, False
 
-    def __enter__(self) -> "Recorder":
+    def __enter__(self) -> "StepProfiler":
         return self
 
-    def before(self, done: int) -> None:
-        """To be called before each step, with the number of steps that are done."""
+    def before_step(self, done: int) -> None:
+        """Call it before each step, with the number of steps that are done."""
         if self.recording and done >= self.stop:
-            self._end()
+            self._stop()
         if self.waiting and self.start <= done < self.stop:
             self.waiting, self.recording = False, True
             jax.profiler.start_trace(str(self.folder))
 
     def __exit__(self, *_) -> None:
         if self.recording:
-            self._end()
+            self._stop()
         if self.waiting:
             self.say(f"profile     nothing recorded: none of the steps {self.start + 1} to {self.stop} was done")
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         self.recording = False
         jax.profiler.stop_trace()
         self.say(f"profile     recorded; `python -m qwenjax.profile {self.folder}` says what the time went into")

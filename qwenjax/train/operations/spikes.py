@@ -1,10 +1,10 @@
-"""Loss spikes: which batches a run leaves out, and when it goes back. Decisions are pure functions of what was seen.
+"""Loss spikes: which batches a run skips, and when it rewinds.
 
-A leap is judged on device, inside the step: beyond the limits that `Guard.limits` gives, parameters and optimizer stay
-as they were and the batch is left out. That does not count as a step; only `next_row` moves on. Leap upon leap means
-that the parameters had gone wrong before: the run goes back to a checkpoint from before, and on with the rows behind
-the ones it has read since (as PaLM did, arXiv 2204.02311, §5.1). What is usual is part of every checkpoint, so a
-run killed at any moment sees, decides and ends the same.
+A spike is detected on the device, inside the step: if the loss or the gradient norm exceeds the limits of
+`SpikeDetector.limits`, parameters and optimizer stay as they are and the batch is skipped. A skipped batch is no step;
+only `next_row` moves on. Several spikes in a row mean that the parameters went wrong before: the run rewinds to an
+earlier checkpoint and goes on with the rows after those that it has read since (PaLM, arXiv 2204.02311, §5.1). The
+detector's statistics are part of every checkpoint, so a run killed at any moment sees, decides and ends the same.
 """
 
 from collections.abc import Sequence
@@ -13,79 +13,131 @@ from statistics import median
 import numpy as np
 
 from qwenjax.config import Recovery
-from qwenjax.train.step import UNLIMITED
+from qwenjax.train import step as steps
+from qwenjax.train.operations import report
 
-SIGMA = 1.4826  # times the median absolute deviation: the standard deviation, of normally distributed values
-FLOOR = 0.01  # of the median: least standard deviation; a loss that hardly moves must not make trifles leap
+SIGMA = 1.4826  # times the median absolute deviation: the standard deviation of normally distributed values
+FLOOR = 0.01  # least standard deviation, as a share of the median: noise of a loss that hardly moves is no spike
 
 
 class Diverged(RuntimeError):
-    """Training left the range in which it learns; the last checkpoint is from before."""
+    """Training diverged, beyond what `experiment.recovery` may do about it. The last checkpoint is from before."""
 
 
-class Guard:
-    """What is usual, and what has leapt. `state` is JSON, and all there is to know."""
+class NonFinite(Diverged):
+    """The loss or its gradient became infinite or NaN. The last checkpoint is from before."""
+
+
+class SpikeDetector:
+    """Running statistics of loss and gradient norm, and the latest spikes. `state` is JSON and holds everything."""
 
     def __init__(self, recovery: Recovery, state: dict | None = None):
         self.recovery = recovery
-        self.state = state or {"loss": [], "grad_norm": [], "leaps": [], "batches": 0, "rewinds": 0, "trouble": -1}
+        self.state = state or {
+            "loss": [],  # of the latest steps, at most `recovery.window`
+            "grad_norm": [],
+            "spikes": [],  # (steps done, batches read) at each of the latest
+            "batches": 0,  # read so far
+            "rewinds": 0,  # from spikes near `rewound_from`
+            "rewound_from": -1,  # the latest step that the run rewound from
+        }
 
     def limits(self) -> np.ndarray:
-        """float32 [2]: the largest loss and gradient norm that are still usual. UNLIMITED until enough was seen, and
-        without recovery."""
-        seen = (self.state["loss"], self.state["grad_norm"])
-        if not self.recovery.deviations or len(seen[0]) < self.recovery.window:
-            return UNLIMITED
-        return np.array([_limit(values, self.recovery.deviations) for values in seen], np.float32)
+        """float32 [2]: the largest loss and gradient norm that are no spike.
 
-    def usual(self, step: int, numbers: dict[str, float]) -> None:
-        """Takes note of an ordinary step, the `step`-th."""
+        UNLIMITED without recovery, and until there are `recovery.window` steps to compare with.
+        """
+        histories = (self.state["loss"], self.state["grad_norm"])
+        if not self.recovery.deviations or len(histories[0]) < self.recovery.window:
+            return steps.UNLIMITED
+        return np.array([_limit(values, self.recovery.deviations) for values in histories], np.float32)
+
+    def add_step(self, step: int, numbers: dict[str, float]) -> None:
+        """Adds an ordinary step, the `step`-th, to the statistics."""
         self.state["batches"] += 1
         for name in ("loss", "grad_norm"):
             self.state[name] = [*self.state[name], numbers[name]][-self.recovery.window :]
-        if step > self.state["trouble"] + self.recovery.window:
+        if step > self.state["rewound_from"] + self.recovery.window:
             self.state["rewinds"] = 0
 
-    def leapt(self, step: int) -> int | None:
-        """Takes note of a leap in the batch after `step` steps. The step to go back before, once there are too many.
+    def add_spike(self, step: int) -> int | None:
+        """Adds a spike in the batch after `step` steps. Returns the step to rewind before if there are too many.
 
         Raises:
-          Diverged: going back has not helped.
+          Diverged: rewinding has not helped.
         """
         state = self.state
         batch, state["batches"] = state["batches"], state["batches"] + 1
-        state["leaps"] = [(at, b) for at, b in state["leaps"] if b > batch - self.recovery.among] + [(step, batch)]
-        if len(state["leaps"]) < self.recovery.spikes:
+        recent = [(at, b) for at, b in state["spikes"] if b > batch - self.recovery.among]
+        state["spikes"] = [*recent, (step, batch)]
+        if len(state["spikes"]) < self.recovery.spikes:
             return None
         if state["rewinds"] >= self.recovery.rewinds:
             raise Diverged(
-                f"{len(state['leaps'])} of the last {self.recovery.among} batches leapt at step {step}, after "
-                f"{state['rewinds']} rewinds in this place. The checkpoints are from before. Lower "
+                f"{len(state['spikes'])} of the last {self.recovery.among} batches were spikes at step {step}, after "
+                f"{state['rewinds']} rewinds near this step. The checkpoints are from before. Lower "
                 "--set optim.peak_lr=…, look at the rows in events.jsonl with `python -m qwenjax.data show`, or, if "
-                "this is what the data are like, raise --set recovery.deviations=…"
+                "the data are like this, raise --set recovery.deviations=…"
             )
-        return min(at for at, _ in state["leaps"])
+        return min(at for at, _ in state["spikes"])
 
-    def rewound(self, restored: dict | None, step: int) -> "Guard":
-        """The guard to go on with from a checkpoint that has `restored`, after the trouble at `step`."""
-        guard = Guard(self.recovery, restored)
-        trouble = max(step, self.state["trouble"])
-        guard.state |= {"leaps": [], "rewinds": self.state["rewinds"] + 1, "trouble": trouble}
-        return guard
+    def rewound(self, restored: dict | None, step: int) -> "SpikeDetector":
+        """The detector after rewinding from `step` to a checkpoint that holds the state `restored`."""
+        detector = SpikeDetector(self.recovery, restored)
+        rewound_from = max(step, self.state["rewound_from"])
+        detector.state |= {"spikes": [], "rewinds": self.state["rewinds"] + 1, "rewound_from": rewound_from}
+        return detector
 
 
 def _limit(values: Sequence[float], deviations: float) -> float:
-    """The largest value within so many robust standard deviations above the median."""
+    """`deviations` robust standard deviations above the median."""
     middle = median(values)
     sigma = SIGMA * median(abs(v - middle) for v in values)
     return middle + deviations * max(sigma, FLOOR * abs(middle))
 
 
-def target(steps: Sequence[int], before: int, rewinds: int, save_every: int) -> int:
-    """The checkpoint to go back to from trouble that began after `before` steps; 0, the start of the run, without any.
+def rewind_target(saved: Sequence[int], before: int, rewinds: int, save_every: int) -> int:
+    """The checkpoint to rewind to from spikes that began after `before` steps; 0, the start of the run, without any.
 
-    The newest from before it, or one older, if there is, for each rewind that has not helped. Only checkpoints of the
-    schedule count: a run that was interrupted, and saved, must go back as an uninterrupted one does.
+    This is the newest one from before the spikes, and an older one for each rewind that has not helped. Only scheduled
+    checkpoints count: a run that was interrupted, and saved, must rewind as an uninterrupted one does.
     """
-    older = sorted((s for s in steps if s <= before and s % save_every == 0), reverse=True)
+    older = sorted((s for s in saved if s <= before and s % save_every == 0), reverse=True)
     return older[min(rewinds, len(older) - 1)] if older else 0
+
+
+def skip_batch(run, row: int, numbers: dict[str, float]) -> None:
+    """Logs the batch from `row` on as skipped, and rewinds the `loop.Run` if there were too many.
+
+    Raises:
+      NonFinite: the loss or the gradient is not finite, and the run has no recovery.
+      Diverged: rewinding has not helped.
+    """
+    run.sink.flush()
+    if not run.experiment.recovery.deviations:
+        run.checkpoints.wait()
+        where = run.task.describe(row)
+        raise NonFinite(report.not_finite(run.step + 1, (row, run.next_row), numbers, where, run.checkpoints.steps()))
+    limits = dict(zip(("loss", "grad_norm"), run.spikes.limits().tolist()))
+    seen = {name: numbers[name] for name in limits}
+    run.events.write("skipped", step=run.step, row=row, next_row=run.next_row, **seen, limits=str(limits))
+    run.say(report.skipped_batch(run.step, row, run.next_row, seen, limits))
+    before = run.spikes.add_spike(run.step)
+    if before is not None:
+        _rewind(run, row, before)
+    run.meter.restart(run.step)
+
+
+def _rewind(run, row: int, before: int) -> None:
+    """Goes back to a checkpoint from before step `before`, and on with the rows after those that were read."""
+    run.checkpoints.wait()
+    rewinds, save_every = run.spikes.state["rewinds"], run.experiment.save_every
+    run.checkpoints.forget(rewind_target(run.checkpoints.steps(), before, rewinds, save_every))
+    step = run.step
+    meta = run.restore()
+    run.spikes = run.spikes.rewound(meta.get("spikes"), step)
+    run.clock.undo(step - run.step)
+    run.sink.close()
+    skipped = run.next_row - meta.get("next_row", 0)
+    run.events.write("rewind", step=step, row=row, to=run.step, next_row=run.next_row, skipped=skipped)
+    run.open_logs()

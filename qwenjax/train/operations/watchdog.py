@@ -1,4 +1,4 @@
-"""A watch over steps that never end: on a pod, a hung run costs as much as a running one, and says nothing."""
+"""Detects steps that never end: on a pod a hung run costs as much as a running one, and prints nothing."""
 
 import faulthandler
 import os
@@ -14,18 +14,18 @@ from pathlib import Path
 
 import jax
 
-LEAST, TIMES = 600.0, 20  # seconds, and median steps: what a step may take when nobody says otherwise
-EXIT = 3  # so many times that, and the process gives up
-WRITE = 10.0  # seconds that writing the stacks may take
+MIN_SECONDS, MEDIANS = 600.0, 20  # the default limit of a step is the larger of 600 s and 20 median steps
+EXIT_FACTOR = 3  # after so many times the limit the process gives up
+WRITE_SECONDS = 10.0  # that writing the stacks may take
 
 
 class Watchdog:
     """Prints all Python stacks when a step takes longer than `seconds`, and exits with 1 after three times as long.
 
     Args:
-      seconds: None: 20 times the median step, but 10 minutes at least. 0: no watch.
-      exit: what ends the process, for tests.
-    Compiling, evaluation, sampling and saving are outside `step`, and may take what they take.
+      seconds: None: 20 times the median step, at least 10 minutes. 0: no limit.
+      exit: ends the process; tests replace it.
+    Compiling, evaluation, sampling and saving are outside `step` and have no limit.
     """
 
     def __init__(self, workdir: Path, seconds: float | None = None, exit: Callable[[int], None] = os._exit):
@@ -38,7 +38,7 @@ class Watchdog:
 
     @contextmanager
     def step(self, step: int, row: int) -> Iterator[None]:
-        """Watches over one step, whose batch begins with `row`."""
+        """A context around one step, whose batch starts at `row`."""
         start = time.monotonic()
         self.watched = step, row, start
         try:
@@ -51,14 +51,14 @@ class Watchdog:
         """Seconds that a step may take."""
         if self.seconds is not None:
             return self.seconds
-        return max(LEAST, TIMES * statistics.median(list(self.durations) or [0]))
+        return max(MIN_SECONDS, MEDIANS * statistics.median(list(self.durations) or [0]))
 
     def close(self) -> None:
         self.closed.set()
 
     def _watch(self) -> None:
         dumped = None
-        while not self.closed.wait(min(1.0, (self.seconds or LEAST) / 10)):
+        while not self.closed.wait(min(1.0, (self.seconds or MIN_SECONDS) / 10)):
             watched = self.watched
             if not watched:
                 continue
@@ -67,7 +67,7 @@ class Watchdog:
             if over > limit and dumped != watched:
                 dumped = watched
                 self._dump(step, row, over, limit)
-            if over > EXIT * limit:
+            if over > EXIT_FACTOR * limit:
                 print(
                     f"error: step {step} has not ended in {over:.0f} s; giving up. The same command goes on from the "
                     "last checkpoint",
@@ -82,16 +82,16 @@ class Watchdog:
         path = self.workdir / f"stacks-{step}{process}.txt"
         print(
             f"watchdog    step {step} (rows from {row:,}) has run for {over:.0f} s; stacks of all threads follow, also "
-            f"in {path}. Waiting until {EXIT * limit:.0f} s, then this process gives up",
+            f"in {path}. Waiting until {EXIT_FACTOR * limit:.0f} s, then this process gives up",
             file=sys.stderr,
             flush=True,
         )
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
-        with tempfile.TemporaryFile("w+") as file:  # it writes to open files of this machine only
+        with tempfile.TemporaryFile("w+") as file:  # faulthandler needs a local file
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             stacks = file.read()
-        # the run's disk or bucket may be just what hangs: whoever writes there must not keep this thread from giving up
+        # the disk or bucket of the run may be what hangs, so another thread writes: this one must be able to give up
         writer = threading.Thread(target=path.write_text, args=(stacks,), daemon=True)
         writer.start()
-        writer.join(WRITE)
+        writer.join(WRITE_SECONDS)

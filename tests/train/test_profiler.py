@@ -29,9 +29,9 @@ def calls(monkeypatch):
 )
 def test_the_steps_after_start_are_recorded_until_stop(calls, tmp_path, done, want):
     said = []
-    with profiler.Recorder(tmp_path, (1, 3), said.append) as record:
+    with profiler.StepProfiler(tmp_path, (1, 3), said.append) as record:
         for step in done:
-            record.before(step)
+            record.before_step(step)
             calls.append(step)
     if isinstance(want[-1], str) and want[-1].startswith("none"):
         assert want.pop() in said[-1]
@@ -40,15 +40,15 @@ def test_the_steps_after_start_are_recorded_until_stop(calls, tmp_path, done, wa
 
 
 def test_without_a_wish_nothing_is_recorded_or_said(calls, tmp_path):
-    with profiler.Recorder(tmp_path, None, calls.append) as record:
-        record.before(0)
+    with profiler.StepProfiler(tmp_path, None, calls.append) as record:
+        record.before_step(0)
     assert calls == []
 
 
 def test_a_trace_is_written_though_the_run_fails(calls, tmp_path):
     def fail():
-        with profiler.Recorder(tmp_path, (0, 9), lambda text: None) as record:
-            record.before(0)
+        with profiler.StepProfiler(tmp_path, (0, 9), lambda text: None) as record:
+            record.before_step(0)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

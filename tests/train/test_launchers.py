@@ -192,9 +192,9 @@ def test_kubernetes_says_which_but_not_of_how_many():
             GKE | without(SLICES, "MEGASCALE_COORDINATOR_ADDRESS"),
             "--coordinator missing: TPU, 2 slices",
         ),
-        (("h:1", 2, None), SRUN, "--processes=2 is said .*, but SLURM says 8"),
-        ((None, None, 0), MPI4, "--process=0 is said .*, but Open MPI says 3"),
-        ((None, None, None), MPI4 | {"JAX_NUM_PROCESSES": "2"}, "--processes=2 is said .*, but Open MPI says 4"),
+        (("h:1", 2, None), SRUN, "--processes=2 is given .*, but SLURM says 8"),
+        ((None, None, 0), MPI4, "--process=0 is given .*, but Open MPI says 3"),
+        ((None, None, None), MPI4 | {"JAX_NUM_PROCESSES": "2"}, "--processes=2 is given .*, but Open MPI says 4"),
     ],
 )
 def test_half_a_place_and_contradictions_are_refused(said, env, message):
