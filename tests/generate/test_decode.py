@@ -28,9 +28,13 @@ PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16]]
 
 @jax.jit
 def weights():
-    """Far from uniform, so that a wrong alpha or mask changes what is chosen."""
+    """Far from uniform, so that a wrong alpha, LogN or mask changes log-probabilities by 0.06 or more.
+
+    Not farther: here an error of 1 ulp in the weights moves them by 2e-5, at twice the size by 3e-4, which is more than
+    the tolerances below allow for sums in another order.
+    """
     params = nn.meta.unbox(transformer.init_params(CFG, jax.random.key(0)))
-    return jax.tree.map(lambda x: x * 8, params)
+    return jax.tree.map(lambda x: x * 4, params)
 
 
 def made(**changes):
@@ -135,13 +139,13 @@ def test_padding_rows_of_the_vocabulary_are_never_sampled():
 @pytest.fixture(scope="module")
 def full():
     """25 ids of a text that nothing stops, those that stops are made of only once."""
-    out = generate(*made(**ALL), [Request(PROMPTS[0], 25, WARM, seed=10)], size=SIZE)[0].ids
+    out = generate(*made(**ALL), [Request(PROMPTS[0], 25, WARM, seed=62)], size=SIZE)[0].ids
     assert all(out.count(out[i]) == 1 for i in (2, 3, 4, 5, 9, 10, 11)), out
     return out
 
 
 def stopped(stops, min_new=0, **options):
-    asked = [Request(PROMPTS[0], 25, replace(WARM, min_new=min_new), seed=10)]
+    asked = [Request(PROMPTS[0], 25, replace(WARM, min_new=min_new), seed=62)]
     return generate(*made(**ALL), asked, size=SIZE, stops=stops, **options)[0]
 
 

@@ -34,7 +34,15 @@ TEXTS = [row[:n].tolist() for row, n in zip(PROMPTS, LENGTHS)]
 
 @functools.cache
 def weights():
-    return tiny_model.params(CFG)
+    """The tiny model with matrices half as large: an error of 1 ulp in the weights moves log-probabilities by 2e-6.
+
+    At full size that is 1.7e-5: more than the tolerances below, so sums in another order could fail a right decoder.
+    """
+
+    def halved(path, x):
+        return x if "norm" in jax.tree_util.keystr(path) else x / 2
+
+    return jax.tree_util.tree_map_with_path(halved, tiny_model.params(CFG))
 
 
 def model(compute=EXACT, **changes):
@@ -115,7 +123,8 @@ def forward(params, out, compute, **changes):
 )
 def test_log_probabilities_are_those_of_the_training_forward(compute, temperature, tolerance):
     """Classic bug 1: of the full softmax at temperature 1, beyond the training length without NTK and LogN."""
-    params = jax.tree.map(lambda x: x / 2, weights()) | {"head": 4 * weights()["head"]}  # peaked, but not certain
+    tiny = tiny_model.params(CFG)
+    params = jax.tree.map(lambda x: x / 2, tiny) | {"head": 4 * tiny["head"]}  # peaked, but not certain
     out = made(params=params, policy=Sample(temperature, top_p=0.9), stops=(5, 9), compute=compute, context=8)
     assert 0 < out.ended.sum() < 8
     logp, scores = forward(params, out, compute, context=8)
