@@ -30,7 +30,7 @@ def _tpus(kind: str, verb: str, pod: Pod, *words: str) -> list[str]:
 
 
 def create(pod: Pod) -> list[str]:
-    """Asks for the slices; through a queue this returns before they exist."""
+    """Requests the slices; through a queue this returns before they exist."""
     runtime = pod.runtime or pod.tpu.runtime
     kind = [] if pod.capacity == "on-demand" else [f"--{pod.capacity}"]
     what = [f"--accelerator-type={pod.tpu.accelerator}"]
@@ -57,7 +57,7 @@ def describe_node(pod: Pod, node: str) -> list[str]:
 
 
 def condition(state: str) -> str:
-    """READY, WAITING or LOST (preempted or failed: only creating it anew helps) for a state that was printed."""
+    """READY, WAITING or LOST (preempted or failed: it must be created again) for a state that `describe` printed."""
     return CONDITIONS.get(state.strip(), WAITING)
 
 

@@ -29,7 +29,7 @@ def create(pod: Pod, runner: Runner) -> None:
     """
     old = pods.known_as(pod.name)
     if not runner.dry:
-        pods.remember(pod)  # before it exists: what may cost money must not be forgotten
+        pods.remember(pod)  # before it exists, so that an interrupted request, which may cost money, is known
     try:
         runner.run_with_retries(xpk.create(pod) if pod.through == "gke" else gcloud.create(pod))
     except CommandFailed as error:
@@ -48,7 +48,7 @@ def create(pod: Pod, runner: Runner) -> None:
 
 
 def wait(pod: Pod, runner: Runner) -> None:
-    """Waits until the pod is ready. Interrupted, the request stays.
+    """Waits until the pod is ready. An interruption ends the waiting, not the request.
 
     Raises:
       CommandFailed: it is lost ("preempted") or was deleted meanwhile ("absent").
@@ -79,9 +79,7 @@ def _lost_error(pod: Pod, now: str) -> CommandFailed:
     if now == ABSENT:
         return CommandFailed("absent", f"{pod.name} does not exist in {pod.project}, {pod.zone}; `create` makes it")
     why = shlex.join(gcloud.describe(pod)[:-1])
-    return CommandFailed(
-        "preempted", f"{pod.name} was preempted or has failed; `{why}` says why, `delete` clears it away"
-    )
+    return CommandFailed("preempted", f"{pod.name} was preempted or has failed; `{why}` says why, `delete` removes it")
 
 
 def pod_state(pod: Pod, runner: Runner) -> str:
@@ -120,7 +118,7 @@ def bootstrap(pod: Pod, runner: Runner) -> None:
     with tempfile.TemporaryDirectory(prefix="qwenjax-") as folder:
         if checkout:
             packed = str(Path("/tmp" if runner.dry else folder) / "qwenjax-source.tar.gz")
-            runner.note("what is committed; changes that are not stay here")
+            runner.note("packs the last commit; uncommitted changes are left out")
             runner.run(gcloud.archive(source, packed))
         for command in gcloud.bootstrap(pod, str(script), packed if checkout else source, packed=checkout):
             runner.run_with_retries(command)
@@ -142,7 +140,7 @@ def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner)
         runner.run_with_retries(starting)
         return 0
     if runner.dry:
-        return _plan(pod, job, starting, runner)
+        return _dry_launch(pod, job, starting, runner)
     for left in reversed(range(retries + 1)):
         outcome = _attempt(pod, job, starting, runner)
         if outcome != RESTART:
@@ -152,12 +150,12 @@ def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner)
             say(f"starting {job} again; {left} of {retries} retries left")
             runner.sleep(POLL_SECONDS)
     raise CommandFailed(
-        "preempted", f"{job} was interrupted {retries + 1} times; the same command goes on where it was"
+        "preempted", f"{job} was interrupted {retries + 1} times; run the same command again to continue"
     )
 
 
-def _plan(pod: Pod, job: str, starting: list[str], runner: Runner) -> int:
-    """What `launch` with retries may come to run, in order."""
+def _dry_launch(pod: Pod, job: str, starting: list[str], runner: Runner) -> int:
+    """Prints what `launch` with retries may run, in order."""
     bootstrap(pod, runner)
     runner.run(starting)
     runner.note(f"every {POLL_SECONDS} s, until the job has ended:")

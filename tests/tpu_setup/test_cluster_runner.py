@@ -139,7 +139,7 @@ def test_retries_are_counted(gcloud, runner):
     gcloud.answer("queued-resources describe", "ACTIVE\n")
     gcloud.answer("tpu-vm describe", "READY\n")
     gcloud.answer("--job=train status", states(("lost",)))
-    with pytest.raises(CommandFailed, match="interrupted 3 times; the same command goes on"):
+    with pytest.raises(CommandFailed, match="interrupted 3 times; run the same command again"):
         supervise.launch(POD, "train", ["x"], 2, runner)
     assert len(gcloud.verbs("start --")) == 3
 
