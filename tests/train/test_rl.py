@@ -15,15 +15,17 @@ import tiny_model
 from align_doubles import STEADY, column, kept_programs, numbers, rl_stage, run, saved, task_of, texts
 
 from qwenjax.api.checkpoint_path import detect
+from qwenjax.api.parameters import read_params
 from qwenjax.config import Chat, ChatFile, Data, Lora, to_dict
-from qwenjax.train.rl import judges
+from qwenjax.train.rl import models
 from qwenjax.train.rl.evaluation import ResponseEvaluation
 from qwenjax.train.step import UNLIMITED
 
 
 def ppo_of(chats, sft, rm, **change):
     data = Data(texts(chats), tokenizer="init_from", seq_len=48, batch_size=16, eval_tokens=600)
-    settings = {"ptx": 0.5, "ptx_rows": 8, "kl_target": 1.0, "data": data, "value_optim": replace(STEADY, peak=1e-3)}
+    settings = {"ptx_coef": 0.5, "ptx_batch": 8, "kl_target": 1.0, "data": data}
+    settings["value_optim"] = replace(STEADY, peak_lr=1e-3)
     return rl_stage(chats, "ppo", sft, rm, **(settings | change))
 
 
@@ -48,7 +50,7 @@ def iterated(chats, sft, rm, ppo):
 
     with kept_programs(chats):
         task = task_of(ppo_of(chats, sft, rm), chats)
-        state = task.begin(lambda text: None)
+        state = task.first_state(lambda text: None)
         states, stream = [jax.device_get(state)], task.batches(0)
         jax.monitoring.register_event_duration_secs_listener(listen)
         step, _ = task.compile()
@@ -80,7 +82,7 @@ def table(workdir) -> list[str]:
 
 
 def test_the_report_knows_where_the_run_began(ppo):
-    """`ppo` is judged at its end alone, when the policy has long moved."""
+    """`ppo` is evaluated only at its end, after the policy has moved."""
     began, entropy = (
         [line for line in table(ppo) if name in line] for name in ("KL to the reference", "entropy, nats")
     )
@@ -118,10 +120,10 @@ def test_a_sample_is_of_the_state_that_is_asked_for(iterated, monkeypatch):
 
 def test_prompts_with_tool_turns_are_shown_as_the_model_reads_them(iterated):
     task = iterated[0]
-    rows = [{"prompt": [{"role": "user", "content": "2+2?"}, {"role": "tool", "content": "4"}], "answer": None}]
+    examples = [{"prompt": [{"role": "user", "content": "2+2?"}, {"role": "tool", "content": "4"}], "answer": None}]
     ids = task.tokenizer.encode_ordinary("Observation: 4")
-    asked = {"tokens": np.array([[*ids, 0]], np.int32), "lengths": np.array([len(ids)])}
-    assert ResponseEvaluation(asked, rows, None, task.texts, task.mesh, 0).prompts == ["Observation: 4"]
+    prompts = {"prompts": np.array([[*ids, 0]], np.int32), "lengths": np.array([len(ids)])}
+    assert ResponseEvaluation(prompts, examples, None, task.decoder, task.mesh, 0).prompts == ["Observation: 4"]
 
 
 def test_before_an_iteration_ratios_are_1_and_at_first_the_policy_is_its_reference(ppo):
@@ -134,7 +136,7 @@ def same(one, two) -> bool:
     return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(two)))
 
 
-def test_value_steps_leave_policy_and_its_optimizer_bit_identical(iterated):
+def test_the_value_warmup_leaves_policy_and_its_optimizer_bit_identical(iterated):
     _, (begun, first, second, *_), _ = iterated
     assert same(first.params, begun.params)
     assert same(first.opt_state["policy"], begun.opt_state["policy"])
@@ -155,13 +157,13 @@ def test_policy_and_value_model_learn_each_at_its_own_rate(iterated):
 
 def test_every_epoch_goes_through_all_responses_in_another_order(iterated, monkeypatch):
     task, (begun, *_), _ = iterated
-    seen, said = [], {"loss": np.float32(0), "grad_norm": np.float32(0), "applied": np.bool_(True)}
+    seen, logged = [], {"loss": np.float32(0), "grad_norm": np.float32(0), "applied": np.bool_(True)}
 
-    def value_step(learner, frozen, experience, rows):
-        seen.extend(rows.tolist())
-        return learner, said
+    def value_step(state, frozen, experience, index):
+        seen.extend(index.tolist())
+        return state, logged
 
-    monkeypatch.setattr(task, "_run", task._run._replace(value_step=value_step))
+    monkeypatch.setattr(task, "_compiled", task._compiled._replace(value_step=value_step))
     task._update(begun, None, {}, 0)
     assert sorted(seen[:16]) == sorted(seen[16:]) == list(range(16))
     assert seen[:16] != seen[16:]
@@ -176,16 +178,16 @@ def test_nothing_changes_what_is_frozen_and_the_reference_is_where_the_policy_be
 
 def test_the_value_model_begins_as_the_calibrated_reward_model(iterated):
     _, (begun, *_), _ = iterated
-    value, judge = begun.opt_state["value"].params, begun.frozen["reward"]
-    assert same(value["backbone"], judge["backbone"])
-    np.testing.assert_allclose(value["head"], judge["head"] * judge["gain"], rtol=1e-6)
-    assert value["bias"] == judge["bias"]
+    value, rm = begun.opt_state["value"].params, begun.frozen["reward"]
+    assert same(value["backbone"], rm["backbone"])
+    np.testing.assert_allclose(value["head"], rm["head"] * rm["gain"], rtol=1e-6)
+    assert value["bias"] == rm["bias"]
 
 
 def test_programs_are_compiled_before_the_first_iteration_and_nothing_after_the_second(iterated):
     """The first of all learns the value model alone; small sums of numbers to log may be compiled in both."""
     before, _, _, *later = iterated[2]
-    assert before == 5  # roll, measure, learn, policy_step, value_step
+    assert before == 5  # sample, forward_models, compute_advantages, policy_step, value_step
     assert later == [0, 0]
 
 
@@ -204,7 +206,7 @@ def test_the_running_mean_is_of_all_responses_that_ended(iterated, ppo):
 
 
 def test_the_policy_of_a_run_is_read_back_as_a_language_model(iterated, ppo):
-    assert same(detect(ppo).params(), iterated[1][4].params)
+    assert same(read_params(detect(ppo)), iterated[1][4].params)
 
 
 def test_a_killed_run_replays_and_ends_bit_identical(ppo, chats, sft, rm, tmp_path):
@@ -225,7 +227,7 @@ def test_another_model_than_the_run_began_with_is_refused(iterated):
     task = iterated[0]
     for name in ("reference", "reward"):
         with pytest.raises(ValueError, match=rf"the {name} model is not the one that this run began with.*--workdir"):
-            task.frozen(lambda text: None, {"frozen": task.fingerprints | {name: "0" * 16}})
+            task.load_frozen({"frozen": task.fingerprints | {name: "0" * 16}})
 
 
 # ---- what cannot work is refused ----
@@ -233,7 +235,7 @@ def test_another_model_than_the_run_began_with_is_refused(iterated):
 
 def refused(chats, experiment, message):
     with pytest.raises(ValueError, match=message):
-        task_of(experiment, chats).begin(lambda text: None)
+        task_of(experiment, chats).first_state(lambda text: None)
 
 
 def test_without_a_reward_or_a_start_it_says_how_to_name_one(chats, sft, rm):
@@ -245,7 +247,7 @@ def test_without_a_reward_or_a_start_it_says_how_to_name_one(chats, sft, rm):
     refused(chats, rl_stage(chats, "grpo", sft, "math:f"), "rl.reward=math:f: there is no function f in math")
 
 
-def test_a_language_model_is_no_judge_and_a_reward_model_no_policy(chats, sft, rm):
+def test_a_language_model_is_no_reward_model_and_a_reward_model_no_policy(chats, sft, rm):
     refused(chats, rl_stage(chats, "grpo", sft, sft), r"is no reward model of ours; train one")
     refused(chats, rl_stage(chats, "grpo", rm, rm), r"is a reward model: it scores texts and writes none")
 
@@ -262,21 +264,23 @@ def test_prompts_without_room_for_an_answer_are_counted_and_refused_if_they_are_
     refused(chats, short, r"no prompt to train on(.|\n)*longer than 8 tokens")
 
 
-def test_texts_longer_than_the_judge_knows_are_refused(chats, sft, rm):
+def test_texts_longer_than_those_of_the_reward_model_are_refused(chats, sft, rm):
     long = rl_stage(chats, "grpo", sft, rm, data=Data(tokenizer="init_from", seq_len=64, batch_size=16))
-    refused(chats, long, r"data.seq_len=64, but rl.reward=.*trained on texts of 48 tokens.*--set data.seq_len=48")
+    refused(
+        chats, long, r"data.seq_len=64, but rl.reward=.*trained on texts of at most 48 tokens.*--set data.seq_len=48"
+    )
 
 
-def test_a_judge_of_another_vocabulary_is_refused(chats, sft, rm, monkeypatch, tmp_path):
+def test_a_reward_model_of_another_vocabulary_is_refused(chats, sft, rm, monkeypatch, tmp_path):
     tiny_model.tokenizer().save(tmp_path)
     files = {f.name: base64.b64encode(f.read_bytes()).decode() for f in tmp_path.iterdir()}
-    real = judges.detect
+    real = models.detect
 
     def other(path):
         found = real(path)
         return replace(found, meta={**found.meta, "tokenizer": files})
 
-    monkeypatch.setattr(judges, "open_source", other)
+    monkeypatch.setattr(models, "detect", other)
     refused(chats, rl_stage(chats, "grpo", sft, rm), "rm was trained with another tokenizer than")
 
 
@@ -284,7 +288,9 @@ def test_files_and_text_that_are_missing_are_named(chats, sft, rm, letters):
     given = rl_stage(chats, "grpo", sft, letters)
     refused(chats, replace(given, chat=Chat()), "reads prompts and names no file of them")
     refused(chats, replace(given, chat=Chat((ChatFile("absent.jsonl"),))), "no file absent.jsonl; wanted prompts")
-    refused(chats, rl_stage(chats, "grpo", sft, letters, ptx=0.1, ptx_rows=8), "data.sources, of which there are none")
+    refused(
+        chats, rl_stage(chats, "grpo", sft, letters, ptx_coef=0.1, ptx_batch=8), "data.sources, of which there are none"
+    )
 
 
 def test_grpo_has_its_penalty_in_the_loss_where_no_coefficient_adapts(chats, sft, letters):
@@ -300,13 +306,15 @@ def test_eight_devices_make_the_iteration_of_one(chats, sft, rm):
     """fsdp and tensor axes: the same responses, and the same parameters to rounding, of policy and value model."""
     found = []
     for devices, mesh in ((1, {}), (8, {"data": 2, "fsdp": 2, "tensor": 2})):
-        task = task_of(ppo_of(chats, sft, rm, value_steps=0), chats, devices, **mesh)
+        task = task_of(ppo_of(chats, sft, rm, value_warmup_steps=0), chats, devices, **mesh)
         step = task.compile()[0]
-        state, stream = task.begin(lambda text: None), task.batches(0)
+        state, stream = task.first_state(lambda text: None), task.batches(0)
         batch = next(stream)[1]
         with jax.set_mesh(task.program.mesh):
-            rolled = task._run.sample(state.params, state.frozen, batch["prompts"], batch["lengths"], task._seeds(0))
-            tokens = task.texts.whole(rolled.tokens)
+            rolled = task._compiled.sample(
+                state.params, state.frozen, batch["prompts"], batch["lengths"], task._seeds(0)
+            )
+            tokens = task.decoder.gather(rolled.tokens)
         after, _ = step(state, batch, UNLIMITED)
         stream.close()
         found.append((tokens, jax.device_get((after.params, after.opt_state["value"].params))))
@@ -356,14 +364,14 @@ def test_two_processes_make_the_run_of_one(commanded, chats, tmp_path):
 @pytest.mark.slow
 def test_adapters_learn_on_a_base_that_stays(chats, sft, rm):
     """The reference is the base itself: nothing is held twice, and the checkpoint has adapters only."""
-    experiment = rl_stage(chats, "ppo", sft, rm, steps=2, value_steps=0, lora=Lora(rank=2, base_dtype="float32"))
+    experiment = rl_stage(chats, "ppo", sft, rm, steps=2, value_warmup_steps=0, lora=Lora(rank=2, base_dtype="float32"))
     assert run(experiment, chats, chats / "ppo-lora").finished
     kept = [name for name in saved(chats / "ppo-lora", 2)["hashes"] if name.startswith("['params']")]
     assert kept
     assert all("lora" in name for name in kept)
     assert column(chats / "ppo-lora", "kl")[0] == pytest.approx(0, abs=1e-5)
     assert max(column(chats / "ppo-lora", "ratio_error")) < 1e-4
-    base, read = detect(sft).params(), detect(chats / "ppo-lora").params()
+    base, read = read_params(detect(sft)), read_params(detect(chats / "ppo-lora"))
     assert same(base["embed"], read["embed"])
     assert not same(base, read)
 

@@ -5,7 +5,7 @@ import pytest
 from align_doubles import LETTERS, numbers, rl_stage, run, saved
 
 from qwenjax.train import __main__ as command
-from qwenjax.train.rl.function import RewardFailed, RewardFunction
+from qwenjax.train.rl.reward_function import RewardFailed, RewardFunction
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +18,11 @@ def test_a_function_that_raises_ends_the_run_and_the_mended_one_goes_on_to_the_s
     file = tmp_path / "letters.py"
     count = tmp_path / "count"
     third = f"    with open({str(count)!r}, 'a+') as f: f.write('.'); f.seek(0); n = len(f.read())\n"
-    third += "    if n == 3: raise KeyError('no such judge')\n"
+    third += "    if n == 3: raise KeyError('no such key')\n"
     file.write_text(LETTERS.replace("    assert all(turns", third + "    assert all(turns", 1))
     spec = f"{file}:letters"
     experiment = rl_stage(chats, "grpo", sft, spec, steps=3)
-    with pytest.raises(RewardFailed, match=r"letters.py:letters raises KeyError: 'no such judge'"):
+    with pytest.raises(RewardFailed, match=r"letters.py:letters raises KeyError: 'no such key'"):
         run(experiment, chats, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} >= {"1", "2"}
     file.write_text(LETTERS)

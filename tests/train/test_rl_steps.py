@@ -17,8 +17,10 @@ from qwenjax.generate.sampling import Sample
 from qwenjax.model import reward_head, transformer
 from qwenjax.objectives.advantages import RunningMean
 from qwenjax.train.backbone import Backbone
-from qwenjax.train.rl import steps
-from qwenjax.train.rl.steps import Experience, Measured, Responses, TrainState
+from qwenjax.train.rl import experience
+from qwenjax.train.rl.experience import Experience, ModelOutputs, Responses
+from qwenjax.train.rl.task import ALGORITHMS
+from qwenjax.train.step import TrainState
 
 MODEL = ModelConfig(vocab=24, layers=1, embed=16, heads=2, ffn=16, context=48)
 COMPUTE = Compute(dtype="float32", remat="none", scan=False, attention="xla", fuse="no", loss_chunk=16)
@@ -29,6 +31,7 @@ REAL = Backbone(EXPERIMENT, COMPUTE)
 PARAMS = tiny_model.params(MODEL)
 HEAD = np.random.default_rng(5).normal(size=16).astype(np.float32)
 RULES = RL("none", num_samples=2, max_new_tokens=NEW, kl_coef=0.1, gamma=0.9, gae_lambda=0.8)
+PPO = ALGORITHMS["ppo"](RULES)
 
 
 class Bigram(NamedTuple):
@@ -47,11 +50,11 @@ BIGRAM = Bigram()
 
 def simple(head: bool) -> Backbone:
     backbone = Backbone(EXPERIMENT, COMPUTE, head)
-    backbone.network = backbone.plain = BIGRAM
+    backbone.network = backbone.eval_network = BIGRAM
     return backbone
 
 
-POLICY, VALUER = simple(True), simple(False)
+POLICY, VALUE_BACKBONE = simple(True), simple(False)
 TRAINED = {name: PARAMS[name] for name in ("embed", "head")}  # of a policy
 CRITIC = {"backbone": {"embed": PARAMS["embed"]}, "head": HEAD, "bias": np.float32(0.5)}
 
@@ -76,20 +79,21 @@ def some() -> Rollout:
 
 
 @partial(jax.jit, static_argnums=2)
-def log_probs(params, read: Responses, network=BIGRAM):
-    return steps.log_probs(network, {"params": params}, read)
+def log_probs(params, responses: Responses, network=BIGRAM):
+    return experience.log_probs(network, {"params": params}, responses)
 
 
 def learned(some: Rollout, task: str = "ppo", rl: RL = RULES, params=TRAINED, network=BIGRAM) -> Experience:
     """An experience of which every part is something else."""
     rng = np.random.default_rng(2)
-    read = steps.responses(some)
-    logp = log_probs(params, read, network)[0]
-    ref = jnp.where(read.mask, logp + 0.2 * rng.normal(size=logp.shape), 0).astype(jnp.float32)
-    values = jnp.where(read.mask, 0.3 * rng.normal(size=logp.shape), 0).astype(jnp.float32)
+    responses = Responses.of(some)
+    logp = log_probs(params, responses, network)[0]
+    ref = jnp.where(responses.mask, logp + 0.2 * rng.normal(size=logp.shape), 0).astype(jnp.float32)
+    values = jnp.where(responses.mask, 0.3 * rng.normal(size=logp.shape), 0).astype(jnp.float32)
     scores = jnp.asarray(rng.normal(size=len(logp)), jnp.float32)
-    measured = Measured(read, logp, 0 * logp, ref, values, 0 * scores)
-    return steps.experience(task, rl, measured, scores, some.ended, RunningMean.zero(), jnp.float32(rl.kl_coef))[0]
+    outputs = ModelOutputs(responses, logp, 0 * logp, ref, values, 0 * scores)
+    start = RunningMean.zero(), jnp.float32(rl.kl_coef)
+    return experience.compute_advantages(ALGORITHMS[task](rl), outputs, scores, some.ended, *start)[0]
 
 
 # ---- train = sample ----
@@ -106,25 +110,27 @@ def test_before_an_update_every_ratio_is_1(some, dtype, tolerance):
     compute = replace(COMPUTE, dtype=dtype)
     found = some if dtype == "float32" else rolled(compute)
     backbone = Backbone(replace(EXPERIMENT, compute=compute), compute)
-    logp, entropy = log_probs(PARAMS, steps.responses(found), backbone.plain)
-    numbers = steps.sampler_numbers(found, logp)
+    logp, entropy = log_probs(PARAMS, Responses.of(found), backbone.eval_network)
+    numbers = experience.sampler_metrics(found, logp)
     assert numbers["ratio_error"] < tolerance
     assert numbers["ratio_error_mean"] < tolerance / 5
     assert 0 < numbers["truncated_mass"] < 0.2
-    assert np.all(np.asarray(entropy)[np.asarray(steps.responses(found).mask)] > 0)
-    wrong = steps.sampler_numbers(found, jnp.roll(logp, 1, axis=1))
+    assert np.all(np.asarray(entropy)[np.asarray(Responses.of(found).mask)] > 0)
+    wrong = experience.sampler_metrics(found, jnp.roll(logp, 1, axis=1))
     assert wrong["ratio_error"] > 0.5
     assert wrong["ratio_error_mean"] > 0.1  # raises the alarm
 
 
 def test_a_choice_is_scored_by_the_position_before_its_token(some):
     """Against the whole softmax in float64."""
-    read = steps.responses(some)
+    responses = Responses.of(some)
     tokens, lengths, made = (np.asarray(x) for x in (some.tokens, some.lengths, some.mask.sum(1)))
-    forward = jax.jit(lambda read: transformer.logits(PARAMS, REAL.plain.apply({"params": PARAMS}, *read[:2])[0]))
-    logits = np.asarray(forward(read), np.float64)
+    forward = jax.jit(
+        lambda responses: transformer.logits(PARAMS, REAL.eval_network.apply({"params": PARAMS}, *responses[:2])[0])
+    )
+    logits = np.asarray(forward(responses), np.float64)
     all_logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    found = np.asarray(log_probs(PARAMS, read, REAL.plain)[0])
+    found = np.asarray(log_probs(PARAMS, responses, REAL.eval_network)[0])
     want = np.zeros(found.shape)
     for row in range(B):
         for at in range(lengths[row], lengths[row] + made[row]):
@@ -132,43 +138,45 @@ def test_a_choice_is_scored_by_the_position_before_its_token(some):
     np.testing.assert_allclose(found, want, atol=1e-4)
 
 
-def shifted(read: Responses, left: int, right: int) -> Responses:
+def shifted(responses: Responses, left: int, right: int) -> Responses:
     """The same responses between padding of other tokens."""
 
     def pad(x, value):
         return jnp.pad(x, ((0, 0), (left, right)), constant_values=value)
 
-    return Responses(pad(read.tokens, 9), pad(read.positions, -1), pad(read.mask, False), read.end + left)
+    return Responses(
+        pad(responses.tokens, 9), pad(responses.positions, -1), pad(responses.mask, False), responses.end + left
+    )
 
 
 @pytest.mark.parametrize("task", ["ppo", "value"])
 def test_padding_on_either_side_changes_neither_losses_nor_gradients(some, task):
     """Rows of a rollout are padded on the right; a network reads by positions, so the left is as good."""
     batch, params, loss = (
-        learned(some, params=PARAMS, network=REAL.plain),
+        learned(some, params=PARAMS, network=REAL.eval_network),
         PARAMS,
-        steps.policy_loss("ppo", RULES, REAL),
+        experience.policy_loss(PPO, REAL),
     )
     if task == "value":
-        loss = steps.value_loss(RULES, Backbone(EXPERIMENT, COMPUTE, head=False))
+        loss = experience.value_loss(PPO, Backbone(EXPERIMENT, COMPUTE, lm_head=False))
         params = {
             "backbone": {name: x for name, x in PARAMS.items() if name != "head"},
             "head": HEAD,
             "bias": np.float32(0),
         }
-    wide = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (5, 17))), batch._replace(read=()))
-    wide = wide._replace(read=shifted(batch.read, 5, 17))
+    wide = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (5, 17))), batch._replace(responses=()))
+    wide = wide._replace(responses=shifted(batch.responses, 5, 17))
     run = jax.jit(lambda batch: jax.value_and_grad(loss, has_aux=True)(params, (), batch, None))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), run(batch), run(wide))
 
 
 def test_garbage_behind_a_response_is_not_read(some):
     batch = learned(some)
-    behind = batch.read.positions < 0
+    behind = batch.responses.positions < 0
     assert behind.any()
-    other = batch._replace(read=batch.read._replace(tokens=jnp.where(behind, 7, batch.read.tokens)))
-    other = other._replace(advantages=jnp.where(batch.read.mask, batch.advantages, jnp.nan))
-    loss = jax.jit(jax.value_and_grad(steps.policy_loss("ppo", RULES, POLICY), has_aux=True))
+    other = batch._replace(responses=batch.responses._replace(tokens=jnp.where(behind, 7, batch.responses.tokens)))
+    other = other._replace(advantages=jnp.where(batch.responses.mask, batch.advantages, jnp.nan))
+    loss = jax.jit(jax.value_and_grad(experience.policy_loss(PPO, POLICY), has_aux=True))
     one, two = (loss(TRAINED, (), x, None) for x in (batch, other))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), one, two)
 
@@ -177,28 +185,31 @@ def test_garbage_behind_a_response_is_not_read(some):
 
 
 def hand(some: Rollout, scores, rl: RL = RULES, task: str = "ppo", kl: float = 0.1, values=None, drift=0.0, **more):
-    read = steps.responses(some)
-    logp = jnp.where(read.mask, -1.0, 0)
+    responses = Responses.of(some)
+    logp = jnp.where(responses.mask, -1.0, 0)
     values = jnp.zeros(logp.shape) if values is None else values
-    measured = Measured(read, logp, 0 * logp, jnp.where(read.mask, -1 - drift, 0), values, jnp.zeros(len(logp)))
+    outputs = ModelOutputs(
+        responses, logp, 0 * logp, jnp.where(responses.mask, -1 - drift, 0), values, jnp.zeros(len(logp))
+    )
     scores = jnp.asarray(scores, jnp.float32)
-    return steps.experience(task, rl, measured, scores, some.ended, RunningMean.zero(), jnp.float32(kl), **more)
+    start = RunningMean.zero(), jnp.float32(kl)
+    return experience.compute_advantages(ALGORITHMS[task](rl), outputs, scores, some.ended, *start, **more)
 
 
 def test_a_score_of_0_7_lands_once_at_the_end_token_and_what_did_not_end_has_the_fixed_one(some):
     """γ = λ = 1, no values: every action's return is the whole score, less the mean of those that ended."""
-    rl = replace(RULES, gamma=1.0, lam=1.0, missing_end=-2.5)
+    rl = replace(RULES, gamma=1.0, gae_lambda=1.0, missing_eos_score=-2.5)
     scores = np.array([0.7, 0.0] * 4)
     mean = scores[np.asarray(some.ended)].mean()
     found, running, _, numbers = hand(some, scores, rl)
-    want = np.where(some.ended, scores - mean, -2.5)[:, None] * np.asarray(steps.responses(some).mask)
+    want = np.where(some.ended, scores - mean, -2.5)[:, None] * np.asarray(Responses.of(some).mask)
     np.testing.assert_allclose(found.returns, want, atol=1e-6)
     assert running.mean == pytest.approx(mean)
     assert numbers["score"] == pytest.approx(mean)
     short = replace(rl, gamma=0.5)
-    last = np.asarray(found.read.end) - 1  # the choice of the response's last token
+    last = np.asarray(found.responses.end) - 1  # the choice of the response's last token
     for row, at in enumerate(last):
-        n = int(np.asarray(found.read.mask)[row].sum())
+        n = int(np.asarray(found.responses.mask)[row].sum())
         back = np.asarray(hand(some, scores, short)[0].returns)[row, at - n + 1 : at + 1]
         np.testing.assert_allclose(back, want[row, at] * 0.5 ** np.arange(n)[::-1], atol=1e-6)
 
@@ -206,8 +217,8 @@ def test_a_score_of_0_7_lands_once_at_the_end_token_and_what_did_not_end_has_the
 def test_advantages_are_whitened_gae_and_returns_are_of_the_raw_ones(some):
     """Against the double sum A_t = Σ_k (γλ)^k δ_{t+k}, in float64; std over n - 1."""
     rng = np.random.default_rng(3)
-    read = steps.responses(some)
-    mask = np.asarray(read.mask)
+    responses = Responses.of(some)
+    mask = np.asarray(responses.mask)
     values = np.where(mask, rng.normal(size=mask.shape), 0)
     scores = rng.normal(size=B)
     found = hand(some, scores, values=jnp.asarray(values, jnp.float32), kl=0.1, drift=0.5)[0]
@@ -229,7 +240,7 @@ def test_groups_are_of_one_prompt_and_reinforce_pays_the_penalty(some):
     """Pairs (0, 1), (2, 3), …: neighbours answer the same prompt."""
     some = some._replace(ended=jnp.ones(B, bool))
     scores = np.array([1.0, 0.0, 0, 0, 5, 9, 2, 2])
-    mask = np.asarray(steps.responses(some).mask)
+    mask = np.asarray(Responses.of(some).mask)
     grpo = np.asarray(hand(some, scores, task="grpo")[0].advantages)
     sign = np.array([1, -1, 0, 0, -1, 1, 0, 0]) / np.sqrt(2)  # ±d/2 over a deviation of d/√2
     np.testing.assert_allclose(grpo, sign[:, None] * mask, atol=1e-5)
@@ -247,19 +258,21 @@ def test_the_coefficient_moves_towards_the_target_and_stays_without_one(some):
         found = hand(some, np.zeros(B), rl, drift=drift)[2]
         assert (found > 0.1) == up
         assert abs(found / 0.1 - 1) <= 0.2 * B / 10_000 + 1e-6
-        assert hand(some, np.zeros(B), rl, drift=drift, adapts=jnp.bool_(False))[2] == np.float32(0.1)
+        assert hand(some, np.zeros(B), rl, drift=drift, adapt_kl=jnp.bool_(False))[2] == np.float32(0.1)
     assert hand(some, np.zeros(B), RULES, drift=5.0)[2] == np.float32(0.1)
 
 
 def test_shuffled_scores_go_to_other_responses_and_their_mean_stays(some):
     """The control: what is earned is that of the response named by the order; the penalty stays one's own."""
     order, scores = np.roll(np.arange(B), 1), np.arange(B) / 7
-    rl = replace(RULES, gamma=1.0, lam=1.0)
-    measured = learned(some)
-    read, zero = measured.read, jnp.zeros(measured.old_logp.shape)
-    given = (Measured(read, zero, zero, zero, zero, zero[:, 0]), jnp.asarray(scores, jnp.float32), some.ended)
-    rest = (RunningMean.zero(), jnp.float32(0.1))
-    plain, control = (steps.experience("ppo", rl, *given, *rest, *o) for o in ((), (jnp.asarray(order),)))
+    rl = replace(RULES, gamma=1.0, gae_lambda=1.0)
+    outputs = learned(some)
+    responses, zero = outputs.responses, jnp.zeros(outputs.old_logp.shape)
+    given = (ModelOutputs(responses, zero, zero, zero, zero, zero[:, 0]), jnp.asarray(scores, jnp.float32), some.ended)
+    start = (RunningMean.zero(), jnp.float32(0.1))
+    plain, control = (
+        experience.compute_advantages(ALGORITHMS["ppo"](rl), *given, *start, *o) for o in ((), (jnp.asarray(order),))
+    )
     first = np.arange(B), np.asarray(some.lengths) - 1
     np.testing.assert_allclose(control[0].returns[first], np.asarray(plain[0].returns[first])[order], atol=1e-6)
     assert control[1].mean == plain[1].mean
@@ -267,9 +280,9 @@ def test_shuffled_scores_go_to_other_responses_and_their_mean_stays(some):
 
 def test_penalty_alone_is_a_reward_for_coming_back(some):
     """Where the policy likes a token more than the reference does, the reward is negative: -0.1 · 0.5."""
-    found = hand(some, np.zeros(B), replace(RULES, gamma=1.0, lam=1.0, missing_end=0.0), drift=0.5)[0]
+    found = hand(some, np.zeros(B), replace(RULES, gamma=1.0, gae_lambda=1.0, missing_eos_score=0.0), drift=0.5)[0]
     first = np.asarray(found.returns)[np.arange(B), np.asarray(some.lengths) - 1]
-    np.testing.assert_allclose(first, -0.05 * np.asarray(found.read.mask).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(first, -0.05 * np.asarray(found.responses.mask).sum(1), rtol=1e-5)
 
 
 # ---- gradients ----
@@ -282,7 +295,7 @@ def test_nothing_but_the_policy_gets_a_gradient(some, task):
     floats = ("old_logp", "ref_logp", "old_values", "advantages", "returns")
 
     def total(params, parts):
-        return steps.policy_loss(task, RULES, POLICY)(params, (), batch._replace(**parts), None)[0]
+        return experience.policy_loss(ALGORITHMS[task](RULES), POLICY)(params, (), batch._replace(**parts), None)[0]
 
     given = {name: getattr(batch, name) for name in floats}
     own, others = jax.jit(jax.grad(total, argnums=(0, 1)))(TRAINED, given)
@@ -295,7 +308,7 @@ def test_nothing_but_the_value_model_gets_a_gradient(some):
 
     def total(trained, old_values, returns):
         found = batch._replace(old_values=old_values, returns=returns)
-        return steps.value_loss(RULES, VALUER)(trained, (), found, None)[0]
+        return experience.value_loss(PPO, VALUE_BACKBONE)(trained, (), found, None)[0]
 
     trained = CRITIC
     own, *others = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(trained, batch.old_values, batch.returns)
@@ -305,14 +318,14 @@ def test_nothing_but_the_value_model_gets_a_gradient(some):
     assert not any(jnp.any(g) for g in others)
 
 
-def test_what_is_learned_carries_no_gradient_to_what_measured_it(some):
+def test_what_is_learned_carries_no_gradient_to_the_models(some):
     def total(params, values):
-        read = steps.responses(some)
-        logp = log_probs(params, read)[0]
+        responses = Responses.of(some)
+        logp = log_probs(params, responses)[0]
         scores = jnp.sum(logp, axis=1)  # as if the score could be differentiated
-        measured = Measured(read, logp, logp, 2 * logp, values, scores)
-        rest = (some.ended, RunningMean.zero(), jnp.float32(0.1))
-        found = steps.experience("ppo", RULES, measured, scores, *rest)[0]
+        outputs = ModelOutputs(responses, logp, logp, 2 * logp, values, scores)
+        given = (some.ended, RunningMean.zero(), jnp.float32(0.1))
+        found = experience.compute_advantages(PPO, outputs, scores, *given)[0]
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(found) if x.dtype == jnp.float32)
 
     found = jax.jit(jax.grad(total, argnums=(0, 1)))(TRAINED, jnp.ones(some.tokens.shape))
@@ -322,11 +335,11 @@ def test_what_is_learned_carries_no_gradient_to_what_measured_it(some):
 @pytest.mark.parametrize("task", ["ppo", "grpo"])
 def test_a_policy_that_went_far_enough_learns_no_more_and_one_that_went_wrong_does(some, task):
     """Ratio e^0.5 = 1.6 > 1.2. grpo's KL term is switched off."""
-    rl, batch = replace(RULES, kl_coef=0.0, clip=0.2), learned(some)
-    loss = jax.jit(jax.grad(steps.policy_loss(task, rl, POLICY), has_aux=True))
+    rl, batch = replace(RULES, kl_coef=0.0, clip_ratio=0.2), learned(some)
+    loss = jax.jit(jax.grad(experience.policy_loss(ALGORITHMS[task](rl), POLICY), has_aux=True))
     for advantage, moves in ((1.0, False), (-1.0, True)):
-        ahead = jnp.where(batch.read.mask, batch.old_logp - 0.5, 0)
-        given = batch._replace(old_logp=ahead, advantages=jnp.where(batch.read.mask, advantage, 0.0))
+        ahead = jnp.where(batch.responses.mask, batch.old_logp - 0.5, 0)
+        given = batch._replace(old_logp=ahead, advantages=jnp.where(batch.responses.mask, advantage, 0.0))
         grads, sums = loss(TRAINED, (), given, None)
         assert any(bool(jnp.any(g)) for g in jax.tree.leaves(grads)) == moves
         assert sums["clip_fraction"] == (0 if moves else sums["tokens"])
@@ -335,12 +348,14 @@ def test_a_policy_that_went_far_enough_learns_no_more_and_one_that_went_wrong_do
 def test_a_value_that_went_far_enough_learns_no_more(some):
     """0.2 from the old value, beyond 0.15, and further on towards its return: no gradient. Away from it: one."""
     batch, trained = learned(some), CRITIC
-    read = batch.read
+    responses = batch.responses
     now = (
-        reward_head.values(VALUER.plain, {"params": CRITIC["backbone"]}, HEAD, read.tokens, read.positions)
+        reward_head.values(
+            VALUE_BACKBONE.eval_network, {"params": CRITIC["backbone"]}, HEAD, responses.tokens, responses.positions
+        )
         + CRITIC["bias"]
     )
-    loss = jax.jit(jax.grad(steps.value_loss(RULES, VALUER), has_aux=True))
+    loss = jax.jit(jax.grad(experience.value_loss(PPO, VALUE_BACKBONE), has_aux=True))
     for gap, moves in ((9.0, False), (-9.0, True)):
         given = batch._replace(old_values=now - 0.2, returns=now + gap)
         grads, _ = loss(trained, (), given, None)
@@ -370,13 +385,15 @@ def test_an_update_makes_rewarded_tokens_likelier(task):
     """Half of the tokens earn 1. One step of plain gradient descent."""
     found, before = bandit(256)
     good = np.arange(24) % 2 == 0
-    read, scores = steps.responses(found), jnp.asarray(good[found.tokens[:, 1]], jnp.float32)
-    logp = log_probs(TRAINED, read)[0]
-    measured = Measured(read, logp, 0 * logp, logp, 0 * logp, scores)
-    batch = steps.experience(task, RULES, measured, scores, found.ended, RunningMean.zero(), jnp.float32(0))[0]
+    responses, scores = Responses.of(found), jnp.asarray(good[found.tokens[:, 1]], jnp.float32)
+    logp = log_probs(TRAINED, responses)[0]
+    outputs = ModelOutputs(responses, logp, 0 * logp, logp, 0 * logp, scores)
+    batch = experience.compute_advantages(
+        ALGORITHMS[task](RULES), outputs, scores, found.ended, RunningMean.zero(), jnp.float32(0)
+    )[0]
     tx = optax.sgd(20.0)
-    learner, loss = TrainState(TRAINED, tx.init(TRAINED)), steps.policy_loss(task, RULES, POLICY)
-    after = jax.jit(partial(steps.update, loss, tx, accumulate=1))(learner, (), batch)[0].params
+    state, loss = TrainState(TRAINED, tx.init(TRAINED)), experience.policy_loss(ALGORITHMS[task](RULES), POLICY)
+    after = jax.jit(partial(experience.update, loss, tx, accumulate=1))(state, (), batch)[0].params
     scores = np.asarray(after["embed"])[found.tokens[:, 0]] @ np.asarray(after["head"])
     likely = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     assert likely[:, good].sum(1).mean() > before[:, good].sum(1).mean() + 0.01
@@ -385,13 +402,14 @@ def test_an_update_makes_rewarded_tokens_likelier(task):
 @pytest.mark.parametrize("task", ["ppo", "grpo", "reinforce", "value"])
 def test_micro_batches_equal_the_whole_batch(some, task):
     """Responses of unequal lengths, so that a mean of means would differ."""
-    loss, params = steps.policy_loss(task, RULES, POLICY), TRAINED
     if task == "value":
-        loss, params = steps.value_loss(RULES, VALUER), CRITIC
+        loss, params = experience.value_loss(PPO, VALUE_BACKBONE), CRITIC
+    else:
+        loss, params = experience.policy_loss(ALGORITHMS[task](RULES), POLICY), TRAINED
     batch = learned(some, "ppo" if task == "value" else task)
     tx = optax.sgd(1.0)
     one, four = (
-        jax.jit(partial(steps.update, loss, tx, accumulate=n))(TrainState(params, tx.init(params)), (), batch)
+        jax.jit(partial(experience.update, loss, tx, accumulate=n))(TrainState(params, tx.init(params)), (), batch)
         for n in (1, 4)
     )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, four)
@@ -409,15 +427,15 @@ def text() -> dict[str, np.ndarray]:
 def test_the_pretrained_gradient_is_added_and_changes_nothing_else(some, accumulate):
     """With plain gradient descent: step with ptx - step without = -c · gradient of the mean loss on the text."""
     loss, lm, batch, tx = (
-        steps.policy_loss("ppo", RULES, POLICY),
+        experience.policy_loss(PPO, POLICY),
         POLICY.loss(learning=False),
         learned(some),
         optax.sgd(1.0),
     )
 
-    def step(also):
+    def step(extra):
         return jax.jit(
-            lambda: steps.update(loss, tx, TrainState(TRAINED, tx.init(TRAINED)), (), batch, accumulate, also)
+            lambda: experience.update(loss, tx, TrainState(TRAINED, tx.init(TRAINED)), (), batch, accumulate, extra)
         )()
 
     (plain, numbers), (both, more) = step(None), step((lm, text(), 0.25))
@@ -428,29 +446,29 @@ def test_the_pretrained_gradient_is_added_and_changes_nothing_else(some, accumul
     assert more["lm_loss"] == pytest.approx(float(lm(TRAINED, (), text(), None)[0]) / 41, rel=1e-5)
 
 
-def test_an_update_that_is_not_finite_leaves_the_learner_as_it_was(some):
-    loss, tx = steps.policy_loss("ppo", RULES, POLICY), optax.adam(0.1)
+def test_an_update_that_is_not_finite_leaves_the_state_as_it_was(some):
+    loss, tx = experience.policy_loss(PPO, POLICY), optax.adam(0.1)
     bad = learned(some)
     bad = bad._replace(advantages=bad.advantages.at[0, np.asarray(some.lengths)[0] - 1].set(jnp.inf))
     before = TrainState(TRAINED, tx.init(TRAINED))
-    after, numbers = jax.jit(partial(steps.update, loss, tx, accumulate=1))(before, (), bad)
+    after, numbers = jax.jit(partial(experience.update, loss, tx, accumulate=1))(before, (), bad)
     assert not numbers["applied"]
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_parts_equal_the_whole(some):
-    """What is measured a part of the rows at a time, in the order of the rows."""
+    """Outputs for a part of the responses at a time, in the order of the responses."""
 
     def f(rolled):
-        return steps.responses(rolled), log_probs(TRAINED, steps.responses(rolled))
+        return Responses.of(rolled), log_probs(TRAINED, Responses.of(rolled))
 
-    one, four = (jax.jit(partial(steps.in_parts, f, parts))(some) for parts in (1, 4))
+    one, four = (jax.jit(partial(experience.in_parts, f, parts))(some) for parts in (1, 4))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, four)
 
 
-def test_nothing_drops_while_measuring_and_updating(some):
+def test_no_dropout_in_forward_passes_and_updates(some):
     """The experiment has dropout 0.3; a ratio of two draws would not be 1."""
-    batch = learned(some, params=PARAMS, network=REAL.plain)
-    _, sums = jax.jit(steps.policy_loss("ppo", RULES, REAL))(PARAMS, (), batch, jax.random.key(0))
+    batch = learned(some, params=PARAMS, network=REAL.eval_network)
+    _, sums = jax.jit(experience.policy_loss(PPO, REAL))(PARAMS, (), batch, jax.random.key(0))
     assert sums["clip_fraction"] == 0
     assert sums["approx_kl"] < 1e-6

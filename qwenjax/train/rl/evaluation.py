@@ -1,4 +1,4 @@
-"""Judging a policy: its answers to held-out prompts, beside those of the policy that the run began with."""
+"""Evaluation on held-out prompts: responses of the policy, compared with those of the policy the run started from."""
 
 from typing import Any
 
@@ -12,73 +12,93 @@ from qwenjax.train.rl.programs import Programs
 from qwenjax.train.step import State, StepProgram
 
 
-class Texts:
-    """From rollouts to texts, wherever their tokens lie."""
+class ResponseDecoder:
+    """Turns rollouts that are split over a mesh into texts, in every process."""
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[int, ...], program: StepProgram):
         self.tokenizer, self.stops = tokenizer, stops
-        self._whole = jax.jit(lambda x: x, out_shardings=program.shardings.step)
+        self._replicate = jax.jit(lambda x: x, out_shardings=program.shardings.step)
 
-    def whole(self, x: jax.Array) -> np.ndarray:
-        """A global array, in every process."""
-        return np.asarray(self._whole(x))
+    def gather(self, x: jax.Array) -> np.ndarray:
+        """All of a global array."""
+        return np.asarray(self._replicate(x))
 
-    def of(self, rolled: Rollout) -> list[str]:
-        """The responses, without what stopped them."""
-        tokens, mask = self.whole(rolled.tokens), self.whole(rolled.mask)
+    def decode(self, rollout: Rollout) -> list[str]:
+        """The responses, without their stop tokens."""
+        tokens, mask = self.gather(rollout.tokens), self.gather(rollout.mask)
         return [
-            self.tokenizer.decode([token for token in row[real].tolist() if token not in self.stops])
-            for row, real in zip(tokens, mask)
+            self.tokenizer.decode([token for token in ids[is_response].tolist() if token not in self.stops])
+            for ids, is_response in zip(tokens, mask)
         ]
 
 
 class ResponseEvaluation:
-    """Held-out prompts, and the last answers to them.
+    """Held-out prompts and the latest responses to them.
 
     Args:
-      asked: `tokens` [n p] and `lengths` [n]. rows: {"prompt": turns, "answer": text or None} of each.
+      prompts: `prompts` [n p] and `lengths` [n]. examples: {"prompt": turns, "answer": text or None} of each.
+    Attributes:
+      before, after: of the responses of the reference and of the policy: arrays [n] by name (`Iteration`'s, and
+        scores of reward functions), and the texts as "answers".
+      step: of the state that `after` belongs to; -1 if there is none yet.
     """
 
-    def __init__(self, asked: dict[str, np.ndarray], rows: list[dict], models: Models, texts: Texts, mesh, seed: int):
-        self.rows, self.models, self.texts, self.mesh = rows, models, texts, mesh
-        split = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._fill = np.arange(-(-len(rows) // split) * split) % len(rows)
-        self._asked = asked["tokens"][self._fill], asked["lengths"][self._fill]
-        self._seeds = np.arange(len(self._fill), dtype=np.uint32) + np.uint32(seed)
+    def __init__(
+        self,
+        prompts: dict[str, np.ndarray],
+        examples: list[dict],
+        models: Models,
+        decoder: ResponseDecoder,
+        mesh: jax.sharding.Mesh,
+        seed: int,
+    ):
+        self.examples, self.models, self.decoder, self.mesh = examples, models, decoder, mesh
+        devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        # the first prompts are repeated until the batch divides over the devices
+        self._index = np.arange(-(-len(examples) // devices) * devices) % len(examples)
+        self._prompts = prompts["prompts"][self._index], prompts["lengths"][self._index]
+        self._seeds = np.arange(len(self._index), dtype=np.uint32) + np.uint32(seed)
         self.before: dict[str, Any] = {}
         self.after: dict[str, Any] = {}
-        self.step = -1  # of the state that `after` is of
+        self.step = -1
 
     @property
     def prompts(self) -> list[str]:
-        """What the model was asked, as it reads it."""
-        tokens, lengths = self._asked
-        return [self.texts.tokenizer.decode(row[:n].tolist()) for row, n in zip(tokens, lengths)][: len(self.rows)]
+        """The prompts as the model reads them."""
+        tokens, lengths = self._prompts
+        return [self.decoder.tokenizer.decode(ids[:n].tolist()) for ids, n in zip(tokens, lengths)][
+            : len(self.examples)
+        ]
 
-    def run(self, run: Programs, state: State) -> dict[str, float]:
-        """Answers the prompts and judges the answers; the metrics. The state stays as it is."""
+    def run(self, programs: Programs, state: State) -> dict[str, float]:
+        """Samples responses and scores them; returns metrics."""
         with jax.set_mesh(self.mesh):
             if not self.before:
-                rolled = run.sample_reference(state.frozen, *self._asked, self._seeds)
-                self.before = self._judged(rolled, run.evaluate_reference(state.frozen, rolled))
-            rolled = run.sample(state.params, state.frozen, *self._asked, self._seeds)
-            self.after = self._judged(rolled, run.evaluate_responses(state.params, state.frozen, rolled))
+                rollout = programs.sample_reference(state.frozen, *self._prompts, self._seeds)
+                self.before = self._scored(rollout, programs.evaluate_reference(state.frozen, rollout))
+            rollout = programs.sample(state.params, state.frozen, *self._prompts, self._seeds)
+            self.after = self._scored(rollout, programs.evaluate_responses(state.params, state.frozen, rollout))
         self.step = int(state.step)
         return summary(self.after)
 
-    def _judged(self, rolled: Rollout, seen: dict[str, jax.Array]) -> dict[str, Any]:
-        """Arrays [n] by name, and `answers`."""
-        answers, n = self.texts.of(rolled), len(self.rows)
-        found = {name: self.texts.whole(x) for name, x in seen.items()}
+    def _scored(self, rollout: Rollout, numbers: dict[str, jax.Array]) -> dict[str, Any]:
+        """`before` or `after`: the given numbers, scores of reward functions, and texts."""
+        answers, n = self.decoder.decode(rollout), len(self.examples)
+        arrays = {name: self.decoder.gather(x) for name, x in numbers.items()}
         for name, function in self.models.functions.items():
-            found[name] = function([self.rows[i] for i in self._fill], answers)
-        return {name: x[:n] for name, x in found.items()} | {"answers": answers[:n]}
+            arrays[name] = function([self.examples[i] for i in self._index], answers)
+        return {name: x[:n] for name, x in arrays.items()} | {"answers": answers[:n]}
 
 
-def summary(found: dict[str, Any]) -> dict[str, float]:
-    """Means over the answers, under the names of metrics.jsonl; scores over those that ended, if any did."""
-    names = {"reward": "eval_score", "gold_reward": "eval_gold"}
-    some = found["ended"] if found["ended"].any() else slice(None)
-    means = {f"eval_{name}": float(np.mean(x)) for name, x in found.items() if name not in ("answers", *names)}
-    means |= {name: float(np.mean(found[key][some])) for key, name in names.items() if key in found}
-    return means | {"eval_unique": len(set(found["answers"])) / len(found["answers"])}
+def summary(responses: dict[str, Any]) -> dict[str, float]:
+    """Means over responses (`ResponseEvaluation.before` or `after`) under their names in metrics.jsonl.
+
+    Scores are averaged over the responses that ended, if there are any.
+    """
+    scores = {"reward": "eval_score", "gold_reward": "eval_gold"}
+    means = {
+        f"eval_{name}": float(np.mean(x)) for name, x in responses.items() if name != "answers" and name not in scores
+    }
+    ended = responses["ended"] if responses["ended"].any() else slice(None)
+    means |= {name: float(np.mean(responses[key][ended])) for key, name in scores.items() if key in responses}
+    return means | {"eval_unique": len(set(responses["answers"])) / len(responses["answers"])}

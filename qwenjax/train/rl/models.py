@@ -1,79 +1,128 @@
 """The models of a run: policy, reference, value model and reward models, on one mesh; which of them are frozen.
 
-State.params is the policy, so that a checkpoint of the run is one of a language model. The value model, the optimizers,
-the running mean of the scores and the KL coefficient are State.opt_state; what never changes is State.frozen:
+State.params is the policy, so a checkpoint of the run is one of a language model. State.opt_state is the RL state: the
+optimizer of the policy, the value model with its optimizer, the running mean of the scores and the KL coefficient.
+State.frozen holds what never changes:
 
-    policy      the base under the policy's adapters; () without them
-    reference   the policy that the run began with, in the compute dtype; () with adapters: it is their base
-    value       the base under the value model's adapters; () without them
-    reward      a reward model, if a model gives the scores; gold: another one that only looks on
+    policy      the base under the policy's adapters; () without adapters
+    reference   the policy that the run started from, in the compute dtype; () with adapters: it is their base
+    value       the base under the value model's adapters; () without adapters
+    reward      a reward model, if a model gives the scores; gold_reward: another one, for evaluation only
 """
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwenjax import checkpoint, optim
 from qwenjax.api.checkpoint_path import detect
+from qwenjax.api.parameters import read_reward_model
 from qwenjax.common import storage
 from qwenjax.config import Compute, Experiment
-from qwenjax.model import reward_head
+from qwenjax.data.batches import prompts
+from qwenjax.model import reward_head, transformer
 from qwenjax.objectives.advantages import RunningMean
-from qwenjax.train import step as steps
 from qwenjax.train.backbone import Backbone, Reference
-from qwenjax.train.rl.function import RewardFunction, is_function
-from qwenjax.train.rl.judges import FrozenRewardModel
-from qwenjax.train.rl.steps import TrainState
-from qwenjax.train.step import State, StepProgram
+from qwenjax.train.rl.experience import Algorithm, Responses
+from qwenjax.train.rl.reward_function import RewardFunction, is_function
+from qwenjax.train.step import State, StepProgram, TrainState, make_program, optimizer_shardings, parameter_shardings
 
-Check = Callable[[str, str], None]  # (a tokenizer's fingerprint, whose) raises if it is another one
+CheckTokenizer = Callable[[str, str], None]  # (a tokenizer's fingerprint, its path); raises if it is another one
 REWARD, GOLD = "reward", "gold_reward"
 
 
-class Models:
-    """Shapes, places and loading of all models of an experiment.
+class FrozenRewardModel(NamedTuple):
+    """A reward model in the compute dtype, on the mesh of the run."""
 
+    network: transformer.Transformer
+
+    @classmethod
+    def of(cls, path: str, experiment: Experiment, compute: Compute, field: str) -> "FrozenRewardModel":
+        """The model at `path`; if nothing is there (for a plan), one of the policy's shape, as in the report.
+
+        Raises:
+          ValueError: it was trained on shorter texts than those of this run.
+        """
+        cfg = experiment.model
+        if storage.path(path).exists():
+            source = detect(path)
+            cfg, length = source.config, source.experiment.data.seq_len if source.experiment else source.config.context
+            if length < experiment.data.seq_len:
+                raise ValueError(
+                    f"data.seq_len={experiment.data.seq_len}, but {field}={path} was trained on texts of at most "
+                    f"{length} tokens, and its scores of longer texts mean nothing; use --set data.seq_len={length}"
+                )
+        return cls(transformer.Transformer(reward_head.headless(cfg), compute))
+
+    def random(self, key: jax.Array) -> dict:
+        """Parameters of the right shapes, boxed with their logical axes, as `load` gives them."""
+        params = transformer.init_params(self.network.cfg, key)
+        backbone = jax.tree.map(lambda x: x.astype(self.network.compute.dtype), params)
+        head = reward_head.init_head(self.network.cfg, key)
+        return {"backbone": backbone, "head": head, "gain": jnp.float32(1), "bias": jnp.float32(0)}
+
+    def load(self, path: str, mesh: Mesh, check: CheckTokenizer) -> tuple[dict, str]:
+        """The parameters with their shardings, in the compute dtype, and the model's fingerprint."""
+        source = detect(path)
+        shardings = parameter_shardings(mesh, jax.eval_shape(self.random, jax.random.key(0)))
+        saved = read_reward_model(source, shardings["backbone"])
+        check(source.tokenizer().fingerprint, path)
+        backbone = jax.tree.map(lambda x: x.astype(self.network.compute.dtype), saved.params)
+        small = {"head": saved.head, "gain": jnp.float32(saved.gain), "bias": jnp.float32(saved.bias)}
+        small = jax.device_put(small, {name: shardings[name] for name in small})
+        return {"backbone": backbone} | small, saved.fingerprint
+
+    def score(self, frozen: dict, responses: Responses) -> jax.Array:
+        """Calibrated scores [b], read at the responses' last tokens; pure."""
+        tokens, positions, _, end = responses
+        variables = {"params": frozen["backbone"]}
+        raw = reward_head.scores(self.network, variables, frozen["head"], tokens, positions, end)
+        return frozen["gain"] * raw + frozen["bias"]
+
+
+class Models:
+    """Shapes, shardings and loading of all models of an experiment.
+
+    Attributes:
+      functions, scorers: reward functions and reward models by the field of `rl` that names them, REWARD or GOLD.
+      value_warmup_steps: first iterations, in which the policy is not updated.
+      learning_rate: of the policy, by the iterations since then.
     Raises:
-      ValueError: a reward model was trained on shorter texts than this run makes, or embeddings are to be trained.
+      ValueError: a reward model was trained on shorter texts than those of this run, or embeddings are to be trained.
     """
 
-    def __init__(self, experiment: Experiment, compute: Compute, policy: Backbone):
-        self.experiment, self.compute, self.policy = experiment, compute, policy
+    def __init__(self, experiment: Experiment, compute: Compute, policy: Backbone, algorithm: Algorithm):
+        self.experiment, self.compute, self.policy, self.algorithm = experiment, compute, policy, algorithm
         self.reference = Reference(experiment, compute)
         rl, self.adapters = experiment.rl, experiment.lora.rank > 0
-        named = {name: path for name, path in ((REWARD, rl.reward), (GOLD, rl.gold_reward)) if path}
+        paths = {name: path for name, path in ((REWARD, rl.reward), (GOLD, rl.gold_reward)) if path}
         self.functions = {
             name: RewardFunction(path, f"rl.{name}", rl.reward_timeout)
-            for name, path in named.items()
+            for name, path in paths.items()
             if is_function(path)
         }
         self.scorers = {
             name: FrozenRewardModel.of(path, experiment, compute, f"rl.{name}")
-            for name, path in named.items()
+            for name, path in paths.items()
             if name not in self.functions
         }
-        updates = rl.epochs * rl.minibatches
-        self.critic = experiment.task == "ppo"
-        self.value_warmup_steps = (
-            rl.value_warmup_steps if self.critic else 0
-        )  # iterations in which the value model alone learns
-        learning = experiment.steps - self.value_warmup_steps
-        self.tx = optim.make(experiment.optim, learning, every=updates)
+        self.value_warmup_steps = rl.value_warmup_steps if algorithm.critic else 0
+        updates, policy_steps = rl.epochs * rl.minibatches, experiment.steps - self.value_warmup_steps
+        self.tx = optim.make(experiment.optim, policy_steps, every=updates)
+        self.learning_rate = optim.schedule(experiment.optim, policy_steps)
         try:
             self.value_tx = optim.make(rl.value_optim, experiment.steps, every=updates)
         except ValueError as error:
             raise ValueError(f"rl.value_optim: {error}") from None
-        self.rate = optim.schedule(experiment.optim, learning)
-        self.value_backbone = Backbone(self._value_experiment(), compute, head=False)
+        self.value_backbone = Backbone(self._value_experiment(), compute, lm_head=False)
 
     def _value_experiment(self) -> Experiment:
-        """Shape of the value model: that of the model it starts from."""
+        """The experiment with the shape of the value model, which is that of the model it starts from."""
         cfg, path = self.experiment.model, self.experiment.rl.value_from
         if path and storage.path(path).exists():
             cfg = detect(path).config
@@ -84,106 +133,95 @@ class Models:
     # ---- shapes ----
 
     def random(self, key: jax.Array) -> tuple[Any, Any, Any]:
-        """Random parameters, boxed with their logical axes: policy's, value model's, frozen ones."""
-        policy, base = self.policy.random(key)
+        """Random parameters, boxed with their logical axes: of the policy, the value model, and frozen ones."""
+        policy, base = self.policy.init_params(key)
         value, frozen = (), {"policy": base, "reference": self.reference.copy(policy)}
-        if self.critic:
-            trained, frozen["value"] = self.value_backbone.random(key)
-            value = {
-                "backbone": trained,
-                "head": reward_head.init_head(self.value_backbone.cfg, key),
-                "bias": jnp.float32(0),
-            }
-        return policy, value, frozen | {name: judge.random(key) for name, judge in self.scorers.items()}
+        if self.algorithm.critic:
+            backbone, frozen["value"] = self.value_backbone.init_params(key)
+            head = reward_head.init_head(self.value_backbone.cfg, key)
+            value = {"backbone": backbone, "head": head, "bias": jnp.float32(0)}
+        return policy, value, frozen | {name: model.random(key) for name, model in self.scorers.items()}
 
     def fresh(self, policy: Any, value: Any) -> State:
-        """The state of a run that begins with these parameters, without the frozen ones."""
-        rest = {
+        """The state of a run that starts from these parameters, without the frozen ones."""
+        rl_state = {
             "policy": self.tx.init(policy),
-            "value": TrainState(value, self.value_tx.init(value)) if self.critic else (),
+            "value": TrainState(value, self.value_tx.init(value)) if self.algorithm.critic else (),
             "scores": RunningMean.zero(),
             "kl_coef": jnp.float32(self.experiment.rl.kl_coef),
         }
-        return State(jnp.int32(0), policy, rest)
+        return State(jnp.int32(0), policy, rl_state)
 
-    def program(self, mesh: Mesh, prompt: int, step: Callable) -> StepProgram:
-        """Shapes and places of state and batch. prompt: tokens of a prompt."""
+    def program(self, mesh: Mesh, max_prompt_length: int, step: Callable) -> StepProgram:
+        """Shapes and shardings of the state and of a batch of prompts.
+
+        Raises:
+          ValueError: a minibatch does not divide over the devices.
+        """
         experiment = self.experiment
-        steps.check_batch(experiment, mesh)
-        over, parts = mesh.shape["data"] * mesh.shape["fsdp"], experiment.rl.minibatches * experiment.accumulate
-        for rows, what in (
+        self._check_minibatches(mesh)
+        rows = {"rows": ((experiment.data.batch_size,), np.dtype(np.int32))}
+        batch = prompts.batch_shapes(experiment.data.batch_size, max_prompt_length) | rows
+
+        def opt_shardings(shapes, policy, value):
+            found = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), shapes)
+            found["policy"] = optimizer_shardings(self.tx, shapes["policy"], policy, mesh)
+            if self.algorithm.critic:
+                moments = optimizer_shardings(self.value_tx, shapes["value"].opt_state, value, mesh)
+                found["value"] = TrainState(value, moments)
+            return found
+
+        return make_program(experiment, mesh, batch, self.random, self.fresh, opt_shardings, step)
+
+    def _check_minibatches(self, mesh: Mesh) -> None:
+        experiment, devices = self.experiment, mesh.shape["data"] * mesh.shape["fsdp"]
+        parts = experiment.rl.minibatches * experiment.accumulate
+        for size, what in (
             (experiment.data.batch_size // parts, f"data.batch_size={experiment.data.batch_size} in {parts} parts"),
             (experiment.rl.ptx_batch // experiment.accumulate, f"rl.ptx_batch={experiment.rl.ptx_batch}"),
         ):
-            if rows % over:
+            if size % devices:
                 raise ValueError(
-                    f"{what} gives {rows} rows to an update, which do not divide over {over} devices (data x fsdp); "
-                    f"use a multiple of {over} rows, fewer rl.minibatches, or --set mesh.tensor=…"
+                    f"{what} gives {size} examples to an update, which do not divide over {devices} devices "
+                    f"(data x fsdp); use a multiple of {devices} examples, fewer rl.minibatches, or "
+                    "--set mesh.tensor=…"
                 )
-
-        def init() -> State:
-            policy, value, frozen = nn.meta.unbox(self.random(jax.random.key(experiment.seed)))
-            return self.fresh(policy, value)._replace(frozen=frozen)
-
-        policy, value, frozen = steps.shardings(mesh, jax.eval_shape(self.random, jax.random.key(0)))
-        here = NamedSharding(mesh, PartitionSpec())
-        shapes = jax.eval_shape(init)
-        rest = jax.tree.map(lambda x: here, shapes.opt_state)
-        rest["policy"] = steps.optimizer_places(self.tx, shapes.opt_state["policy"], policy, here)
-        if self.critic:
-            moments = shapes.opt_state["value"].opt_state
-            rest["value"] = TrainState(value, steps.optimizer_places(self.value_tx, moments, value, here))
-        places = State(here, policy, rest, frozen)
-        b = experiment.data.batch_size
-        batch = {
-            "prompts": jax.ShapeDtypeStruct((b, prompt), np.int32),
-            "lengths": jax.ShapeDtypeStruct((b,), np.int32),
-            "rows": jax.ShapeDtypeStruct((b,), np.int32),
-        }
-        return StepProgram(
-            mesh=mesh,
-            shapes=shapes,
-            shardings=places,
-            batch=steps.placed_batch(batch, experiment.data.seq_len, mesh),
-            init=steps.in_mesh(mesh, jax.jit(init, out_shardings=places)),
-            start=steps.in_mesh(
-                mesh, jax.jit(self.fresh, in_shardings=(policy, value), out_shardings=places._replace(frozen=()))
-            ),
-            step=step,
-        )
 
     # ---- parameters ----
 
     def reference_params(self, frozen: dict) -> dict:
-        """The reference's, in full, for decoding."""
+        """All parameters of the reference, for decoding."""
         if not self.adapters:
             return frozen["reference"]
         return self.policy.params({"params": {}}, frozen["policy"])
 
-    def load_scorers(self, mesh: Mesh, check: Check, fingerprints: dict[str, str]) -> dict[str, Any]:
-        """The reward models, frozen."""
+    def load_scorers(self, mesh: Mesh, check: CheckTokenizer, fingerprints: dict[str, str]) -> dict[str, Any]:
+        """The frozen parameters of the reward models; their fingerprints are added to `fingerprints`."""
         loaded = {}
-        for name, judge in self.scorers.items():
+        for name, model in self.scorers.items():
             path = getattr(self.experiment.rl, name)
-            loaded[name], fingerprints[name] = judge.load(path, mesh, check)
+            loaded[name], fingerprints[name] = model.load(path, mesh, check)
         return loaded
 
-    def load_value(self, mesh: Mesh, check: Check, frozen: dict, fingerprints: dict[str, str]) -> tuple[Any, Any, str]:
-        """Value model, its frozen part and where it came from: the reward model, whose scores it is to foretell.
+    def load_value(
+        self, mesh: Mesh, check: CheckTokenizer, frozen: dict, fingerprints: dict[str, str]
+    ) -> tuple[Any, Any, str]:
+        """The value model's parameters, its frozen part, and the path that it starts from.
 
-        `rl.value_from` names another; where a function gives the scores it is the policy's own start.
+        It starts from the reward model, whose scores it predicts, or from `rl.value_from`. Where a function gives the
+        scores it starts from the policy.
         """
-        rl = self.experiment.rl
+        rl, seed, cfg = self.experiment.rl, self.experiment.seed, self.value_backbone.cfg
         path = rl.value_from or (rl.reward if REWARD in self.scorers else self.experiment.init_from)
-        found = self.value_backbone.load(path, mesh, self.experiment.seed, lambda text: None)
+        found = self.value_backbone.load(path, mesh, seed, lambda text: None)
         if found.tokenizer is not None:
             check(found.tokenizer.fingerprint, path)
-        head, bias = reward_head.init_head(self.value_backbone.cfg, jax.random.key(self.experiment.seed)).value, 0.0
-        if found.scorer is not None:  # it begins by foretelling the calibrated score
+        head, bias = reward_head.init_head(cfg, jax.random.key(seed)).value, 0.0
+        if found.scorer is not None:  # its first values are the calibrated scores
             head, bias = found.scorer.head * found.scorer.gain, found.scorer.bias
         base = found.frozen
         if self.adapters:
             fingerprints["value"] = checkpoint.fingerprint(base)
             if REWARD in self.scorers and path == rl.reward and self.experiment.lora.base_dtype == self.compute.dtype:
-                base = base | {"params": frozen[REWARD]["backbone"]}  # the same weights are held once
+                base = base | {"params": frozen[REWARD]["backbone"]}  # equal weights are kept on the device once
         return {"backbone": found.trained, "head": head, "bias": jnp.float32(bias)}, base, path

@@ -1,7 +1,6 @@
-"""The compiled programs of an iteration; each is compiled once, as all its shapes are fixed."""
+"""The programs of an iteration: pure functions of the models, each compiled once, as all shapes are fixed."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,27 +8,140 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from qwenjax import sharding
-from qwenjax.generate.rollout import Rollout, rollout
+from qwenjax.generate import rollout as rollouts
+from qwenjax.generate.rollout import Rollout
 from qwenjax.generate.sampling import Sample
-from qwenjax.model import reward_head, transformer
-from qwenjax.train.rl import steps
+from qwenjax.model import transformer
+from qwenjax.train.rl import experience as rl
+from qwenjax.train.rl.experience import Experience, Metrics, ModelOutputs, Responses
 from qwenjax.train.rl.models import REWARD, Models
-from qwenjax.train.rl.steps import Experience, Measured, TrainState
-from qwenjax.train.step import StepProgram
+from qwenjax.train.step import StepProgram, TrainState
+
+
+class TokenIds(NamedTuple):
+    """What a rollout has to know of the tokenizer."""
+
+    stops: tuple[int, ...]  # ids that stop a response
+    end: int  # the one of them that ends an answer; reward models read their score there
+    size: int  # number of ids
+    pad: int  # the id on padding behind responses
+
+
+class Iteration:
+    """The functions that `Programs` compiles.
+
+    `frozen` is State.frozen. `policy` and `value` are trained parameters; `value` is () without a value model.
+    b responses, p positions of a prompt, t positions of prompt and response together.
+    """
+
+    def __init__(self, models: Models, ids: TokenIds):
+        self.models, self.ids, self.experiment = models, ids, models.experiment
+
+    # ---- sampling ----
+
+    def sample(self, policy, frozen, prompts, lengths, seeds) -> Rollout:
+        """Responses of the policy to prompts [b p] of these lengths [b]; seeds: uint32 [b]."""
+        return self._rollout(self.models.policy.params(policy, frozen["policy"]), prompts, lengths, seeds)
+
+    def sample_reference(self, frozen, prompts, lengths, seeds) -> Rollout:
+        """The same of the reference."""
+        return self._rollout(self.models.reference_params(frozen), prompts, lengths, seeds)
+
+    def _rollout(self, params, prompts, lengths, seeds) -> Rollout:
+        network, settings = transformer.Transformer(self.experiment.model, self.models.compute), self.experiment.rl
+        rollout = rollouts.rollout(
+            network,
+            params,
+            prompts,
+            lengths,
+            seeds,
+            new=settings.max_new_tokens,
+            sampling=Sample(top_p=settings.top_p),
+            stops=self.ids.stops,
+            size=self.ids.size,
+            pad=self.ids.pad,
+        )
+        last = jnp.take_along_axis(rollout.tokens, Responses.of(rollout).end[:, None], axis=1)[:, 0]
+        # a response that stops at another token, such as the start of a forged turn, has not ended as an answer does
+        return rollout._replace(ended=rollout.ended & (last == self.ids.end))
+
+    # ---- learning ----
+
+    def forward_models(self, policy, value, frozen, rollout: Rollout) -> tuple[ModelOutputs, Metrics]:
+        """What all models compute for the responses, and how far sampling and training differ."""
+        models = self.models
+
+        def outputs(rollout):
+            responses = Responses.of(rollout)
+            logp, entropy = self._policy_log_probs(policy, frozen, responses)
+            ref_logp, _ = self._reference_log_probs(frozen, responses)
+            values, scores = jnp.zeros(logp.shape, jnp.float32), jnp.zeros(len(logp), jnp.float32)
+            if models.algorithm.critic:
+                values = rl.values(models.value_backbone, value, frozen["value"], responses)
+            if REWARD in models.scorers:
+                scores = models.scorers[REWARD].score(frozen[REWARD], responses)
+            return ModelOutputs(responses, logp, entropy, ref_logp, values, scores)
+
+        # as many responses at a time as an update reads
+        found = rl.in_parts(outputs, self.experiment.rl.minibatches * self.experiment.accumulate, rollout)
+        return found, rl.sampler_metrics(rollout, found.logp)
+
+    def _policy_log_probs(self, policy, frozen, responses: Responses):
+        backbone = self.models.policy
+        return rl.log_probs(backbone.eval_network, backbone.variables(policy, frozen["policy"]), responses)
+
+    def _reference_log_probs(self, frozen, responses: Responses):
+        reference = self.models.reference
+        return rl.log_probs(reference.network, reference.variables(frozen), responses)
+
+    def compute_advantages(self, outputs: ModelOutputs, ended, scores, running, kl_coef, step):
+        """What is learned from scores [b], the next running mean and KL coefficient, and metrics."""
+        order = None
+        if self.experiment.rl.shuffle:
+            key = jax.random.fold_in(jax.random.key(self.experiment.seed + 1), step)
+            order = jax.random.permutation(key, len(scores))
+        adapt = step >= self.models.value_warmup_steps
+        return rl.compute_advantages(
+            self.models.algorithm, outputs, scores, ended, running, kl_coef, order=order, adapt_kl=adapt
+        )
+
+    def policy_step(self, state, frozen, experience: Experience, index, text):
+        """One update of the policy on the responses `index`, and on a batch of pretraining text if there is one."""
+        models, settings = self.models, self.experiment.rl
+        loss, batch = rl.policy_loss(models.algorithm, models.policy), experience.take(index)
+        also = (models.policy.loss(learning=False), text, settings.ptx_coef) if settings.ptx_coef else None
+        return rl.update(loss, models.tx, state, frozen, batch, self.experiment.accumulate, also)
+
+    def value_step(self, state, frozen, experience: Experience, index):
+        """One update of the value model on the responses `index`."""
+        models, batch = self.models, experience.take(index)
+        loss = rl.value_loss(models.algorithm, models.value_backbone)
+        return rl.update(loss, models.value_tx, state, frozen, batch, self.experiment.accumulate)
+
+    # ---- evaluation ----
+
+    def evaluate_responses(self, policy, frozen, rollout: Rollout) -> Metrics:
+        """Of every response of the policy [b]: KL, length, whether it ended, entropy, scores of the reward models."""
+        responses = Responses.of(rollout)
+        logp, entropy = self._policy_log_probs(policy, frozen, responses)
+        ref_logp, _ = self._reference_log_probs(frozen, responses)
+        return self._per_response(frozen, rollout.ended, responses, jnp.sum(logp - ref_logp, axis=1), entropy)
+
+    def evaluate_reference(self, frozen, rollout: Rollout) -> Metrics:
+        """The same of every response of the reference."""
+        responses = Responses.of(rollout)
+        _, entropy = self._reference_log_probs(frozen, responses)
+        return self._per_response(frozen, rollout.ended, responses, jnp.zeros(len(rollout.ended)), entropy)
+
+    def _per_response(self, frozen, ended, responses: Responses, kl, entropy) -> Metrics:
+        length = jnp.sum(responses.mask, axis=1)
+        entropy = jnp.sum(entropy, axis=1) / jnp.maximum(length, 1)
+        scores = {name: model.score(frozen[name], responses) for name, model in self.models.scorers.items()}
+        return {"kl": kl, "length": length, "ended": ended, "entropy": entropy} | scores
 
 
 class Programs(NamedTuple):
-    """Functions of an iteration; `frozen` is State.frozen.
-
-    roll         (params of the policy, frozen, prompts [b p], lengths [b], seeds [b]) -> Rollout
-    measure      (policy, value, frozen, Rollout) -> Measured, numbers
-    learn        (Measured, ended, scores, running mean, KL coefficient, step) -> Experience, …, numbers
-    policy_step  (Learner, frozen policy, Experience, rows, text) -> Learner, numbers; the learner is donated
-    value_step   (Learner, frozen value, Experience, rows) -> Learner, numbers; likewise
-    roll_before  (frozen, prompts, lengths, seeds) -> Rollout, of the reference
-    inspect      (policy, frozen, Rollout) -> per response: KL, length, ended, entropy, scores of models
-    inspect_before  (frozen, Rollout) -> the same of the reference
-    """
+    """The jitted functions of `Iteration`; the steps donate the state that they change."""
 
     sample: Callable
     forward_models: Callable
@@ -41,135 +153,57 @@ class Programs(NamedTuple):
     evaluate_reference: Callable
 
 
-def make(models: Models, program: StepProgram, stops: tuple[int, ...], end: int, size: int, pad: int) -> Programs:
-    """The programs of an experiment, jitted.
+def jit_programs(models: Models, program: StepProgram, ids: TokenIds) -> Programs:
+    """The functions of `Iteration`, jitted; nothing is compiled yet."""
+    iteration, shardings = Iteration(models, ids), program.shardings
+    replicated, batch = shardings.step, NamedSharding(program.mesh, sharding.spec("batch"))
+    policy = TrainState(shardings.params, shardings.opt_state["policy"])
+    value = shardings.opt_state["value"] or replicated
+    return Programs(
+        sample=jax.jit(iteration.sample, out_shardings=batch),
+        forward_models=jax.jit(iteration.forward_models, out_shardings=(batch, replicated)),
+        compute_advantages=jax.jit(
+            iteration.compute_advantages, out_shardings=(batch, replicated, replicated, replicated)
+        ),
+        policy_step=jax.jit(iteration.policy_step, donate_argnums=0, out_shardings=(policy, replicated)),
+        value_step=jax.jit(iteration.value_step, donate_argnums=0, out_shardings=(value, replicated)),
+        sample_reference=jax.jit(iteration.sample_reference, out_shardings=batch),
+        evaluate_responses=jax.jit(iteration.evaluate_responses),
+        evaluate_reference=jax.jit(iteration.evaluate_reference),
+    )
+
+
+def lowered(programs: Programs, models: Models, program: StepProgram, text: dict) -> dict[str, Any]:
+    """The programs of an iteration, by name, ready to be compiled for the devices of the mesh.
 
     Args:
-      stops, end, size, pad: the tokenizer's: ids that stop a response; the one of them that ends it as it should, where
-        a reward model reads; the number of ids; the id behind responses.
+      text: shapes of a batch of pretraining text; () without the pretrained gradient.
     """
-    experiment, policy, valuer = models.experiment, models.policy, models.value_backbone
-    rl, places = experiment.rl, program.shardings
-    parts = rl.minibatches * experiment.accumulate  # as many rows at a time as an update has
-    text_loss = policy.loss(learning=False)
-    sample = partial(
-        rollout,
-        transformer.Transformer(experiment.model, models.compute),
-        new=rl.max_new_tokens,
-        sampling=Sample(top_p=rl.top_p),
-        stops=stops,
-        size=size,
-        pad=pad,
-    )
-
-    def ended(rolled: Rollout) -> Rollout:
-        """A response that stops as no answer does, by a forged turn or the end of a text, has not ended."""
-        last = jnp.take_along_axis(rolled.tokens, steps.responses(rolled).end[:, None], axis=1)[:, 0]
-        return rolled._replace(ended=rolled.ended & (last == end))
-
-    def roll(trained, frozen, prompts, lengths, seeds):
-        return ended(sample(policy.params(trained, frozen["policy"]), prompts, lengths, seeds))
-
-    def roll_before(frozen, prompts, lengths, seeds):
-        return ended(sample(models.reference_params(frozen), prompts, lengths, seeds))
-
-    def both(trained, frozen, read):
-        """Log-probabilities and entropy under the policy, and log-probabilities under the reference."""
-        logp, entropy = steps.log_probs(policy.plain, policy.variables(trained, frozen["policy"]), read)
-        return logp, entropy, of_reference(frozen, read)[0]
-
-    def of_reference(frozen, read):
-        return steps.log_probs(models.reference.network, models.reference.variables(frozen), read)
-
-    def measure(trained, value, frozen, rolled: Rollout):
-        def part(rolled):
-            read = steps.responses(rolled)
-            logp, entropy, reference = both(trained, frozen, read)
-            values, scores = jnp.zeros(logp.shape, jnp.float32), jnp.zeros(len(logp), jnp.float32)
-            if models.critic:
-                collections, at = valuer.variables(value["backbone"], frozen["value"]), (read.tokens, read.positions)
-                values = reward_head.values(valuer.plain, collections, value["head"], *at) + value["bias"]
-            if REWARD in models.scorers:
-                scores = models.scorers[REWARD].score(frozen[REWARD], read)
-            return Measured(read, logp, entropy, reference, values, scores)
-
-        found = steps.in_parts(part, parts, rolled)
-        return found, steps.sampler_numbers(rolled, found.logp)
-
-    def learn(measured, ended, scores, running, kl_coef, step):
-        order = None
-        if rl.shuffle:
-            key = jax.random.fold_in(jax.random.key(experiment.seed + 1), step)
-            order = jax.random.permutation(key, len(scores))
-        return steps.experience(
-            experiment.task, rl, measured, scores, ended, running, kl_coef, order, step >= models.value_warmup_steps
-        )
-
-    def policy_step(learner, frozen, experience: Experience, rows, text):
-        loss = steps.policy_loss(experiment.task, rl, policy)
-        also = (text_loss, text, rl.ptx_coef) if rl.ptx_coef else None
-        return steps.update(loss, models.tx, learner, frozen, experience.rows(rows), experiment.accumulate, also)
-
-    def value_step(learner, frozen, experience: Experience, rows):
-        loss, some = steps.value_loss(rl, valuer), experience.rows(rows)
-        return steps.update(loss, models.value_tx, learner, frozen, some, experiment.accumulate)
-
-    def inspect(trained, frozen, rolled) -> dict[str, Any]:
-        read = steps.responses(rolled)
-        logp, entropy, reference = both(trained, frozen, read)
-        return judged(frozen, read, rolled.ended, jnp.sum(logp - reference, axis=1), entropy)
-
-    def inspect_before(frozen, rolled) -> dict[str, Any]:
-        read = steps.responses(rolled)
-        return judged(frozen, read, rolled.ended, jnp.zeros(len(rolled.ended)), of_reference(frozen, read)[1])
-
-    def judged(frozen, read, ended, kl, entropy) -> dict[str, Any]:
-        length = jnp.sum(read.mask, axis=1)
-        found = {"kl": kl, "length": length, "ended": ended}
-        found["entropy"] = jnp.sum(entropy, axis=1) / jnp.maximum(length, 1)
-        return found | {name: judge.score(frozen[name], read) for name, judge in models.scorers.items()}
-
-    here, rows = places.step, NamedSharding(program.mesh, sharding.spec("batch"))
-    learner = TrainState(places.params, places.opt_state["policy"])
-    return Programs(
-        sample=jax.jit(roll, out_shardings=rows),
-        forward_models=jax.jit(measure, out_shardings=(rows, here)),
-        compute_advantages=jax.jit(learn, out_shardings=(rows, here, here, here)),
-        policy_step=jax.jit(policy_step, donate_argnums=0, out_shardings=(learner, here)),
-        value_step=jax.jit(value_step, donate_argnums=0, out_shardings=(places.opt_state["value"] or here, here)),
-        sample_reference=jax.jit(roll_before, out_shardings=rows),
-        evaluate_responses=jax.jit(inspect),
-        evaluate_reference=jax.jit(inspect_before),
-    )
-
-
-def lowered(run: Programs, models: Models, program: StepProgram, text: dict) -> dict[str, Any]:
-    """The programs of an iteration, by name, ready to be compiled for the devices of the mesh."""
     experiment, mesh, state = models.experiment, program.mesh, program.abstract_state()
-    rows, here = NamedSharding(mesh, sharding.spec("batch")), program.shardings.step
+    batch, replicated = NamedSharding(mesh, sharding.spec("batch")), program.shardings.step
 
-    def abstract(f: Callable, *args, place=rows) -> Any:
+    def outputs(f: Callable, *args) -> Any:
+        """Shapes of what f returns, or of the first part of it, which is split over the batch."""
         shapes = jax.eval_shape(f, *args)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+        first = shapes if isinstance(shapes, Rollout) else shapes[0]
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch), first)
 
-    rest, critic = state.opt_state, state.opt_state["value"]
-    seeds = jax.ShapeDtypeStruct((experiment.data.batch_size,), jnp.uint32, sharding=rows)
-    size = experiment.data.batch_size // experiment.rl.minibatches
-    some = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=here)
-    asked = (state.params, state.frozen, program.batch["prompts"], program.batch["lengths"], seeds)
+    rl_state, value, frozen = state.opt_state, state.opt_state["value"], state.frozen
+    minibatch = experiment.data.batch_size // experiment.rl.minibatches
+    index = jax.ShapeDtypeStruct((minibatch,), jnp.int32, sharding=replicated)
+    seeds = jax.ShapeDtypeStruct((experiment.data.batch_size,), jnp.uint32, sharding=batch)
+    args: dict[str, tuple] = {
+        "sample": (state.params, frozen, program.batch["prompts"], program.batch["lengths"], seeds)
+    }
     with jax.set_mesh(mesh):
-        rolled = abstract(run.sample, *asked)
-        read = (state.params, critic.params if critic else (), state.frozen, rolled)
-        measured = abstract(lambda *xs: run.forward_models(*xs)[0], *read)
-        scored = (measured, rolled.ended, measured.scores, rest["scores"], rest["kl_coef"], state.step)
-        experience = abstract(lambda *xs: run.compute_advantages(*xs)[0], *scored)
-        policy = (TrainState(state.params, rest["policy"]), state.frozen["policy"], experience, some, text)
-        found = {
-            "roll": run.sample.lower(*asked),
-            "measure": run.forward_models.lower(*read),
-            "learn": run.compute_advantages.lower(*scored),
-            "policy_step": run.policy_step.lower(*policy),
-        }
-        if models.critic:
-            found["value_step"] = run.value_step.lower(critic, state.frozen["value"], experience, some)
-    return found
+        rollout = outputs(programs.sample, *args["sample"])
+        args["forward_models"] = (state.params, value.params if value else (), frozen, rollout)
+        found = outputs(programs.forward_models, *args["forward_models"])
+        scored = rollout.ended, found.scores, rl_state["scores"], rl_state["kl_coef"], state.step
+        args["compute_advantages"] = (found, *scored)
+        experience = outputs(programs.compute_advantages, *args["compute_advantages"])
+        policy = TrainState(state.params, rl_state["policy"])
+        args["policy_step"] = (policy, frozen["policy"], experience, index, text)
+        if models.algorithm.critic:
+            args["value_step"] = (value, frozen["value"], experience, index)
+        return {name: getattr(programs, name).lower(*xs) for name, xs in args.items()}

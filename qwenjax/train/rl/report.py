@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning says about itself: curves, answers before and after, alarms."""
+"""What a run of reinforcement learning prints and reports: curves, responses before and after, alarms."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from qwenjax import telemetry
+from qwenjax.common.figures import markdown
 from qwenjax.telemetry import Panel
+from qwenjax.train.operations.stage_report import StageReport
 from qwenjax.train.rl.evaluation import summary
 
-SHOWN = 8  # prompts in the table of answers
-NAMES = {
+SHOWN = 8  # prompts in the table of responses
+TITLES = {
     "eval_score": "score",
     "eval_gold": "gold score",
     "eval_kl": "KL to the reference, nats per response",
@@ -30,66 +32,99 @@ PANELS = (
 )
 
 
-def summary_line(metrics: dict[str, float], before: dict[str, float]) -> str:
-    """One line on an evaluation, beside the policy that the run began with."""
-    parts = [f"held-out prompts: score {before['eval_score']:+.3f} -> {metrics['eval_score']:+.3f}"]
-    if "eval_gold" in metrics:
-        parts.append(f"gold {before['eval_gold']:+.3f} -> {metrics['eval_gold']:+.3f}")
-    parts.append(f"KL {metrics['eval_kl']:.2f}, {metrics['eval_length']:.0f} tokens, {metrics['eval_ended']:.0%} end")
-    if "eval_lm_loss" in metrics:
-        parts.append(f"loss on text {metrics['eval_lm_loss']:.4f}")
-    return ", ".join(parts)
+class RLReport(StageReport):
+    """Scores, KL and lengths, compared with the policy that the run started from."""
+
+    picture = "curves.png"
+
+    def progress(self, numbers: dict) -> list[str]:
+        return [
+            f"score {numbers['score']:+.3f}",
+            f"KL {numbers['kl']:.2f}",
+            f"length {numbers['length']:.0f}",
+            f"entropy {numbers['entropy']:.2f}",
+        ]
+
+    def evaluation(self, metrics: dict[str, float]) -> str:
+        before = summary(self.task.evaluation.before)
+        parts = [f"held-out prompts: score {before['eval_score']:+.3f} -> {metrics['eval_score']:+.3f}"]
+        if "eval_gold" in metrics:
+            parts.append(f"gold {before['eval_gold']:+.3f} -> {metrics['eval_gold']:+.3f}")
+        length, ended = metrics["eval_length"], metrics["eval_ended"]
+        parts.append(f"KL {metrics['eval_kl']:.2f}, {length:.0f} tokens, {ended:.0%} end")
+        if "eval_lm_loss" in metrics:
+            parts.append(f"loss on text {metrics['eval_lm_loss']:.4f}")
+        return ", ".join(parts)
+
+    def write(self, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
+        panels = [panel for panel in PANELS if any(name in row for row in rows for name in panel.names)]
+        telemetry.plot(rows, workdir / self.picture, panels)
+        evaluation = self.task.evaluation
+        raised, before = alarms(rows, metrics, evaluation.before), summary(evaluation.before)
+        lines = [f"![curves]({self.picture})", "", *(f"**Alarm.** {text}\n" for text in raised)]
+        lines += ["No alarms."] if not raised else []
+        prompts = "prompts, some of them trained on" if self.task.mixture.files_without_held_out else "held-out prompts"
+        numbers = [
+            (title, f"{before[name]:.3f}" if name in before else _first(rows, name), f"{metrics[name]:.3f}")
+            for name, title in TITLES.items()
+            if name in metrics
+        ]
+        answers = [[_cell(example["prompt"][-1]["content"])] for example in evaluation.examples[:SHOWN]]
+        for i, cells in enumerate(answers):
+            for responses in (evaluation.before, evaluation.after):
+                cells += [_cell(responses["answers"][i]), f"{responses['reward'][i]:+.2f}"]
+        lines += ["", *markdown((f"{len(evaluation.examples)} {prompts}", "before", "after"), numbers)]
+        return [*lines, "", *markdown(("prompt", "before", "score", "after", "score"), answers)]
 
 
-def alarms(rows: list[dict], metrics: dict[str, float], spread: dict[str, Any]) -> list[str]:
-    """What looks wrong, in words; thresholds are ours.
+def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, Any]) -> list[str]:
+    """What looks wrong, in words; the thresholds are ours.
 
     Args:
-      rows: of metrics.jsonl. spread: what `Evaluation` found of the policy that the run began with.
+      rows: of metrics.jsonl. metrics: the last evaluation. before: `ResponseEvaluation.before`.
     """
-    before = summary(spread)
     steps = [r for r in rows if "score" in r]
-    found = []
     if not steps:
-        return found
-    last = steps[-max(1, len(steps) // 10) :]
+        return []
+    last, was = steps[-max(1, len(steps) // 10) :], summary(before)
 
     def late(name: str) -> float:
+        """Mean over the last tenth of the run."""
         return sum(r[name] for r in last if name in r) / max(1, sum(name in r for r in last))
 
-    if metrics.get("eval_kl", late("kl")) > 0.5 * max(metrics.get("eval_length", 0), 20):
+    found = []
+    kl = metrics.get("eval_kl", late("kl"))
+    if kl > 0.5 * max(metrics.get("eval_length", 0), 20):
         found.append(
-            f"KL explosion: {metrics.get('eval_kl', late('kl')):.1f} nats per response, more than half a nat per "
-            "token; raise rl.kl_coef or lower optim.peak_lr"
+            f"KL explosion: {kl:.1f} nats per response, more than half a nat per token; raise rl.kl_coef or lower "
+            "optim.peak_lr"
         )
-    apart = max(r["ratio_error_mean"] for r in steps)  # single tokens are off by 0.3 in correct bfloat16
-    if apart > 0.1:
+    error = max(r["ratio_error_mean"] for r in steps)  # single tokens are off by 0.3 in correct bfloat16
+    if error > 0.1:
         found.append(
-            f"sampling and training disagree: before an update the ratios of tokens were off by {apart:.2g} on average "
-            "where they should be 1; another kernel, or a precision that is too low"
+            f"sampling and training disagree: before an update the ratios of tokens were off by {error:.2g} on average "
+            "where they should be 1; they use different kernels, or the precision is too low"
         )
-    proxy = metrics["eval_score"] - before["eval_score"]
+    rise = metrics["eval_score"] - was["eval_score"]
     if "eval_gold" in metrics:
-        units = [max(float(np.std(spread[name])), 1e-6) for name in ("reward", "gold_reward")]
-        gain, rise = (metrics["eval_gold"] - before["eval_gold"]) / units[1], proxy / units[0]
-        noise = (2 / len(spread["reward"])) ** 0.5  # standard error of either, in deviations
-        if rise > 2 * noise and gain < 0.5 * rise:
+        score_std, gold_std = (max(float(np.std(before[name])), 1e-6) for name in ("reward", "gold_reward"))
+        gain, proxy_gain = (metrics["eval_gold"] - was["eval_gold"]) / gold_std, rise / score_std
+        noise = (2 / len(before["reward"])) ** 0.5  # standard error of either gain
+        if proxy_gain > 2 * noise and gain < 0.5 * proxy_gain:
             found.append(
-                f"reward hacking: the score rose by {rise:.2f} standard deviations, and by {gain:+.2f} in the eyes of "
-                "a judge that did not teach"
+                f"reward hacking: the score rose by {proxy_gain:.2f} standard deviations, and by {gain:+.2f} for the "
+                "gold reward, which the policy did not learn from"
             )
-    longer = metrics["eval_length"] / max(before["eval_length"], 1)
-    if longer > 1.5 and proxy > 0:
+    longer = metrics["eval_length"] / max(was["eval_length"], 1)
+    if longer > 1.5 and rise > 0:
         found.append(f"length: responses have become {longer:.1f} times as long while the score rose; look at them")
     if metrics["eval_ended"] < 0.5:
         found.append(f"only {metrics['eval_ended']:.0%} of the responses end within rl.max_new_tokens; raise that")
-    if metrics["eval_unique"] < 0.5 * before["eval_unique"]:
-        found.append(
-            f"collapse: {metrics['eval_unique']:.0%} of the responses differ, {before['eval_unique']:.0%} before"
-        )
+    if metrics["eval_unique"] < 0.5 * was["eval_unique"]:
+        found.append(f"collapse: {metrics['eval_unique']:.0%} of the responses differ, {was['eval_unique']:.0%} before")
     if any("explained_variance" in r for r in last) and late("explained_variance") < 0:
         found.append(
-            f"the value model explains {late('explained_variance'):.2f} of the returns' variance: less than none"
+            f"the value model explains {late('explained_variance'):.2f} of the returns' variance: less than a constant"
         )
     if any("clip_fraction" in r for r in last) and late("clip_fraction") > 0.3:
         found.append(
@@ -98,35 +133,12 @@ def alarms(rows: list[dict], metrics: dict[str, float], spread: dict[str, Any]) 
     return found
 
 
-def write(task: Any, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
-    """Draws curves.png; lines of the report."""
-    panels = [panel for panel in PANELS if any(name in row for row in rows for name in panel.names)]
-    telemetry.plot(rows, workdir / "curves.png", panels)
-    judged, before = task.evaluation, summary(task.evaluation.before)
-    raised = alarms(rows, metrics, judged.before)
-    asked = "prompts, of which it learns from some" if task.mixture.shared else "held-out prompts"
-    lines = ["![curves](curves.png)", "", *(f"**Alarm.** {text}\n" for text in raised)]
-    lines += ["No alarms."] if not raised else []
-    lines += ["", f"| {len(judged.rows)} {asked} | before | after |", "| --- | --- | --- |"]
-    for name, title in NAMES.items():
-        if name in metrics:
-            old = f"{before[name]:.3f}" if name in before else _first(rows, name)
-            lines.append(f"| {title} | {old} | {metrics[name]:.3f} |")
-    lines += ["", "| prompt | before | score | after | score |", "| --- | --- | --- | --- | --- |"]
-    for i, row in enumerate(judged.rows[:SHOWN]):
-        cells = [_cell(row["prompt"][-1]["content"])]
-        for found in (judged.before, judged.after):
-            cells += [_cell(found["answers"][i]), f"{found['reward'][i]:+.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
 def _first(rows: list[dict], name: str) -> str:
-    found = [row[name] for row in rows if name in row]
-    return f"{found[0]:.3f} (first)" if found else ""
+    values = [row[name] for row in rows if name in row]
+    return f"{values[0]:.3f} (first)" if values else ""
 
 
 def _cell(text: str) -> str:
-    """A text in a table's cell."""
+    """A text for a cell of a markdown table."""
     text = " ".join(text.split()).replace("|", "\\|")
     return text if len(text) <= 200 else text[:197] + "…"

@@ -1,20 +1,19 @@
 """Reinforcement learning from scores (report §3.2.2): ppo, grpo and reinforce.
 
-A step is an iteration. Responses are sampled, measured by policy, reference and value model, and scored; advantages are
-computed; then policy and value model are updated, each by its own pure step. Five programs, each compiled once:
+A step of the run is an iteration: sample responses, score them, and update the policy and the value model. Its
+programs (`programs.py`), each compiled once:
 
-    roll      prompts -> responses                              generate/rollout.py
-    measure   log-probabilities, reference's, values, scores    programs.py
-    learn     scores -> advantages                              steps.experience
-    policy_step, value_step                                     steps.update
+    sample               prompts -> responses
+    forward_models       responses -> log-probabilities, those of the reference, values, scores
+    compute_advantages   scores -> advantages; the algorithm's own part is in ppo.py, grpo.py, reinforce.py
+    policy_step, value_step   one update on a minibatch
 
-A checkpoint holds policy, value model, both optimizers, the running mean and the KL coefficient; what is drawn depends
-on seed and iteration alone. A killed run replays from its last checkpoint and ends as if it had not been killed.
+A checkpoint holds the policy, the value model, both optimizers, the running mean and the KL coefficient. Random draws
+depend on the seed and the iteration only. A killed run repeats from its last checkpoint and ends bit-identical.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,37 +29,39 @@ from qwenjax.data.batches import text
 from qwenjax.data.batches.prompts import PromptMixture
 from qwenjax.data.conversations.encode import Encoding
 from qwenjax.data.shards import prepare as preparation
-from qwenjax.train import step as steps
 from qwenjax.train.backbone import Loaded
 from qwenjax.train.rl import report
-from qwenjax.train.rl.evaluation import ResponseEvaluation, Texts, summary
+from qwenjax.train.rl.evaluation import ResponseDecoder, ResponseEvaluation
+from qwenjax.train.rl.experience import Experience
+from qwenjax.train.rl.grpo import GRPO
 from qwenjax.train.rl.models import REWARD, Models
-from qwenjax.train.rl.programs import Programs, lowered, make
-from qwenjax.train.rl.steps import Experience, TrainState
-from qwenjax.train.stages import pretrain
-from qwenjax.train.step import State
+from qwenjax.train.rl.ppo import PPO
+from qwenjax.train.rl.programs import Programs, TokenIds, jit_programs, lowered
+from qwenjax.train.rl.reinforce import Reinforce
+from qwenjax.train.step import State, TrainState, sharded_batch
 from qwenjax.train.task import Step, Task
+
+ALGORITHMS = {"ppo": PPO, "grpo": GRPO, "reinforce": Reinforce}
 
 
 class RLTask(Task):
     """A policy that learns from the scores of its own responses."""
 
-    headline = "eval_score"
     programs: Programs
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
         super().__init__(experiment, mesh)
         self.rl = rl = experiment.rl
         self.updates = rl.epochs * rl.minibatches  # of an iteration
-        self.models = Models(experiment, self.compute, self.backbone)
-        self.max_prompt_length = experiment.data.seq_len - rl.max_new_tokens  # for a prompt
+        self.algorithm = ALGORITHMS[experiment.task](rl)
+        self.models = Models(experiment, self.compute, self.backbone, self.algorithm)
+        self.max_prompt_length = experiment.data.seq_len - rl.max_new_tokens
         self.program = self.models.program(mesh, self.max_prompt_length, self._iterate)
         self.nll = jax.jit(self.backbone.loss(learning=False))
 
     # ---- data ----
 
     def prepare(self, root: Path) -> list[str]:
-        chat, data = self.experiment.chat, self.experiment.data
         if not self.rl.reward:
             raise ValueError(
                 f"{self.experiment.name} learns from scores and has none: --set rl.reward=PATH of a reward model, or "
@@ -70,68 +71,74 @@ class RLTask(Task):
         self.stops = tuple(sorted({*(ids[0] for ids in chatml.stop_sequences(self.tokenizer)), self.tokenizer.eot}))
         for function in self.models.functions.values():
             function.start()
-        # prompts that leave no room for the answer are refused: context extension is off in training
+        lines = self._prepare_prompts(root) + self._prepare_text(root)
+        ids = TokenIds(self.stops, self.tokenizer.im_end, self.tokenizer.size, self.tokenizer.eot)
+        self.programs = jit_programs(self.models, self.program, ids)
+        return lines
+
+    def _prepare_prompts(self, root: Path) -> list[str]:
+        chat, seed = self.experiment.chat, self.experiment.seed
+        # prompts that leave too few tokens for a response are refused: context extension is off in training
         files = self.open_files(Encoding("assistant", self.max_prompt_length, chat.truncate, "prompt"), root)
-        weights = [file.weight for file in chat.files]
-        self.mixture = PromptMixture(files, weights, self.experiment.seed, chat.validation)
-        queries = self.experiment.steps * data.batch_size // self.rl.num_samples
-        epochs = ", ".join(f"{n:.2f}" for n in self.mixture.epochs(queries))
-        self.texts = Texts(self.tokenizer, self.stops, self.program)
-        asked, found = self.mixture.held_out(self.rl.eval_prompts)
-        self.evaluation = ResponseEvaluation(asked, found, self.models, self.texts, self.mesh, self.experiment.seed)
-        said = [line for file in files for line in file.lines()] + self.mixture.lines()
-        if self.mixture.shared:
-            files = ", ".join(self.mixture.shared)
-            said.append(f"{files}: too few prompts to hold some out; it is judged on some that it learns from")
-        said.append(f"this run asks {queries:,} prompts ({epochs} epochs), {self.rl.num_samples} responses to each")
+        self.mixture = PromptMixture(files, [file.weight for file in chat.files], seed, chat.validation)
+        self.decoder = ResponseDecoder(self.tokenizer, self.stops, self.program)
+        prompts, examples = self.mixture.held_out(self.rl.eval_prompts)
+        self.evaluation = ResponseEvaluation(prompts, examples, self.models, self.decoder, self.mesh, seed)
+        lines = [line for file in files for line in file.lines()] + self.mixture.lines()
+        if self.mixture.files_without_held_out:
+            names = ", ".join(self.mixture.files_without_held_out)
+            lines.append(f"{names}: too few prompts to hold some out; the evaluation uses prompts of the training data")
+        count = self.experiment.steps * self.experiment.data.batch_size // self.rl.num_samples
+        epochs = ", ".join(f"{n:.2f}" for n in self.mixture.epochs(count))
+        return [*lines, f"this run reads {count:,} prompts ({epochs} epochs), {self.rl.num_samples} responses to each"]
+
+    def _prepare_text(self, root: Path) -> list[str]:
+        """Pretraining data, for the pretrained gradient (`rl.ptx_coef`) and for the held-out loss."""
+        data, seed = self.experiment.data, self.experiment.seed
         self.held_out = text.HeldOut([], [])
-        if data.sources:
-            _, shards, lines = preparation.prepare(data, self.experiment.seed, root, tokenizer=self.tokenizer)
-            shares = [source.weight for source in data.sources]
-            self.text = text.TextMixture(shards, shares, data.seq_len, self.experiment.seed)
-            self.text_read = partial(self.text.batch, eot=self.tokenizer.eot, isolate=data.document_mask)
-            size = self.text_rows
-            self.held_out = text.validation_rows(shards, data.seq_len, data.eval_tokens, size, data.document_mask)
-            said += lines
-        elif self.rl.ptx_coef:
-            raise ValueError(
-                f"rl.ptx_coef={self.rl.ptx_coef} is the weight of a loss on data.sources, of which there are none"
-            )
-        ids = (self.stops, self.tokenizer.im_end, self.tokenizer.size, self.tokenizer.eot)
-        self.programs = make(self.models, self.program, *ids)
-        return [f"data        {line}" for line in said]
+        if not data.sources:
+            if self.rl.ptx_coef:
+                raise ValueError(
+                    f"rl.ptx_coef={self.rl.ptx_coef} is the weight of a loss on data.sources, of which there are none"
+                )
+            return []
+        _, shards, lines = preparation.prepare(data, seed, root, tokenizer=self.tokenizer)
+        mixture = text.TextMixture(shards, [source.weight for source in data.sources], data.seq_len, seed)
+        self.text_read = partial(mixture.batch, eot=self.tokenizer.eot, document_mask=data.document_mask)
+        self.held_out = text.validation_batches(
+            shards, data.seq_len, data.eval_tokens, self.text_rows, data.document_mask
+        )
+        return lines
 
     @property
     def text_rows(self) -> int:
-        """Rows of pretraining data read together."""
+        """Rows of pretraining data in a batch."""
         return self.rl.ptx_batch or self.experiment.data.batch_size // self.rl.minibatches
 
     @property
     def text_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The pretraining rows of one update."""
-        data = replace(self.experiment.data, batch=self.text_rows)
-        shapes = pretrain.batch_shapes(replace(self.experiment, task="pretrain", accumulate=1, data=data))
-        return steps.placed_batch(shapes, data.seq_len, self.mesh)
+        """A batch of pretraining data: that of one update."""
+        data = self.experiment.data
+        shapes = text.batch_shapes(self.text_rows, data.seq_len, data.document_mask)
+        return sharded_batch(shapes, data.seq_len, self.mesh)
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Prompts of rows; a row is one response, and neighbours answer the same prompt."""
-        found = self.mixture.batch(np.asarray(rows) // self.rl.num_samples)
-        return {"prompts": found["tokens"], "lengths": found["lengths"], "rows": np.asarray(rows, np.int32)}
+        """The prompts of these rows. A row is one response; neighbours answer the same prompt."""
+        rows = np.asarray(rows, np.int32)
+        return self.mixture.batch(rows // self.rl.num_samples) | {"rows": rows}
 
     def batches(self, next_row: int) -> Iterator[tuple[int, dict]]:
+        """As `Task.batches`; after the value warm-up "ptx" is a list with a batch of text for every update."""
         if not self.rl.ptx_coef:
             yield from super().batches(next_row)
             return
-        wanted, each = self.text_batch, self.text_rows
-        places = wanted["inputs"].sharding.addressable_devices_indices_map(wanted["inputs"].shape).values()
-        mine = np.unique(np.concatenate([np.arange(each)[index[0]] for index in places]))
-        done = max(
-            0, next_row // self.experiment.data.batch_size - self.models.value_warmup_steps
-        )  # iterations that read text
-        with text.Batches(self.text_read, each, mine, done * self.updates * each) as texts:
+        size, rows, like = self.experiment.data.batch_size, self.text_rows, self.text_batch
+        local, warmup = self.local_rows(like), self.models.value_warmup_steps
+        done = max(0, next_row // size - warmup)  # iterations that have read text
+        with text.Batches(self.text_read, rows, local, done * self.updates * rows) as texts:
             for after, batch in super().batches(next_row):
-                if after > self.models.value_warmup_steps * self.experiment.data.batch_size:
-                    batch["ptx"] = [self._place(next(texts)[1], wanted, mine) for _ in range(self.updates)]
+                if after > warmup * size:
+                    batch["ptx"] = [self.to_mesh(next(texts)[1], like, local) for _ in range(self.updates)]
                 yield after, batch
 
     def describe(self, row: int) -> str:
@@ -141,156 +148,148 @@ class RLTask(Task):
         for function in self.models.functions.values():
             function.close()
 
-    # ---- where it starts ----
+    # ---- the first state ----
 
-    def joined(self, found: Loaded) -> tuple[Any, Any]:
+    def stage_params(self, found: Loaded) -> tuple[Any, Any]:
         return found.trained, self.models.reference.frozen(found, self.fingerprints)
 
-    def begin(self, say: Callable[[str], None]) -> State:
+    def first_state(self, say: Callable[[str], None]) -> State:
         if not self.experiment.init_from:
             raise ValueError(f"{self.experiment.name} teaches a model; name it: --set init_from=PATH of an SFT run")
         policy, value, frozen = self._load(say)
         return self.program.start(policy, value)._replace(frozen=frozen)
 
-    def frozen(self, say: Callable[[str], None], meta: dict) -> Any:
+    def load_frozen(self, meta: dict) -> Any:
         frozen = self._load(lambda text: None)[-1]
-        self.same_models(meta)
+        self.check_frozen(meta)
         return frozen
 
     def _load(self, say: Callable[[str], None]) -> tuple[Any, Any, Any]:
-        """Policy, value model and what is frozen."""
-        models, prints = self.models, self.fingerprints
+        """Parameters of the policy and the value model, and frozen ones."""
+        models, fingerprints = self.models, self.fingerprints
         policy, frozen = self.load(say)
-        frozen |= models.load_scorers(self.mesh, self.same_tokenizer, prints)
+        frozen |= models.load_scorers(self.mesh, self.check_tokenizer, fingerprints)
         for name in models.scorers:
-            say(f"{name:<12}{getattr(self.rl, name)}, fingerprint {prints[name]}")
-        if not models.critic:
+            say(f"{name:<12}{getattr(self.rl, name)}, fingerprint {fingerprints[name]}")
+        if not self.algorithm.critic:
             return policy, (), frozen
-        value, frozen["value"], path = models.load_value(self.mesh, self.same_tokenizer, frozen, prints)
-        say(f"value       model starts as {path}")
+        value, frozen["value"], path = models.load_value(self.mesh, self.check_tokenizer, frozen, fingerprints)
+        say(f"value       model starts from {path}")
         return policy, value, frozen
 
     # ---- an iteration ----
 
     def compile(self) -> tuple[Step, Any]:
-        compiled = {name: one.compile() for name, one in self.lowered().items()}
-        self._run = self.programs._replace(**compiled)
+        self._compiled = self.programs._replace(**{name: one.compile() for name, one in self.lowered().items()})
         return self._iterate, None
 
     def lowered(self) -> dict[str, Any]:
-        model, text = self.experiment.model, self.text_batch if self.rl.ptx_coef else ()
-        # any ids do for a plan, which has no tokenizer
-        run = getattr(self, "programs", None) or make(self.models, self.program, (0,), 0, model.vocab, 0)
-        return lowered(run, self.models, self.program, text)
+        programs = getattr(self, "programs", None)
+        if programs is None:  # for a plan, which has no tokenizer; any ids do
+            programs = jit_programs(self.models, self.program, TokenIds((0,), 0, self.experiment.model.vocab, 0))
+        return lowered(programs, self.models, self.program, self.text_batch if self.rl.ptx_coef else ())
 
     def _iterate(self, state: State, batch: dict, limits: np.ndarray) -> tuple[State, dict]:
-        began = time.perf_counter()
-        run, step, rest, frozen = self._run, int(state.step), state.opt_state, state.frozen
+        """An iteration; `limits` are not used."""
+        programs, step, rl_state, frozen = self._compiled, int(state.step), state.opt_state, state.frozen
+        times = [time.perf_counter()]
         with jax.set_mesh(self.mesh):
-            rolled = run.sample(state.params, frozen, batch["prompts"], batch["lengths"], self._seeds(step))
-            made = int(jnp.sum(rolled.mask))
-            rolled_at = time.perf_counter()
-            asks = REWARD in self.models.functions
-            answers = self.texts.of(rolled) if asks else []
-            value = rest["value"].params if self.models.critic else ()
-            measured, seen = run.forward_models(state.params, value, frozen, rolled)
-            scores = measured.scores
-            if asks:  # while the devices measure
-                rows = self.texts.whole(batch["rows"]) // self.rl.num_samples
-                told = self.models.functions[REWARD](self.mixture.texts(rows), answers)
-                scores = jax.device_put(told, scores.sharding)
-            found = run.compute_advantages(measured, rolled.ended, scores, rest["scores"], rest["kl_coef"], state.step)
-            experience, running, kl_coef, numbers = jax.block_until_ready(found)
-            scored_at = time.perf_counter()
-            policy, critic, updates = self._update(state, experience, batch, step)
-            read = int(jnp.sum(measured.read.positions >= 0))
-        rest = {"policy": policy.opt_state, "value": critic, "scores": running, "kl_coef": kl_coef}
-        numbers = {name: np.float32(x) for name, x in jax.device_get(numbers | seen | updates).items()}
-        done = time.perf_counter()
-        texts = len(batch.get("ptx", ())) * self.text_rows
-        learnt = read * self.rl.epochs + texts * self.experiment.data.seq_len
-        seconds = {"rollout": rolled_at - began, "score": scored_at - rolled_at, "update": done - scored_at}
-        numbers |= {
-            "lr": 0.0
-            if step < self.models.value_warmup_steps
-            else float(self.models.rate(step - self.models.value_warmup_steps)),
-            "tokens": made,
-            "tokens_per_second": made / (done - began),
-            "rollout_tokens_per_second": made / seconds["rollout"],
-            "update_tokens_per_second": learnt / seconds["update"],
-            **{f"{name}_seconds": value for name, value in seconds.items()},
-        }
-        return State(state.step + 1, policy.params, rest, frozen), {k: np.asarray(v) for k, v in numbers.items()}
-
-    def _update(self, state: State, experience: Experience, batch: dict, step: int) -> tuple[TrainState, Any, dict]:
-        """All updates of an iteration; in the first `value_steps` of ppo the policy stays."""
-        rest, frozen = state.opt_state, state.frozen
-        policy, critic = TrainState(state.params, rest["policy"]), rest["value"]
-        learns = step >= self.models.value_warmup_steps
-        size, seen = self.experiment.data.batch_size // self.rl.minibatches, []
-        for n in range(self.updates):
-            epoch, part = divmod(n, self.rl.minibatches)
-            order = np.random.default_rng((self.experiment.seed, step, 1 + epoch)).permutation(
-                self.experiment.data.batch_size
+            rollout = programs.sample(state.params, frozen, batch["prompts"], batch["lengths"], self._seeds(step))
+            sampled = int(jnp.sum(rollout.mask))
+            times.append(time.perf_counter())
+            outputs, scores, sampler_metrics = self._score(state, batch, rollout)
+            experience, running, kl_coef, metrics = jax.block_until_ready(
+                programs.compute_advantages(
+                    outputs, rollout.ended, scores, rl_state["scores"], rl_state["kl_coef"], state.step
+                )
             )
-            rows = np.asarray(order[part * size : (part + 1) * size], np.int32)
-            numbers = {"applied": jnp.bool_(True)}
-            if self.models.critic:
-                critic, found = self._run.value_step(critic, frozen["value"], experience, rows)
-                numbers |= {"value_loss": found["loss"], "value_grad_norm": found["grad_norm"]}
-                numbers["applied"] &= found["applied"]
-            if learns:
+            times.append(time.perf_counter())
+            policy, value, update_metrics = self._update(state, experience, batch, step)
+            read = int(jnp.sum(outputs.responses.positions >= 0))
+        new = {"policy": policy.opt_state, "value": value, "scores": running, "kl_coef": kl_coef}
+        metrics = jax.device_get(metrics | sampler_metrics | update_metrics)
+        times.append(time.perf_counter())
+        metrics = {name: np.float32(x) for name, x in metrics.items()}
+        learned = read * self.rl.epochs + len(batch.get("ptx", ())) * self.text_rows * self.experiment.data.seq_len
+        policy_steps = step - self.models.value_warmup_steps
+        metrics["lr"] = float(self.models.learning_rate(policy_steps)) if policy_steps >= 0 else 0.0
+        metrics |= _speeds(times, sampled, learned)
+        return State(state.step + 1, policy.params, new, frozen), {k: np.asarray(v) for k, v in metrics.items()}
+
+    def _score(self, state: State, batch: dict, rollout) -> tuple[Any, jax.Array, dict]:
+        """Outputs of the models for a rollout, scores [b], and metrics of the sampler."""
+        value = state.opt_state["value"].params if self.algorithm.critic else ()
+        function = self.models.functions.get(REWARD)
+        responses = self.decoder.decode(rollout) if function else []
+        outputs, metrics = self._compiled.forward_models(state.params, value, state.frozen, rollout)
+        if function is None:
+            return outputs, outputs.scores, metrics
+        prompts = self.mixture.texts(self.decoder.gather(batch["rows"]) // self.rl.num_samples)
+        scores = function(prompts, responses)  # while the devices compute the outputs
+        return outputs, jax.device_put(scores, outputs.scores.sharding), metrics
+
+    def _update(
+        self, state: State, experience: Experience, batch: dict, step: int
+    ) -> tuple[TrainState, TrainState | tuple, dict]:
+        """All updates of an iteration: policy, value model, and metrics. The warm-up updates the value model only."""
+        rl_state, frozen, programs = state.opt_state, state.frozen, self._compiled
+        policy, value = TrainState(state.params, rl_state["policy"]), rl_state["value"]
+        logged = []
+        for n in range(self.updates):
+            index = self._minibatch(step, n)
+            metrics = {"applied": jnp.bool_(True)}
+            if self.algorithm.critic:
+                value, found = programs.value_step(value, frozen["value"], experience, index)
+                metrics |= {"value_loss": found["loss"], "value_grad_norm": found["grad_norm"]}
+                metrics["applied"] &= found["applied"]
+            if step >= self.models.value_warmup_steps:
                 text = batch["ptx"][n] if self.rl.ptx_coef else ()
-                policy, found = self._run.policy_step(policy, frozen["policy"], experience, rows, text)
-                found["applied"] &= numbers["applied"]
-                numbers |= found
+                policy, found = programs.policy_step(policy, frozen["policy"], experience, index, text)
+                found["applied"] &= metrics["applied"]
+                metrics |= found
             else:
-                numbers |= {"loss": jnp.float32(0), "grad_norm": jnp.float32(0)}
-            seen.append(numbers)
-        mean = {name: jnp.mean(jnp.stack([one[name] for one in seen])) for name in seen[0] if name != "applied"}
-        return policy, critic, mean | {"applied": jnp.all(jnp.stack([one["applied"] for one in seen]))}
+                metrics |= {"loss": jnp.float32(0), "grad_norm": jnp.float32(0)}
+            logged.append(metrics)
+        mean = {name: jnp.mean(jnp.stack([one[name] for one in logged])) for name in logged[0] if name != "applied"}
+        return policy, value, mean | {"applied": jnp.all(jnp.stack([one["applied"] for one in logged]))}
+
+    def _minibatch(self, step: int, update: int) -> np.ndarray:
+        """Responses of an update; every epoch goes through all of them in its own order."""
+        epoch, part = divmod(update, self.rl.minibatches)
+        batch_size = self.experiment.data.batch_size
+        order = np.random.default_rng((self.experiment.seed, step, 1 + epoch)).permutation(batch_size)
+        size = batch_size // self.rl.minibatches
+        return np.asarray(order[part * size : (part + 1) * size], np.int32)
 
     def _seeds(self, step: int) -> np.ndarray:
-        """Of an iteration's responses."""
-        draw = np.random.default_rng((self.experiment.seed, step, 0))  # orders of an update have 1 and more
+        """Of an iteration's responses; `_minibatch` uses the streams from 1 on."""
+        draw = np.random.default_rng((self.experiment.seed, step, 0))
         return draw.integers(1 << 32, size=self.experiment.data.batch_size, dtype=np.uint32)
 
-    # ---- judgement ----
+    # ---- evaluation ----
 
     def evaluate(self, state: State) -> dict[str, float]:
-        return self.evaluation.run(self.programs, state) | self._text_loss(state)
-
-    def _text_loss(self, state: State) -> dict[str, float]:
-        """Held-out loss on the pretraining data: the alignment tax."""
-        if not self.held_out.batches:
-            return {}
-        nats, tokens = self.held_out_nats(state._replace(frozen=state.frozen["policy"]), self.text_batch)
-        return {"eval_lm_loss": nats / tokens}
+        metrics = self.evaluation.run(self.programs, state)
+        if self.held_out.batches:  # how much worse the policy gets at pretraining data
+            nats, tokens = self.held_out_nats(state._replace(frozen=state.frozen["policy"]), self.text_batch)
+            metrics["eval_lm_loss"] = nats / tokens
+        return metrics
 
     def samples(self, state: State) -> list[tuple[str, str]]:
         if self.evaluation.step != int(state.step):
             self.evaluation.run(self.programs, state)
         return list(zip(self.evaluation.prompts, self.evaluation.after["answers"]))[: report.SHOWN]
 
-    # ---- words ----
 
-    def line(self, numbers: dict) -> list[str]:
-        return [
-            f"score {numbers['score']:+.3f}",
-            f"KL {numbers['kl']:.2f}",
-            f"length {numbers['length']:.0f}",
-            f"entropy {numbers['entropy']:.2f}",
-        ]
-
-    def summary_line(self, metrics: dict[str, float]) -> str:
-        return report.summary_line(metrics, summary(self.evaluation.before))
-
-    def report(self, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
-        return report.write(self, workdir, rows, metrics)
-
-    @property
-    def pictures(self) -> tuple[str, ...]:
-        return ("curves.png",)
-
-    def next_steps(self, workdir: Path) -> list[tuple[str, str]]:
-        return [("talk to it", f"python -m qwenjax.chat --model={workdir}")]
+def _speeds(times: list[float], sampled: int, learned: int) -> dict[str, float]:
+    """Seconds and tokens per second. times: of the start, and of the ends of rollout, scoring and updates."""
+    rollout, score, update = np.diff(times)
+    return {
+        "tokens": sampled,
+        "tokens_per_second": sampled / (times[-1] - times[0]),
+        "rollout_tokens_per_second": sampled / rollout,
+        "update_tokens_per_second": learned / update,
+        "rollout_seconds": rollout,
+        "score_seconds": score,
+        "update_seconds": update,
+    }
