@@ -1,7 +1,7 @@
-"""How fast is text made into shards, and how fast are rows read from them: the data room, measured from outside.
+"""Speed of the data commands: text to token shards, and rows read from them.
 
-Rates are per CPU second, summed over all processes, unless they say wall. A reader that must never be waited for is
-compared with what a training step eats on one host, its appetite.
+Rates are per CPU second, summed over all processes, unless they say wall. The rate of reading is compared with the
+tokens that a training step takes on one host (its appetite), because a step must never wait for data.
 """
 
 import functools
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from qwenjax.bench.train import progress, spread
+from qwenjax.bench.train import log, spread
 from qwenjax.common import jsonl
 from qwenjax.common.processes import cores
 from qwenjax.data.batches.order import BLOCK, Order
@@ -37,17 +37,17 @@ def bench(text: str, tokenizer: Tokenizer, workers: int | None, rounds: int, app
     """Measures everything; see `table` for what is in the result. Progress on stderr.
 
     Raises:
-      ValueError: there is no text, or less than two rows of it.
+      ValueError: there is no text, or fewer than two rows of it.
     """
     workers = workers or cores()
     with tempfile.TemporaryDirectory(prefix="qwenjax-bench-") as folder:
         lines, samples = Path(folder, "text.jsonl"), defaultdict(list)
-        text_bytes = _write(text, lines, samples)
-        engine = {name: _engine(tokenizer, texts, rounds) for name, texts in _most(samples).items()}
-        progress("encoded the sample; tokenising from end to end")
+        text_bytes = _write_jsonl(text, lines, samples)
+        engine = {name: _engine(tokenizer, texts, rounds) for name, texts in _largest_languages(samples).items()}
+        log("encoded the sample; tokenising from end to end")
         made = {n: _tokenise(lines, Path(folder), tokenizer, n, rounds) for n in dict.fromkeys((1, workers))}
         shards = Shards(Path(folder, "shards"))
-        progress("made the shards; reading them")
+        log("made the shards; reading them")
         stored = sum(path.stat().st_size for path in shards.directory.glob("*.array_record"))
         tokens = sum(shards.tokens(split) for split in SPLITS)
         stream = {name: _stream(shards, isolate, rounds) for name, isolate in (("joined", False), ("isolated", True))}
@@ -63,7 +63,7 @@ def bench(text: str, tokenizer: Tokenizer, workers: int | None, rounds: int, app
             "encode_mb_per_cpu_second": engine,
             "tokenise": {str(n): result for n, result in made.items()},
             "shard_bytes_per_token": stored / tokens,
-            "rows": {"length": _length(shards), "batch": BATCH},
+            "rows": {"length": _seq_len(shards), "batch": BATCH},
             "stream_tokens_per_cpu_second": stream,
             "order_microseconds_per_row": _order(shards),
             "appetite_tokens_per_second": appetite,
@@ -72,7 +72,7 @@ def bench(text: str, tokenizer: Tokenizer, workers: int | None, rounds: int, app
 
 
 def table(result: dict) -> str:
-    """The result for people."""
+    """The result as text."""
     lines = [
         f"{result['text']}: {result['bytes'] / 1e6:.1f} MB, {result['tokens']:,} tokens of {result['tokenizer']}, "
         f"load average {result['load_average']}",
@@ -113,15 +113,15 @@ def _cpu() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _clocked(run: Callable[[], None]) -> tuple[float, float]:
+def _cpu_and_wall_seconds(run: Callable[[], None]) -> tuple[float, float]:
     """CPU and wall seconds that a call takes."""
     cpu, wall = _cpu(), time.perf_counter()
     run()
     return max(_cpu() - cpu, 1e-3), max(time.perf_counter() - wall, 1e-3)  # the CPU clock has a coarse tick
 
 
-def _write(text: str, lines: Path, samples: dict[str, list[str]]) -> int:
-    """Writes the documents as JSON lines and keeps a sample of each language; their bytes."""
+def _write_jsonl(text: str, lines: Path, samples: dict[str, list[str]]) -> int:
+    """Writes the documents as JSON lines and keeps a sample of each language. Returns the bytes of text."""
     known = importlib.util.find_spec("py3langid")
     size: dict[str, int] = defaultdict(int)
     total = 0
@@ -136,31 +136,31 @@ def _write(text: str, lines: Path, samples: dict[str, list[str]]) -> int:
     return total
 
 
-def _most(samples: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The languages with most text."""
+def _largest_languages(samples: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The languages with the most text."""
     ranked = sorted(samples, key=lambda name: -sum(map(len, samples[name])))
     return {name: samples[name] for name in ranked[:LANGUAGES]}
 
 
 def _versions(tokenizer: Tokenizer) -> str:
-    """What computes the ids."""
-    if not hasattr(tokenizer, "quick"):
+    """The libraries that compute the ids."""
+    if not hasattr(tokenizer, "quicktok"):
         return f"sentencepiece {version('sentencepiece')}"
     record = f"tiktoken {version('tiktoken')}"
-    if tokenizer.quick:
+    if tokenizer.quicktok:
         return f"quicktok {version('quicktok-v1')} for data, with the ids of {record}"
     return f"{record} alone (pip install 'qwenjax[fast]' makes the published vocabulary quicker)"
 
 
 def _engine(tokenizer: Tokenizer, texts: list[str], rounds: int) -> dict:
-    """MB per CPU second of the quick way and of the way of record, in turns."""
+    """MB per CPU second of `encode_array` (fast) and `encode_ordinary` (the reference), in turns."""
     size = sum(len(text.encode("utf-8")) for text in texts) / 1e6
     rates = {"encode_array": [], "encode_ordinary": []}
     tokenizer.encode_array("")  # loads the engine
     for _ in range(rounds):
         for how, found in rates.items():
             encode = getattr(tokenizer, how)
-            found.append(size / _clocked(lambda encode=encode: [encode(text) for text in texts])[0])
+            found.append(size / _cpu_and_wall_seconds(lambda encode=encode: [encode(text) for text in texts])[0])
     return {how: spread(found) for how, found in rates.items()}
 
 
@@ -170,7 +170,7 @@ def _tokenise(lines: Path, folder: Path, tokenizer: Tokenizer, workers: int, rou
     for _ in range(rounds):
         shutil.rmtree(folder / "shards", ignore_errors=True)
         make = functools.partial(tokenize, [lines], folder / "shards", tokenizer, workers=workers, progress=False)
-        cpu, wall = _clocked(make)
+        cpu, wall = _cpu_and_wall_seconds(make)
         shards = Shards(folder / "shards")
         size = sum(shards.text_bytes(split) for split in SPLITS) / 1e6
         by_cpu.append(size / cpu)
@@ -178,14 +178,14 @@ def _tokenise(lines: Path, folder: Path, tokenizer: Tokenizer, workers: int, rou
     return {"mb_per_cpu_second": spread(by_cpu), "mb_per_second": spread(by_wall)}
 
 
-def _length(shards: Shards) -> int:
-    """Of the rows to read: the usual one, or what little text has."""
+def _seq_len(shards: Shards) -> int:
+    """Tokens of a row: LENGTH, or fewer if there is little text."""
     return max(1, min(LENGTH, (shards.tokens("train") - 1) // 2))
 
 
 def _stream(shards: Shards, isolate: bool, rounds: int) -> dict[str, float]:
-    """Tokens per CPU second of a mixture of the shards with themselves, 7 to 3."""
-    mixture = TextMixture([shards, shards], [0.7, 0.3], _length(shards), seed=0)
+    """Tokens per CPU second of a mixture of the shards with themselves in a ratio of 7 to 3."""
+    mixture = TextMixture([shards, shards], [0.7, 0.3], _seq_len(shards), seed=0)
     steps = max(1, SAMPLE // (BATCH * mixture.seq_len))
     read_rows = functools.partial(mixture.batch, eot=shards.tokenizer["eot"], document_mask=isolate)
     with Batches(read_rows, BATCH, range(BATCH)) as batches:
@@ -195,12 +195,12 @@ def _stream(shards: Shards, isolate: bool, rounds: int) -> dict[str, float]:
             for _ in range(steps):
                 next(batches)
 
-        return spread([steps * BATCH * mixture.seq_len / _clocked(read)[0] for _ in range(rounds)])
+        return spread([steps * BATCH * mixture.seq_len / _cpu_and_wall_seconds(read)[0] for _ in range(rounds)])
 
 
 def _order(shards: Shards) -> dict:
     """Microseconds of the index arithmetic: per row from several rows on, and once for a block."""
-    order = Order((shards.tokens("train"),) * 2, (0.7, 0.3), _length(shards), seed=os.getpid())
+    order = Order((shards.tokens("train"),) * 2, (0.7, 0.3), _seq_len(shards), seed=os.getpid())
 
     def microseconds(start: int, rows: int) -> float:
         begin = time.process_time_ns()

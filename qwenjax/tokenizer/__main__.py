@@ -1,4 +1,4 @@
-"""Commands of the tokenizer room: vocabularies trained, extended and compared.
+"""Tokenizer commands: train, extend and compare vocabularies.
 
 examples:
   python -m qwenjax.tokenizer train books/ web.jsonl.gz --out=books.model --size=8192

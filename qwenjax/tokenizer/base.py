@@ -1,8 +1,8 @@
-"""What every tokenizer does: the interface, and the part of it that does not depend on the engine.
+"""The interface of every tokenizer, and the part of it that does not depend on the engine.
 
-A tokenizer is a table of byte strings (decoding is a join over it), an engine that encodes ordinary text, and control
-tokens, which no ordinary text can produce. Vocabularies of ours, `bpe` and `spm`, have the control tokens of ChatML;
-those of others, `hub` and `pieces`, may.
+A tokenizer is a table of byte strings (decoding joins them), an engine that encodes ordinary text, and control tokens,
+which no ordinary text can produce. Vocabularies trained here (`bpe`, `sentencepiece`) have the control tokens of
+ChatML; those of other models may lack them.
 """
 
 import codecs
@@ -21,22 +21,22 @@ from qwenjax.common import storage
 if TYPE_CHECKING:
     import numpy as np
 
-CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # every vocabulary of ours has these
-# What others call the end of a text
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # of every vocabulary trained here
+# Names of the end-of-text token in the vocabularies of all models
 ENDS = (CONTROL[0], "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>")
 
 
 class Tokenizer(ABC):
-    """Text to ids and back; pickles as its vocabulary bytes, so data workers may be processes.
+    """Text to ids and back. Pickles as its vocabulary bytes, so data workers can be processes.
 
     Attributes:
       name: 'qwen' for the published vocabulary, else kind and size, as in 'spm-8192'.
       size: number of ids, control tokens included. Embedding rows at or above it are padding.
-      special: surface -> id of the control tokens.
-      eot: id of the one that ends a text, the first of `ENDS` that there is.
-      im_start, im_end: ids of the ones around a turn; None if the vocabulary has no ChatML.
-      prefix: ids that stand before every text which the model reads: a beginning-of-text token, or nothing.
-      fingerprint: SHA-256 (hex) of the vocabulary; token shards carry it, so those of another tokenizer are refused.
+      special: surface (the token's text) -> id of the control tokens.
+      eot: id of the token that ends a text, the first of `ENDS` in the vocabulary.
+      im_start, im_end: ids of the tokens around a turn; None if the vocabulary has no ChatML.
+      prefix: ids that begin every text the model reads: a beginning-of-text token, or nothing.
+      fingerprint: SHA-256 (hex) of the vocabulary; see `check_same`.
     """
 
     file: ClassVar[str]  # name of the vocabulary file that `save` writes
@@ -44,14 +44,20 @@ class Tokenizer(ABC):
     def __init__(
         self, vocabulary: bytes, name: str, pieces: list[bytes], special: dict[str, int], prefix: Sequence[int] = ()
     ):
-        """Subclasses take the bytes of a vocabulary file alone and work out the rest; `pieces[id]` is the id's text.
+        """Subclasses take only the bytes of a vocabulary file and derive the arguments of this.
 
+        Args:
+          vocabulary: the bytes of the file.
+          pieces: the bytes that each id stands for.
+          special, prefix: see the class.
         Raises:
-          ValueError: none of the control tokens ends a text.
+          ValueError: no control token ends a text.
         """
         end = next((surface for surface in ENDS if surface in special), None)
         if end is None:
-            raise ValueError(f"{name}: none of its {len(special)} control tokens ends a text, as {', '.join(ENDS)} do")
+            raise ValueError(
+                f"{name}: none of its {len(special)} control tokens ends a text (known: {', '.join(ENDS)})"
+            )
         self.name = name
         self.size = len(pieces)
         self.special = special
@@ -72,23 +78,23 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _normalize(self, text: str) -> str:
-        """What happens to text before control tokens are looked for."""
+        """The text as control tokens are searched in it and as it is encoded."""
 
     @abstractmethod
     def _ordinary(self, text: str) -> list[int]:
-        """Ids of normalised text, in which control surfaces mean nothing."""
+        """Ids of normalised text, in which control surfaces are plain text."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
         """`encode_ordinary` of each text, on that many threads (default: one per core)."""
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Ids of plain text: no control token can arise. What data and the contents of a chat are encoded with."""
+        """Ids of plain text, never a control token. Data and the contents of a chat are encoded with this."""
         return self._ordinary(self._normalize(text))
 
     def encode_array(self, text: str) -> "np.ndarray":
-        """The same ids as `encode_ordinary`, as uint32 [n]: the quickest way for much text."""
-        import numpy as np  # not at the top: chat and prompts need none
+        """The same ids as `encode_ordinary`, as uint32 [n]: the fastest way for much text."""
+        import numpy as np  # not at the top: encoding prompts does not need it
 
         return np.array(self.encode_ordinary(text), np.uint32)
 
@@ -98,10 +104,10 @@ class Tokenizer(ABC):
         allowed_special: str | Collection[str] = "all",
         disallowed_special: str | Collection[str] = (),
     ) -> list[int]:
-        """Ids of text in which the surfaces of control tokens may mean the tokens themselves.
+        """Ids of text in which surfaces of control tokens can become the tokens.
 
-        The defaults are those of the released tokenizer: '<|im_end|>' in the text becomes the control token, so text
-        from users must go through `encode_ordinary` (or `allowed_special=set()`) instead.
+        The defaults are those of the released tokenizer: '<|im_end|>' in the text becomes the control token. Encode
+        text from users with `encode_ordinary` (or `allowed_special=set()`) instead.
 
         Args:
           allowed_special: 'all', or the surfaces that become control tokens; others are plain text.
@@ -116,9 +122,9 @@ class Tokenizer(ABC):
         allowed = known if allowed_special == "all" else known & frozenset(allowed_special)
         banned = known - allowed if disallowed_special == "all" else frozenset(disallowed_special)
         text = self._normalize(text)
-        if banned and (found := _any_of(banned).search(text)):
+        if banned and (match := _any_of(banned).search(text)):
             raise ValueError(
-                f"the text contains {found.group()!r} at character {found.start()}, which disallowed_special forbids; "
+                f"the text contains {match.group()!r} at character {match.start()}, which disallowed_special forbids; "
                 "to encode it as plain text pass disallowed_special=() and leave it out of allowed_special"
             )
         if not allowed:
@@ -138,7 +144,7 @@ class Tokenizer(ABC):
     # ---- ids to text ----
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for; control tokens give their surface. They need not be whole characters.
+        """The bytes that ids stand for; control tokens give their surface. They may end within a character.
 
         Raises:
           ValueError: an id outside 0 … size-1, such as a padding row of the embedding.
@@ -153,7 +159,7 @@ class Tokenizer(ABC):
         """The text of ids.
 
         Args:
-          errors: what becomes of bytes that are no UTF-8, as in `bytes.decode`; 'replace' (as released), 'ignore', …
+          errors: handling of bytes that are not UTF-8, as in `bytes.decode`: 'replace' (as released), 'ignore', …
           skip_special: leave control tokens out.
         """
         if skip_special:
@@ -162,23 +168,36 @@ class Tokenizer(ABC):
         return self.decode_bytes(ids).decode("utf-8", errors)
 
     def stream(self, errors: str = "replace", skip_special: bool = False) -> "StreamDecoder":
-        """A decoder that is fed one id at a time."""
+        """A decoder that takes one id at a time."""
         return StreamDecoder(self, errors, skip_special)
 
     # ---- files ----
 
     def save(self, directory: str | Path) -> Path:
-        """Writes the vocabulary file into the directory (made if absent); `load_tokenizer(directory)` reads it."""
+        """Writes the vocabulary file into the directory (created if absent); `load_tokenizer(directory)` reads it."""
         path = storage.path(directory) / self.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self._vocabulary)
         return path
 
 
-class StreamDecoder:
-    """Decodes ids as they come: what `push` and `finish` return concatenates to `decode` of all ids.
+def check_same(tokenizer: Tokenizer, fingerprint: str, what: str, advice: str) -> None:
+    """Raises ValueError if `what`, which was made with the tokenizer of this fingerprint, needs another than this one.
 
-    A character whose bytes are spread over several tokens (common in Chinese and emoji) appears with its last byte.
+    Args:
+      advice: how to solve it, for people.
+    """
+    if fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"{what} was made with another tokenizer (fingerprint {fingerprint[:12]}) than {tokenizer.name} "
+            f"({tokenizer.fingerprint[:12]}), so its ids mean other text: {advice}"
+        )
+
+
+class StreamDecoder:
+    """Decodes one id at a time; the texts of `push` and `finish` concatenate to `decode` of all ids.
+
+    A character whose bytes spread over several tokens (common in Chinese and emoji) appears with its last byte.
     """
 
     def __init__(self, tokenizer: Tokenizer, errors: str = "replace", skip_special: bool = False):
@@ -187,22 +206,22 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
 
     def push(self, token: int) -> str:
-        """The text that this id completes, often empty within a character."""
+        """The text that this id completes; empty within a character."""
         return "" if token in self._skip else self._decoder.decode(self._tokenizer.decode_bytes([token]))
 
     def finish(self) -> str:
-        """What is left of a character that never became whole, by `errors`; the decoder is then as new."""
+        """What `errors` makes of an incomplete character at the end. Afterwards the decoder can be used again."""
         return self._decoder.decode(b"", final=True)
 
 
 @functools.lru_cache(maxsize=64)
 def _any_of(surfaces: frozenset[str]) -> re.Pattern:
-    """Matches any of the surfaces, as one group: the longest where one begins another."""
+    """Matches any of the surfaces, as one group; the longest, if one is the beginning of another."""
     return re.compile("(" + "|".join(map(re.escape, sorted(surfaces, key=lambda s: (-len(s), s)))) + ")")
 
 
-def whole_text(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 cannot write, replaced by U+FFFD."""
+def replace_surrogates(text: str) -> str:
+    """The text with lone surrogates, which UTF-8 cannot encode, replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

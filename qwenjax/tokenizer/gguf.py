@@ -1,17 +1,24 @@
-"""The vocabulary inside a GGUF file, as a tokenizer: byte-level BPE ('gpt2') or sentencepiece ('llama', 't5')."""
+"""The head of a GGUF file (its metadata), and the vocabulary in it: byte-level BPE ('gpt2') or sentencepiece.
 
+The package gguf also reads the head, but at 20,000 strings a second: half a minute for a vocabulary of 250,000 tokens.
+"""
+
+import struct
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from qwenjax.tokenizer import hub
 from qwenjax.tokenizer.base import CONTROL, ENDS, Tokenizer
 from qwenjax.tokenizer.bpe import PATTERN
 
-# How text is cut before merging, for what a GGUF file calls `tokenizer.ggml.pre`: patterns applied one after another,
-# each to the pieces that the one before left. As llama.cpp does it; 'default' is what it takes where nothing is said.
+# How text is split before merging, by the value of `tokenizer.ggml.pre`, as in llama.cpp: patterns applied one after
+# another, each to the pieces that the previous one left. A file without that key has 'default'.
 CL100K = PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-CUTS = {
+SPLIT_PATTERNS = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
     "gpt-2": (GPT2,),
     "mpt": (GPT2,),
@@ -23,97 +30,176 @@ CUTS = {
     "refact": (r"\p{N}", GPT2),
     "command-r": (r"\p{N}", GPT2),
 }
-WHOLE_WORDS = ("llama-bpe",)  # a word that is a token is one, whatever the merges say; and a text has a beginning
-# Of `tokenizer.ggml.token_type`, which numbers as sentencepiece does
+WHOLE_WORDS = ("llama-bpe",)  # a word that is a token is never merged from parts; texts begin with a token
+# Values of `tokenizer.ggml.token_type`, the same numbers as in sentencepiece
 NORMAL, UNKNOWN, CONTROL_TYPE, USER, UNUSED, BYTE = range(1, 7)
 MODELS = ("gpt2", "llama", "t5")
+# Types of metadata values, with numpy's names for numbers
+STRING, ARRAY = 8, 9
+NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
+
+
+# ---- the head ----
+
+
+def read_head(path: str | Path) -> dict[str, object]:
+    """The metadata, key -> value: numbers, booleans, strings, and lists of these.
+
+    Raises:
+      ValueError: not a GGUF file of version 2 or 3, or a damaged one.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        try:
+            return HeadReader(file, path.stat().st_size).metadata()[0]
+        except ValueError as error:  # also invalid UTF-8
+            raise ValueError(f"{path} is not a GGUF file, or a damaged one: {error}") from None
+
+
+class HeadReader:
+    """Reads the head of a GGUF file, value after value; never asks for more bytes than the file has."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.left = file, size
+
+    def metadata(self) -> tuple[dict[str, Any], int]:
+        """Key -> value, and the number of tensors, whose descriptions follow in the file.
+
+        Raises:
+          ValueError: not the head of a GGUF file of version 2 or 3.
+        """
+        magic, version = self.unpack("<4sI")
+        if magic != b"GGUF":
+            raise ValueError(f"it begins with {magic!r}, not with b'GGUF'")
+        if version & 0xFFFF == 0:
+            raise ValueError("it is big-endian; the command gguf-convert-endian of the package gguf converts it")
+        if version not in (2, 3):
+            raise ValueError(f"its version is {version}; only 2 and 3 can be read")
+        tensors, keys = self.unpack("<QQ")
+        return {self.text(): self.value(*self.unpack("<I")) for _ in range(keys)}, tensors
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise ValueError("it ends within a value")
+        self.left -= count
+        return self.file.read(count)
+
+    def unpack(self, form: str) -> tuple:
+        return struct.unpack(form, self.take(struct.calcsize(form)))
+
+    def text(self) -> str:
+        return self.take(*self.unpack("<Q")).decode("utf-8")
+
+    def value(self, kind: int) -> object:
+        if kind == STRING:
+            return self.text()
+        if kind == ARRAY:
+            kind, count = self.unpack("<IQ")
+            if kind == STRING:
+                return [self.text() for _ in range(count)]
+            if kind in NUMBERS:
+                return self.numbers(kind, count)
+        elif kind in NUMBERS:
+            return self.numbers(kind, 1)[0]
+        raise ValueError(f"it has a value of the unknown type {kind}")
+
+    def numbers(self, kind: int, count: int) -> list:
+        form = np.dtype(NUMBERS[kind]).newbyteorder("<")
+        return np.frombuffer(self.take(count * form.itemsize), form).tolist()
+
+
+# ---- the vocabulary ----
 
 
 def tokenizer_of(head: Mapping[str, Any], source: str) -> Tokenizer:
-    """The tokenizer of a file's metadata (`gguf.read_head`, or `files["gguf"]` of what interop opened).
+    """The tokenizer of a file's metadata (`read_head`, or `files["gguf"]` of an opened checkpoint).
 
-    Rows at the end that only fill the embedding are no ids of it.
+    Tokens at the end that only pad the embedding are not part of it.
 
     Raises:
-      ValueError: no vocabulary, or one that is not read; `source` and the part of it are named.
+      ValueError: no vocabulary, or one of an unknown form; the message names `source` and what is unknown.
     """
     facts = vocabulary(head, source)
     if facts["model"] == "gpt2":
         return hub.HubTokenizer(byte_level(facts, source).to_str().encode(), source)
-    from qwenjax.tokenizer.foreign_sentencepiece import Pieces
-    from qwenjax.tokenizer.sentencepiece import SentencePiece
+    from qwenjax.tokenizer.sentencepiece import ForeignSentencePiece, SentencePiece
 
     model = sentencepiece(facts, source)
     try:
-        return SentencePiece(model, source)  # one of ours, which changes no text
-    except ValueError:
-        return Pieces(model, source)
+        return SentencePiece(model, source)
+    except ValueError:  # not trained here
+        return ForeignSentencePiece(model, source)
 
 
 def vocabulary(head: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The metadata `tokenizer.ggml.…` without that prefix, if they hold a vocabulary that is read."""
+    """The metadata `tokenizer.ggml.…` without that prefix.
+
+    Raises:
+      ValueError: no vocabulary, or one of an unknown model.
+    """
     prefix = "tokenizer.ggml."
     facts = {key.removeprefix(prefix): value for key, value in head.items() if key.startswith(prefix)}
     if not facts.get("tokens"):
         raise ValueError(f"{source} holds no vocabulary (no tokenizer.ggml.tokens)")
     if facts.get("model") not in MODELS:
         raise ValueError(
-            f"{source}: vocabularies of tokenizer.ggml.model={facts.get('model')!r} are not read; "
-            f"{', '.join(map(repr, MODELS))} are"
+            f"{source}: tokenizer.ggml.model={facts.get('model')!r} is unknown; known: {', '.join(map(repr, MODELS))}"
         )
     types = facts.get("token_type", ())
-    while types and len(types) == len(facts["tokens"]) and types[-1] == UNUSED:  # rows that fill the embedding
+    while types and len(types) == len(facts["tokens"]) and types[-1] == UNUSED:  # pads the embedding
         facts |= {key: facts[key][:-1] for key in ("tokens", "token_type", "scores") if key in facts}
         types = facts["token_type"]
     return facts
 
 
 def byte_level(facts: Mapping[str, Any], source: str) -> Any:
-    """Of tokens in GPT-2's spelling of bytes, merges, and the name of a split pattern: the library's tokenizer."""
+    """The tokenizer of the library tokenizers, from byte-level tokens, merges, and the name of a split pattern."""
     library = hub.tokenizers(source)
-    said = facts.get("pre")
-    cuts = CUTS.get(said or "default")
-    if cuts is None:
-        raise ValueError(f"{source}: text cut as tokenizer.ggml.pre={said!r} is not known; {', '.join(CUTS)} are")
+    pre = facts.get("pre")
+    patterns = SPLIT_PATTERNS.get(pre or "default")
+    if patterns is None:
+        raise ValueError(f"{source}: tokenizer.ggml.pre={pre!r} is unknown; known: {', '.join(SPLIT_PATTERNS)}")
     tokens, types = facts["tokens"], facts.get("token_type", ())
     try:
         model = library.models.BPE(
             vocab={token: number for number, token in enumerate(tokens)},
             merges=[tuple(merge.split(" ", 1)) for merge in facts.get("merges", ())],
-            ignore_merges=said in WHOLE_WORDS,
+            ignore_merges=pre in WHOLE_WORDS,
         )
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{source}: its tokens and merges do not fit together: {error}") from None
-    made = library.Tokenizer(model)
-    split, bytes_ = library.pre_tokenizers.Split, library.pre_tokenizers.ByteLevel
-    steps = [split(library.Regex(cut), "isolated") for cut in cuts]
-    made.pre_tokenizer = library.pre_tokenizers.Sequence([*steps, bytes_(False, use_regex=False)])
-    made.decoder = library.decoders.ByteLevel()
-    for kinds, special in (((USER,), False), ((CONTROL_TYPE, UNKNOWN), True)):  # both are found before any cut
-        found = [token for token, kind in zip(tokens, types) if kind in kinds]
-        made.add_tokens([library.AddedToken(token, special=special, normalized=False) for token in found])
+    tokenizer = library.Tokenizer(model)
+    split, byte_level_step = library.pre_tokenizers.Split, library.pre_tokenizers.ByteLevel(False, use_regex=False)
+    steps = [split(library.Regex(pattern), "isolated") for pattern in patterns]
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([*steps, byte_level_step])
+    tokenizer.decoder = library.decoders.ByteLevel()
+    for kinds, special in (((USER,), False), ((CONTROL_TYPE, UNKNOWN), True)):  # both are searched before splitting
+        added = [token for token, kind in zip(tokens, types) if kind in kinds]
+        tokenizer.add_tokens([library.AddedToken(token, special=special, normalized=False) for token in added])
     first = facts.get("bos_token_id")
-    if facts.get("add_bos_token", said in WHOLE_WORDS) and first is not None:
-        made.post_processor = library.processors.TemplateProcessing(
+    if facts.get("add_bos_token", pre in WHOLE_WORDS) and first is not None:
+        tokenizer.post_processor = library.processors.TemplateProcessing(
             single=f"{tokens[first]} $A", special_tokens=[(tokens[first], first)]
         )
-    return made
+    return tokenizer
 
 
 def sentencepiece(facts: Mapping[str, Any], source: str) -> bytes:
-    """A sentencepiece model, put together again from its pieces, scores and types ('t5' means unigram)."""
+    """The bytes of a sentencepiece model, rebuilt from its pieces, scores and types ('t5' means unigram)."""
     from sentencepiece import sentencepiece_model_pb2
 
     tokens, scores, types = facts["tokens"], facts.get("scores", ()), facts.get("token_type", ())
     if not len(tokens) == len(scores) == len(types):
-        raise ValueError(f"{source}: {len(tokens)} tokens, {len(scores)} scores and {len(types)} types; wanted as many")
+        raise ValueError(
+            f"{source}: {len(tokens)} tokens, {len(scores)} scores and {len(types)} types; wanted one of each per token"
+        )
     unigram = facts["model"] == "t5"
     unknown = facts.get("unknown_token_id", types.index(UNKNOWN) if UNKNOWN in types else 0)
     model = sentencepiece_model_pb2.ModelProto()
     for number, (token, score, kind) in enumerate(zip(tokens, scores, types)):
-        if kind == UNKNOWN or number == unknown:  # sentencepiece wants one; padding rows may be called so too
+        if kind == UNKNOWN or number == unknown:  # exactly one; padding tokens may have this type too
             kind = UNKNOWN if number == unknown else UNUSED
-        elif kind == USER and token in (*CONTROL, *ENDS):  # or text could hold them
+        elif kind == USER and token in (*CONTROL, *ENDS):  # else plain text could produce them
             kind = CONTROL_TYPE
         model.pieces.add(piece=token, score=score, type=kind)
     first = facts.get("bos_token_id", -1) if facts.get("add_bos_token", not unigram) else -1
@@ -128,17 +214,17 @@ def sentencepiece(facts: Mapping[str, Any], source: str) -> bytes:
 
 
 def metadata(tokenizer: hub.HubTokenizer, rows: int, chat_template: str = "") -> dict[str, Any]:
-    """The inverse of `tokenizer_of`, for byte-level BPE: metadata `tokenizer.…`, a token for each row of an embedding.
+    """The inverse of `tokenizer_of`, for byte-level BPE: metadata `tokenizer.…` with a token per row of an embedding.
 
     Raises:
-      ValueError: another kind of vocabulary, or text cut in a way that has no name in GGUF.
+      ValueError: another kind of vocabulary, or one with a split pattern that GGUF has no name for.
     """
     facts = tokenizer.facts
-    cuts, model = _cuts(facts["pre_tokenizer"]), facts["model"]
-    whole = bool(model.get("ignore_merges"))
-    named = [name for name, own in CUTS.items() if own == cuts and (name in WHOLE_WORDS) == whole]
-    if model["type"] != "BPE" or facts["decoder"]["type"] != "ByteLevel" or not named:
-        raise ValueError(f"the vocabulary {tokenizer.name} cuts text in a way that has no name in GGUF")
+    patterns, model = _split_patterns(facts["pre_tokenizer"]), facts["model"]
+    whole_words = bool(model.get("ignore_merges"))
+    names = [name for name, own in SPLIT_PATTERNS.items() if own == patterns and (name in WHOLE_WORDS) == whole_words]
+    if model["type"] != "BPE" or facts["decoder"]["type"] != "ByteLevel" or not names:
+        raise ValueError(f"the vocabulary {tokenizer.name} splits text in a way that has no name in GGUF")
     tokens, types = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
     for token, index in model["vocab"].items():
         tokens[index], types[index] = token, NORMAL
@@ -148,7 +234,7 @@ def metadata(tokenizer: hub.HubTokenizer, rows: int, chat_template: str = "") ->
     chat = chat_template and tokenizer.im_end is not None
     values = {
         "model": "gpt2",
-        "pre": named[0],
+        "pre": names[0],
         "tokens": tokens,
         "token_type": types,
         "merges": merges,
@@ -159,12 +245,12 @@ def metadata(tokenizer: hub.HubTokenizer, rows: int, chat_template: str = "") ->
         "add_bos_token": bool(tokenizer.prefix),
         "add_eos_token": False,
     }
-    found = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
-    return found | ({"tokenizer.chat_template": chat_template} if chat_template else {})
+    keyed = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    return keyed | ({"tokenizer.chat_template": chat_template} if chat_template else {})
 
 
-def _cuts(steps: dict | None) -> tuple[str, ...]:
-    """The patterns by which a tokenizer.json cuts text, as in `CUTS`; () for what is not a list of them."""
+def _split_patterns(steps: dict | None) -> tuple[str, ...]:
+    """The patterns by which a tokenizer.json splits text, as in `SPLIT_PATTERNS`; () if it splits in another way."""
     patterns = []
     for step in (steps or {}).get("pretokenizers", [steps]):
         kind = (step or {}).get("type")

@@ -247,7 +247,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
     for data, message in (
         (b"", "ends within a value"),
         (b"version https://git-lfs", "begins with b'vers', not with b'GGUF'"),
-        (gguf_bytes([tensor], version=1), "version is 1; 2 and 3 are read"),
+        (gguf_bytes([tensor], version=1), "version is 1; only 2 and 3 can be read"),
         (gguf_bytes([tensor])[:-1], r"cut short: 'x' ends at byte 352 of 351"),
         (gguf_bytes([("x", (32, 2), 99, b"")]), "tensor 'x': type 99 is not known"),
         (gguf_bytes([("x", (33, 2), 2, b"")]), r"shape \(2, 33\) is not made of blocks of 32"),

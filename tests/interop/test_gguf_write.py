@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import qwen1
 from models import descriptors
-from qwenjax.tokenizer.vocabulary.checkpoint import open_vocabulary
+from qwenjax.tokenizer.vocabulary.compression import open_vocabulary
 
 from qwenjax.config import Compute, ModelConfig, RopeScaling
 from qwenjax.interop.gguf.tensors import open_gguf

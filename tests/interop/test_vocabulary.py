@@ -15,9 +15,8 @@ from qwenjax.interop.huggingface import tokenizer as vocabulary
 from qwenjax.interop.huggingface.save import save_params
 from qwenjax.interop.huggingface.tokenizer import CHAT_TEMPLATE, generation_config, write_tokenizer
 from qwenjax.tokenizer import load_tokenizer, sentencepiece
-from qwenjax.tokenizer.bpe import SPECIAL, QwenBPE, write_ranks
-from qwenjax.tokenizer.extended_bpe import ExtendedBPE
-from qwenjax.tokenizer.vocabulary.merges import byte_order, count_words, learn
+from qwenjax.tokenizer.bpe import SPECIAL, ExtendedBPE, QwenBPE, byte_order, write_ranks
+from qwenjax.tokenizer.vocabulary.merges import count_words, learn
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra tokenizers")
 

@@ -56,7 +56,7 @@ def pieces(tokenizer, text):
 
 
 def test_worked_vectors_of_the_tokenization_note(qwen_vocab):
-    """Spec §2.1 and §2.3."""
+    """docs/report.md, Vocabulary and Control tokens."""
     end = 'print("<|endoftext|>")'
     assert qwen_vocab.encode(end, allowed_special=set()) == [1350, 9639, 91, 8691, 723, 427, 91, 82598]
     assert qwen_vocab.encode(end) == [1350, 445, 151643, 899]
@@ -169,7 +169,7 @@ def test_bad_lines_are_named(extra, message):
 
 def test_every_byte_must_be_a_token():
     tokens = [token for token in SMALL if token != b"\x07"]
-    with pytest.raises(ValueError, match="1 of the 256 bytes are no tokens, the first is 0x07"):
+    with pytest.raises(ValueError, match="1 of the 256 bytes are not tokens, the first is 0x07"):
         read_ranks(write_ranks({token: i for i, token in enumerate(tokens)}))
     with pytest.raises(ValueError, match="256 of the 256 bytes"):
         read_ranks(b"")

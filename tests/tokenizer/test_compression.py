@@ -9,8 +9,8 @@ import pytest
 
 from qwenjax.sources.documents import Report
 from qwenjax.tokenizer import load_tokenizer
-from qwenjax.tokenizer.bpe import write_ranks
-from qwenjax.tokenizer.vocabulary import compression, merges
+from qwenjax.tokenizer.bpe import byte_order, write_ranks
+from qwenjax.tokenizer.vocabulary import compression
 
 THAI, FRENCH = "ภาษาไทย เป็นภาษา", "L'été e\u0301tait là"
 
@@ -19,7 +19,7 @@ THAI, FRENCH = "ภาษาไทย เป็นภาษา", "L'été e\u030
 def byte_vocabulary(tmp_path):
     """As many tokens as bytes: a base by which ratios can be worked out by hand."""
     path = tmp_path / "bytes.tiktoken"
-    path.write_bytes(write_ranks({token: i for i, token in enumerate(merges.byte_order())}))
+    path.write_bytes(write_ranks({token: i for i, token in enumerate(byte_order())}))
     return path
 
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_compared_is_refused(command, byte_vocabulary, folder, tm
 
 
 def test_the_shape_of_the_reports_figure_on_the_udhr(shared, byte_vocabulary, tmp_path):
-    """Spec §2.5 in bytes per token: of all the report's languages Qwen spends most on Polish and fewest on Russian."""
+    """Report, Figure 3, in bytes per token: of all its languages Qwen spends most on Polish and fewest on Russian."""
     compared = compression.compare(["qwen"], shared / "udhr" / "udhr.jsonl.gz", 100_000)
     assert [row.code for row in compared.languages] == [*compression.LANGUAGES, "code"]
     density = {row.code: row.bytes / row.tokens[0] for row in compared.languages}

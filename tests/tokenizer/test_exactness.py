@@ -113,7 +113,7 @@ def compare(tokenizer: QwenBPE, strings: Iterator[str]) -> tuple[int, int]:
         assert found.tolist() == tokenizer.encode_ordinary(text), ascii(text)
         total += 1
         quick += bool(_ALIKE.fullmatch(unicodedata.normalize("NFC", text)))
-    assert tokenizer.quick, "quicktok is installed and was not used"
+    assert tokenizer.quicktok, "quicktok is installed and was not used"
     return total, quick
 
 
@@ -174,21 +174,21 @@ def test_arrays_of_long_and_empty_texts(qwen_vocab):
 def test_only_the_tested_version_of_the_published_vocabulary_is_used(qwen_vocab, monkeypatch):
     ranks = {bytes([b]): b for b in range(256)} | {b"ab": 256}
     toy = QwenBPE(write_ranks(ranks))
-    assert toy.quick is None
+    assert toy.quicktok is None
     assert toy.encode_array("abc").tolist() == toy.encode_ordinary("abc") == [256, 99]
 
     def fresh(module) -> QwenBPE:
         monkeypatch.setitem(sys.modules, "quicktok", module)
         return pickle.loads(pickle.dumps(qwen_vocab))
 
-    with pytest.warns(UserWarning, match=r"quicktok 9\.9 is not used, only 0\.4\.0 is tested"):
-        assert fresh(types.SimpleNamespace(__version__="9.9")).quick is None
+    with pytest.warns(UserWarning, match=r"quicktok 9\.9 is not used; only 0\.4\.0 is tested"):
+        assert fresh(types.SimpleNamespace(__version__="9.9")).quicktok is None
     wrong = types.SimpleNamespace(encode_ordinary=lambda text: [0])
-    with pytest.warns(UserWarning, match="does not agree with tiktoken"):
-        assert fresh(types.SimpleNamespace(__version__=QUICKTOK, get_encoding=lambda name: wrong)).quick is None
+    with pytest.warns(UserWarning, match="ids differ from those of tiktoken"):
+        assert fresh(types.SimpleNamespace(__version__=QUICKTOK, get_encoding=lambda name: wrong)).quicktok is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert fresh(None).quick is None  # as if it were not installed
+        assert fresh(None).quicktok is None  # as if it were not installed
 
 
 @pytest.mark.slow

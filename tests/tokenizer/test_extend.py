@@ -1,18 +1,17 @@
-"""`tokenizer extend`: the worked example of the spec, and lists of words as people write them."""
+"""`tokenizer extend`: the worked example of the released tokenization note, and lists of words as people write them."""
 
 import pytest
 
 from qwenjax.sources.documents import Report
 from qwenjax.tokenizer import load_tokenizer
-from qwenjax.tokenizer.bpe import write_ranks
-from qwenjax.tokenizer.vocabulary import merges
-from qwenjax.tokenizer.vocabulary.extend import read_words
+from qwenjax.tokenizer.bpe import byte_order, write_ranks
+from qwenjax.tokenizer.vocabulary.train import read_words
 
 CATS = "我是一只猫\t20\n你是一只猫\t10\n他是一只猫\t5\n一只猫\t100\n"
 
 
 def test_worked_example_of_the_tokenization_note(command, tmp_path):
-    """Spec §2.4: 6 new merges, ids 151851 … 151856, length 151857, and the first sentence is 151854."""
+    """6 new merges, ids 151851 … 151856, length 151857, and the first sentence is 151854."""
     (tmp_path / "words.tsv").write_text(CATS, encoding="utf-8")
     out = tmp_path / "extra.tiktoken"
     code, stdout, _ = command("extend", "--vocab=qwen", "--words", tmp_path / "words.tsv", "--out", out)
@@ -29,7 +28,7 @@ def test_worked_example_of_the_tokenization_note(command, tmp_path):
 def test_an_extended_vocabulary_can_be_extended_again(command, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
-    ranks = {token: i for i, token in enumerate([*merges.byte_order(), b"ab"])}
+    ranks = {token: i for i, token in enumerate([*byte_order(), b"ab"])}
     (base / "qwen.tiktoken").write_bytes(write_ranks(ranks))
     (tmp_path / "words.tsv").write_text("abc\t3\n")
     assert (

@@ -1,4 +1,4 @@
-"""Extra tokens behind the control tokens: nothing that exists moves (spec §2.4)."""
+"""Extra tokens behind the control tokens: nothing that exists moves (docs/report.md, Vocabulary expansion)."""
 
 import base64
 import pickle
@@ -8,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenjax.tokenizer import load_tokenizer
-from qwenjax.tokenizer.bpe import QwenBPE, write_ranks
-from qwenjax.tokenizer.extended_bpe import ExtendedBPE
-from qwenjax.tokenizer.vocabulary import merges
+from qwenjax.tokenizer.bpe import ExtendedBPE, QwenBPE, byte_order, write_ranks
 
 WORDS = ["一只猫", "只猫", "是一只猫", "我是一只猫", "你是一只猫", "他是一只猫"]
 EXTRA = write_ranks({word.encode(): 151_851 + i for i, word in enumerate(WORDS)})
-SMALL = write_ranks({token: i for i, token in enumerate([*merges.byte_order(), b"ab"])})  # control: 257 … 464
+SMALL = write_ranks({token: i for i, token in enumerate([*byte_order(), b"ab"])})  # control: 257 … 464
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +96,7 @@ def test_what_cannot_be_extended_is_refused(small, tmp_path):
     file.write_bytes(EXTRA)
     with pytest.raises(ValueError, match=r"takes no extra tokens: only a \.tiktoken"):
         load_tokenizer(small.save(tmp_path / "spm"), extra=file)
-    with pytest.raises(ValueError, match="beyond any embedding"):
+    with pytest.raises(ValueError, match="larger than any embedding"):
         ExtendedBPE(SMALL, write_ranks({b"xy": 10**12}))
     with pytest.raises(OSError, match="nothing"):
         load_tokenizer("qwen", extra=tmp_path / "nothing.tiktoken")

@@ -7,8 +7,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 
 from qwenjax.tokenizer.vocabulary import figure
-from qwenjax.tokenizer.vocabulary.compression import Comparison, Language
-from qwenjax.tokenizer.vocabulary.foreign import Vocabulary
+from qwenjax.tokenizer.vocabulary.compression import Comparison, Language, Vocabulary
 
 
 @pytest.fixture

@@ -143,11 +143,11 @@ def test_gguf_of_our_own_vocabularies(small, qwen_vocab):
 
 
 def test_what_cannot_be_read_says_why(tmp_path):
-    with pytest.raises(ValueError, match=r"no tokenizer\.json of the library"):
+    with pytest.raises(ValueError, match=r"not a tokenizer\.json of the library"):
         HubTokenizer(b"{}", "x/tokenizer.json")
     words = tokenizers.Tokenizer(tokenizers.models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.decoder = tokenizers.decoders.WordPiece()
-    with pytest.raises(ValueError, match="decoded by WordPiece do not stand for bytes"):
+    with pytest.raises(ValueError, match="with the decoder WordPiece do not stand for bytes"):
         HubTokenizer(words.to_str().encode())
     none = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
     none.decoder = tokenizers.decoders.ByteLevel()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenjax.tokenizer import load_tokenizer, sentencepiece
-from qwenjax.tokenizer.bpe import write_ranks
+from qwenjax.tokenizer.bpe import byte_order, write_ranks
 from qwenjax.tokenizer.vocabulary import merges
 
 HARD = ["", "  x = 12\n\n\ty", "宇宙 e\u0301 😀▁<|im_end|>", "\x00\r\n \u3000"]
@@ -39,8 +39,8 @@ def test_bytes_are_learned_from_the_words_of_the_corpus(command, corpus, tmp_pat
     texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()[:2]]
     tokenizer = load_tokenizer(out)
     made = [tokenizer.decode_bytes([i]) for i in range(tokenizer.eot)]
-    assert made[:256] == merges.byte_order()
-    assert made[256:] == merges.learn(merges.count_words(texts), merges.byte_order(), 600 - 256 - 208)
+    assert made[:256] == byte_order()
+    assert made[256:] == merges.learn(merges.count_words(texts), byte_order(), 600 - 256 - 208)
     again = tmp_path / "again.tiktoken"
     command("train", corpus, "--out", again, "--size", 600, "--kind=bytes")
     assert again.read_bytes() == out.read_bytes()
@@ -48,7 +48,7 @@ def test_bytes_are_learned_from_the_words_of_the_corpus(command, corpus, tmp_pat
 
 def test_continuing_leaves_the_ids_of_the_base_and_drops_its_numbers(command, corpus, tmp_path):
     """As the report did with cl100k_base: numbers out, the order kept, ids without gaps, merges behind them."""
-    base = [*merges.byte_order(), b"10", b"th", b"999", b"the"]
+    base = [*byte_order(), b"10", b"th", b"999", b"the"]
     (tmp_path / "base.tiktoken").write_bytes(write_ranks({token: i for i, token in enumerate(base)}))
     out = tmp_path / "v.tiktoken"
     words = ("train", corpus, "--out", out, "--kind=bytes", "--continue-from", tmp_path / "base.tiktoken")
@@ -56,7 +56,7 @@ def test_continuing_leaves_the_ids_of_the_base_and_drops_its_numbers(command, co
     assert code == 0
     assert "2 tokens of several digits left out" in stdout
     tokenizer = load_tokenizer(out)
-    assert [tokenizer.decode_bytes([i]) for i in range(258)] == [*merges.byte_order(), b"th", b"the"]
+    assert [tokenizer.decode_bytes([i]) for i in range(258)] == [*byte_order(), b"th", b"the"]
     assert tokenizer.size == 500
     assert tokenizer.eot == 292
 
@@ -67,7 +67,7 @@ def test_a_tokenizer_of_the_published_ranks_continues_them(command, corpus, tmp_
         "train", corpus, "--out", out, "--size", 151_851 + 5, "--kind=bytes", "--continue-from=qwen"
     )
     assert code == 0
-    assert "151,643 tokens to begin with, 5 learned, 208 control tokens" in stdout
+    assert "151,643 initial tokens, 5 learned, 208 control tokens" in stdout
     lines = out.read_bytes().splitlines()
     assert b"\n".join(lines[:-5]) + b"\n" == write_ranks(
         {qwen_vocab.decode_bytes([i]): i for i in range(qwen_vocab.eot)}
@@ -93,17 +93,17 @@ def test_the_options_of_reading_hold(command, tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert command("train", path, "--out", out, "--size=500", "--kind=bytes", "--column=body")[0] == 0
     words = merges.count_words([rows[0]["body"]])
-    learned = merges.learn(words, merges.byte_order(), 500 - 256 - 208)
+    learned = merges.learn(words, byte_order(), 500 - 256 - 208)
     assert [load_tokenizer(out).decode_bytes([i]) for i in range(256, 292)] == learned
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--out=v.model", "--size=500", "--kind=bytes"], 2, "kind bytes is written to a file that ends in .tiktoken"),
-        (["--out=v.tiktoken", "--size=500"], 2, "kind bpe is written to a file that ends in .model"),
-        (["--out=v.model", "--size=500", "--continue-from=qwen"], 2, "only kind bytes continues a vocabulary"),
-        (["--out=v.tiktoken", "--size=464", "--kind=bytes"], 2, "256 tokens to begin with and 208 control tokens"),
+        (["--out=v.model", "--size=500", "--kind=bytes"], 2, "wanted a file that ends in .tiktoken for --kind=bytes"),
+        (["--out=v.tiktoken", "--size=500"], 2, "wanted a file that ends in .model for --kind=bpe"),
+        (["--out=v.model", "--size=500", "--continue-from=qwen"], 2, "--continue-from=qwen needs --kind=bytes"),
+        (["--out=v.tiktoken", "--size=464", "--kind=bytes"], 2, "256 initial tokens and 208 control tokens"),
         (["--out=v.tiktoken", "--size=90000", "--kind=bytes"], 1, "no vocabulary of 90,000 ids from this text: after"),
         (["--out=v.model", "--size=90000"], 1, "no vocabulary of 90000 ids"),
         (["--out=v.tiktoken", "--size=500", "--kind=bytes", "--continue-from=no.tiktoken"], 1, "no tokenizer"),

@@ -1,10 +1,10 @@
-"""New tokens for words that a vocabulary cuts into pieces, behind the tokens it has.
+"""New tokens for words that a vocabulary cuts into pieces, after its existing tokens.
 
-FILE has a line per word: the word, a tab, and its frequency in the text you care about. Words are brought to NFC.
-Those that the split pattern cuts in two, or that are tokens already, are left out and counted. For the others merges
-are learned, most frequent pair first, until each is one token; that needs tokens for parts of words, too.
+FILE has a line per word: the word, a tab, and its frequency in your texts. Words are brought to NFC. Words that the
+split pattern cuts in two, or that are already tokens, are skipped and counted. For the others merges are learned, most
+frequent pair first, until each word is one token; this also adds tokens for parts of words.
 
-The ids follow those of the control tokens, 151851 for the published vocabulary, so nothing that exists changes. A
+The new ids follow those of the control tokens, from 151851 for the published vocabulary, so no existing id changes. A
 model needs embedding rows for them, and training before they mean anything.
 """
 
@@ -16,8 +16,8 @@ EXAMPLES = """
 examples:
   python -m qwenjax.tokenizer extend --vocab=qwen --words=words.tsv --out=extra.tiktoken
 
-Use: qwenjax.load_tokenizer("qwen", extra="extra.tiktoken"); or put it as extra.tiktoken beside a qwen.tiktoken, and
-give the folder, e.g. to qwenjax.data tokenize --tokenizer=FOLDER.
+Use the result with qwenjax.load_tokenizer("qwen", extra="extra.tiktoken"), or put extra.tiktoken into the folder of a
+qwen.tiktoken and give the folder, for example to qwenjax.data tokenize --tokenizer=FOLDER.
 """
 
 
@@ -29,9 +29,9 @@ def arguments(add) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Learns and writes; prints what was left out and the new tokens."""
-    from qwenjax.tokenizer.vocabulary import extend
+    """Learns and writes; prints what was skipped and the new tokens."""
+    from qwenjax.tokenizer.vocabulary.train import extend
 
-    for line in extend.extend(options.vocab, options.words, options.out):
+    for line in extend(options.vocab, options.words, options.out):
         print(line)
     return DONE

@@ -1,22 +1,28 @@
-"""Tokens per language, by vocabulary (report §2.2, Figure 3)."""
+"""How many tokens each of several vocabularies needs for texts of each language (report §2.2, Figure 3).
+
+Counting needs no end-of-text token and no bytes of tokens, so `open_vocabulary` reads more kinds of vocabularies than
+`load_tokenizer`, such as XLM-R's, the base of the report's figure.
+"""
 
 import gzip
 import itertools
 import json
-import math
+import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwenjax.common.processes import cores
 from qwenjax.common.progress import meter
 from qwenjax.sources.documents import STDLIB, Report, documents
-from qwenjax.tokenizer.vocabulary.foreign import Vocabulary, open_vocabulary
+from qwenjax.tokenizer import gguf, hub, sentencepiece
+from qwenjax.tokenizer.bpe import QwenBPE, read_ranks
+from qwenjax.tokenizer.load import load_tokenizer
 
-# The report's languages in its order, with the three-letter codes that also name them (of Arabic and Chinese, those
-# of the standard forms).
+# The report's languages in its order, with their three-letter codes (of Arabic and Chinese the standard forms)
 LANGUAGES = {
     "th": "tha", "he": "heb", "ar": "arb", "ko": "kor", "vi": "vie", "zh": "cmn", "ja": "jpn", "tr": "tur",
     "id": "ind", "pl": "pol", "ru": "rus", "nl": "nld", "pt": "por", "it": "ita", "de": "deu", "es": "spa",
@@ -24,13 +30,30 @@ LANGUAGES = {
 }  # fmt: skip
 CODE = "code"
 _CODES = {three: two for two, three in LANGUAGES.items()} | {"ara": "ar", "zho": "zh"}
-_SCRIPTS = {"zh-hans", "zh-hans-cn", "zh-cn"}  # the usual script of a language may be written out
-BATCH = 1 << 20  # bytes of text that are handed to an engine at a time
+_SCRIPTS = {"zh-hans", "zh-hans-cn", "zh-cn"}  # tags that name the usual script of their language
+BATCH = 1 << 20  # bytes of text that an engine encodes at a time
+
+
+Encode = Callable[[Sequence[str]], Iterable[Sequence]]  # texts -> the ids of each
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A vocabulary that counts tokens: its name for people, what it was read as, its number of ids, its encoder."""
+
+    name: str
+    kind: str
+    size: int
+    encode: Encode
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Tokens of the texts, without those that a model puts around a text."""
+        return sum(map(len, self.encode(texts)))
 
 
 @dataclass(frozen=True)
 class Language:
-    """What was counted: `tokens[v]` by vocabulary, the base first."""
+    """The counts of a language; `tokens[v]` by vocabulary, the base first."""
 
     code: str
     documents: int
@@ -38,13 +61,13 @@ class Language:
     tokens: tuple[int, ...]
 
     def relative(self, vocabulary: int) -> float:
-        """Tokens for each token of the base."""
+        """Tokens per token of the base."""
         return self.tokens[vocabulary] / self.tokens[0]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Vocabularies, the base first, and languages in the report's order; `notes` say what was left out."""
+    """Vocabularies, the base first, and languages in the report's order; `notes` say what was skipped."""
 
     vocabularies: tuple[Vocabulary, ...]
     languages: tuple[Language, ...]
@@ -64,19 +87,17 @@ def compare(specs: list[str], text: str | Path, limit: int) -> Comparison:
             step(1)
     names = [vocabulary.name for vocabulary in vocabularies]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two vocabularies are called {twice.pop()!r}; give one a name of its own: NAME=TOKENIZER")
+        raise ValueError(f"two vocabularies are called {twice.pop()!r}; name one of them: NAME=TOKENIZER")
     report = Report()
-    counted: dict[str, list] = {}
+    counted: dict[str, list[int]] = {}  # documents, bytes, tokens of each vocabulary
     with meter("counting", unit="B") as step:
         for code, batch, size in _batches(texts(text, report, limit)):
-            row = counted.setdefault(code, [0, 0, [0] * len(vocabularies)])
-            row[0] += len(batch)
-            row[1] += size
-            for v, vocabulary in enumerate(vocabularies):
-                row[2][v] += vocabulary.count(batch)
+            counts = counted.setdefault(code, [0, 0, *[0] * len(vocabularies)])
+            added = [len(batch), size, *(vocabulary.count(batch) for vocabulary in vocabularies)]
+            counted[code] = [total + n for total, n in zip(counts, added)]
             step(size)
     languages = tuple(
-        Language(code, counted[code][0], counted[code][1], tuple(counted[code][2]))
+        Language(code, counted[code][0], counted[code][1], tuple(counted[code][2:]))
         for code in (*LANGUAGES, CODE)
         if code in counted
     )
@@ -88,7 +109,7 @@ def compare(specs: list[str], text: str | Path, limit: int) -> Comparison:
 
 
 def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, list[str], int]]:
-    """(language, texts, their bytes), some texts of a language at a time."""
+    """(language, texts, their bytes), up to about `BATCH` bytes of a language at a time."""
     waiting: dict[str, list[str]] = {}
     sizes: Counter[str] = Counter()
     for code, text in pairs:
@@ -100,17 +121,102 @@ def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, list[str],
         yield code, batch, sizes[code]
 
 
+# ---- vocabularies ----
+
+
+def open_vocabulary(spec: str) -> Vocabulary:
+    """The vocabulary of 'qwen', of a path, or of NAME=PATH.
+
+    The first bytes of a file, not its name, tell what it is: `.tiktoken` ranks, any sentencepiece model, a
+    `tokenizer.json`, or a GGUF file.
+
+    Raises:
+      ValueError: no such file, not a vocabulary, a part of it that is unknown (named), or a missing library.
+    """
+    name, _, place = spec.partition("=") if "=" in spec and not Path(spec).exists() else ("", "", spec)
+    path = Path(place)
+    if place == "qwen" or path.is_dir():
+        tokenizer = load_tokenizer(place)
+        kind = f"ours ({type(tokenizer).__name__})"
+        return Vocabulary(name or tokenizer.name, kind, tokenizer.size, tokenizer.encode_batch)
+    if not path.is_file():
+        raise ValueError(
+            f"no tokenizer {place!r}: wanted 'qwen', or a .tiktoken, sentencepiece, tokenizer.json or GGUF file that "
+            "exists, with or without NAME= before it"
+        )
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head.startswith(b"GGUF"):
+        read = _gguf
+    elif head.lstrip()[:1] == b"{":
+        read = _tokenizer_json
+    elif re.match(rb"\s*[A-Za-z0-9+/]+=* +\d+\s", head):
+        read = _tiktoken
+    else:
+        read = _sentencepiece
+    return Vocabulary(name or path.name.removesuffix(path.suffix), *read(path))
+
+
+def _tiktoken(path: Path) -> tuple[str, int, Encode]:
+    """Ranks. The file does not say how text is split, but only cl100k's pattern allows tokens of several digits."""
+    import tiktoken
+
+    data = path.read_bytes()
+    ranks = read_ranks(data, str(path))
+    if not any(token.isdigit() and len(token) > 1 for token in ranks):
+        return "ranks, split as Qwen does", len(ranks), QwenBPE(data, str(path)).encode_batch
+    engine = tiktoken.Encoding(path.name, pat_str=gguf.CL100K, mergeable_ranks=ranks, special_tokens={})
+    kind = "ranks, split as cl100k does (it has tokens of several digits)"
+    return kind, len(ranks), lambda texts: engine.encode_ordinary_batch(list(texts), num_threads=cores())
+
+
+def _sentencepiece(path: Path) -> tuple[str, int, Encode]:
+    try:
+        return "sentencepiece", *_pieces(path.read_bytes(), str(path))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a vocabulary: neither .tiktoken ranks, tokenizer.json nor GGUF; and {error}"
+        ) from None
+
+
+def _pieces(model: bytes, source: str) -> tuple[int, Encode]:
+    engine = sentencepiece.load_engine(model, source)
+    return len(engine), lambda texts: engine.encode(list(texts), num_threads=cores())
+
+
+def _tokenizer_json(path: Path) -> tuple[str, int, Encode]:
+    engine = hub.load_engine(path.read_bytes(), str(path))
+    return "tokenizer.json", engine.get_vocab_size(), _encode_with(engine)
+
+
+def _gguf(path: Path) -> tuple[str, int, Encode]:
+    facts = gguf.vocabulary(gguf.read_head(path), str(path))
+    if facts["model"] != "gpt2":
+        kind = f"GGUF, sentencepiece {'unigram' if facts['model'] == 't5' else 'BPE'}"
+        return kind, *_pieces(gguf.sentencepiece(facts, str(path)), str(path))
+    engine = gguf.byte_level(facts, str(path))
+    engine.encode_special_tokens = True  # the surface of a control token in a text is text
+    pre = facts.get("pre")
+    kind = f"GGUF, split as {pre}" if pre else "GGUF, split as default (the file does not say how)"
+    return kind, len(facts["tokens"]), _encode_with(engine)
+
+
+def _encode_with(engine) -> Encode:
+    """The encoder of a tokenizer of the library tokenizers: only the text, no tokens around it."""
+    return lambda texts: engine.encode_batch_fast(list(texts), add_special_tokens=False)
+
+
 # ---- texts by language ----
 
 
 def texts(path: str | Path, report: Report, limit: int) -> Iterator[tuple[str, str]]:
-    """(language, document in NFC) of a folder with an entry per language or of a file that names it in each line.
+    """(language, document in NFC) from a folder with an entry per language, or a file that names it in each line.
 
-    Of each language documents are read until there are `limit` bytes. NFC is the form of text on the web; the UDHR's
-    Vietnamese is decomposed, which would count against vocabularies that do not normalise, and XLM-R's.
+    Documents of a language are read until there are `limit` bytes. Text on the web is in NFC; the UDHR's Vietnamese is
+    decomposed, which would be unfair to vocabularies that do not normalise, and to XLM-R's.
 
     Raises:
-      ValueError: no such path, or a file that is no .jsonl.
+      ValueError: no such path, or a file that is not .jsonl.
     """
     path = Path(path)
     read: dict[str, int] = {}
@@ -142,7 +248,7 @@ def texts(path: str | Path, report: Report, limit: int) -> Iterator[tuple[str, s
 
 
 def _documents(source: str | Path, report: Report) -> Iterator[str]:
-    """The texts of a source; one without any is noted."""
+    """The texts of a source; notes a source without any."""
     try:
         for document in documents(source, report):
             yield document.text
@@ -151,7 +257,7 @@ def _documents(source: str | Path, report: Report) -> Iterator[str]:
 
 
 def language(code: str) -> str | None:
-    """The report's language that a BCP 47 or ISO 639-3 code means, unless it is in another than its usual script."""
+    """The report's language of a BCP 47 or ISO 639-3 code; None for another language or an unusual script."""
     first, *rest = code.lower().replace("_", "-").split("-")
     if any(len(part) == 4 and part.isalpha() for part in rest) and "-".join((first, *rest)) not in _SCRIPTS:
         return None
@@ -177,75 +283,9 @@ def _lines(path: Path, report: Report) -> Iterator[tuple[str, str]]:
                 report.note('line without "text" and "bcp47", "iso6393" or "language"', f"{path.name}, line {number}")
                 continue
             code = language(str(tag))
-            # The UDHR's own code begins with the language's; others are dialects under its tag, and second texts.
+            # The UDHR's own code begins with the language's; others are dialects under its tag, or second texts
             other = str(row.get("code", "")) and not str(row["code"]).startswith(str(row.get("iso6393", "")))
             if code is None or other:
                 report.note("text of another language", f"{path.name}, line {number}")
             elif text.strip():
                 yield code, text
-
-
-# ---- what is printed ----
-
-
-def as_json(compared: Comparison) -> str:
-    """All numbers as JSON."""
-    names = [vocabulary.name for vocabulary in compared.vocabularies]
-    return json.dumps(
-        {
-            "base": names[0],
-            "vocabularies": [{"name": v.name, "read_as": v.kind, "size": v.size} for v in compared.vocabularies],
-            "languages": [
-                {
-                    "language": row.code,
-                    "documents": row.documents,
-                    "bytes": row.bytes,
-                    "tokens": dict(zip(names, row.tokens)),
-                    "relative": {name: round(row.relative(v), 4) for v, name in enumerate(names)},
-                    "bytes_per_token": {name: round(row.bytes / n, 4) for name, n in zip(names, row.tokens)},
-                }
-                for row in compared.languages
-            ],
-            "notes": compared.notes,
-        },
-        ensure_ascii=False,
-        indent=1,
-    )
-
-
-def as_text(compared: Comparison) -> str:
-    """What the vocabularies are, then two tables in Markdown."""
-    base, *others = compared.vocabularies
-    names = [vocabulary.name for vocabulary in compared.vocabularies]
-    relative = [
-        (row.code, f"{row.bytes:,}", *(f"{row.relative(v):.2f}" for v in range(1, len(names))))
-        for row in compared.languages
-    ]
-    means = [
-        math.exp(sum(math.log(row.relative(v)) for row in compared.languages) / len(compared.languages))
-        for v in range(1, len(names))
-    ]
-    relative.append(("geometric mean", "", *(f"{mean:.2f}" for mean in means)))
-    density = [(row.code, *(f"{row.bytes / n:.2f}" for n in row.tokens)) for row in compared.languages]
-    return "\n".join(
-        [
-            *(f"{v.name}: {v.size:,} ids, {v.kind}" for v in compared.vocabularies),
-            *compared.notes,
-            "",
-            f"Tokens relative to {base.name} (lower is better):",
-            "",
-            *_table(("language", "bytes", *(v.name for v in others)), relative),
-            "",
-            "Bytes per token (higher is better):",
-            "",
-            *_table(("language", *names), density),
-        ]
-    )
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = [[cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths))]
-             for row in (head, *rows)]  # fmt: skip
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return ["| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])]

@@ -1,8 +1,11 @@
-"""Compression as bars, as the report's Figure 3 draws it."""
+"""Compression by language as JSON, as tables, and as bars in the style of the report's Figure 3."""
 
+import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from qwenjax.common.figures import aligned
 from qwenjax.tokenizer.vocabulary.compression import Comparison
 
 NATIVE = {
@@ -10,13 +13,74 @@ NATIVE = {
     "tr": "Türkçe", "id": "Indonesia", "pl": "polski", "ru": "русский", "nl": "Nederlands", "pt": "português",
     "it": "italiano", "de": "Deutsch", "es": "español", "fr": "français", "en": "English",
 }  # fmt: skip
-SHAPED = ("th", "he", "ar")  # marks above letters, joined letters, right to left: for a text layout engine
+SHAPED = ("th", "he", "ar")  # marks above letters, joined letters, right to left: need a text layout engine
+
+
+def as_json(compared: Comparison) -> str:
+    """All numbers as JSON."""
+    names = [vocabulary.name for vocabulary in compared.vocabularies]
+    return json.dumps(
+        {
+            "base": names[0],
+            "vocabularies": [{"name": v.name, "read_as": v.kind, "size": v.size} for v in compared.vocabularies],
+            "languages": [
+                {
+                    "language": row.code,
+                    "documents": row.documents,
+                    "bytes": row.bytes,
+                    "tokens": dict(zip(names, row.tokens)),
+                    "relative": {name: round(row.relative(v), 4) for v, name in enumerate(names)},
+                    "bytes_per_token": {name: round(row.bytes / n, 4) for name, n in zip(names, row.tokens)},
+                }
+                for row in compared.languages
+            ],
+            "notes": compared.notes,
+        },
+        ensure_ascii=False,
+        indent=1,
+    )
+
+
+def as_text(compared: Comparison) -> str:
+    """The vocabularies, then two tables in Markdown."""
+    base, *others = compared.vocabularies
+    names = [vocabulary.name for vocabulary in compared.vocabularies]
+    relative = [
+        (row.code, f"{row.bytes:,}", *(f"{row.relative(v):.2f}" for v in range(1, len(names))))
+        for row in compared.languages
+    ]
+    means = [
+        math.exp(sum(math.log(row.relative(v)) for row in compared.languages) / len(compared.languages))
+        for v in range(1, len(names))
+    ]
+    relative.append(("geometric mean", "", *(f"{mean:.2f}" for mean in means)))
+    density = [(row.code, *(f"{row.bytes / n:.2f}" for n in row.tokens)) for row in compared.languages]
+    return "\n".join(
+        [
+            *(f"{v.name}: {v.size:,} ids, {v.kind}" for v in compared.vocabularies),
+            *compared.notes,
+            "",
+            f"Tokens relative to {base.name} (lower is better):",
+            "",
+            *_table(("language", "bytes", *(v.name for v in others)), relative),
+            "",
+            "Bytes per token (higher is better):",
+            "",
+            *_table(("language", *names), density),
+        ]
+    )
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """A Markdown table whose columns are also aligned as plain text."""
+    rule = ("---", *["--:"] * (len(head) - 1))
+    return [f"| {line} |" for line in aligned([head, rule, *rows], gap=" | ")]
 
 
 def draw(compared: Comparison, path: str | Path) -> None:
-    """Writes a PNG: a group of bars per language, a bar per vocabulary but the base, which is the line at 1.
+    """Writes a PNG: a group of bars per language, a bar per vocabulary; the base is the line at 1.
 
-    Languages carry their own names where a font of this machine has the letters, else their codes alone.
+    Languages have their own names if a font of this machine has the letters, else only their codes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -49,7 +113,7 @@ def draw(compared: Comparison, path: str | Path) -> None:
 
 
 def _spell(text) -> None:
-    """Gives a text of the figure a font that has its letters, or spells it in ASCII."""
+    """Gives a text of the figure a font that has its letters, or escapes it in ASCII."""
     text.set_parse_math(False)
     if families := _covering(text.get_text()):
         text.set_fontfamily(families)
@@ -58,7 +122,7 @@ def _spell(text) -> None:
 
 
 def fonts(code: str) -> list[str]:
-    """Font families that draw a language's own name; empty if there are none, or they could not lay it out."""
+    """Font families for a language's own name; empty if there are none, or this matplotlib cannot lay it out."""
     from matplotlib import ft2font
 
     if code not in NATIVE or (code in SHAPED and not hasattr(ft2font, "__libraqm_version__")):
@@ -67,14 +131,14 @@ def fonts(code: str) -> list[str]:
 
 
 def _covering(text: str) -> list[str]:
-    """The default font, and one more if it lacks a character of the text."""
+    """Font families that have all characters of the text, the default one first; empty if there are none."""
     from matplotlib import font_manager
 
     first = font_manager.FontProperties().get_name()
     entries = sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name != first, entry.name))
     for entry in entries:
         upright = entry.style == "normal" and entry.weight in (400, "normal", "regular")
-        # the font of last resort has a box with a number for every character there is
+        # The font of last resort draws every character as a box with its number
         if upright and "Last Resort" not in entry.name and _has(entry.fname, text):
             return list(dict.fromkeys((first, entry.name)))
     return []
@@ -86,5 +150,5 @@ def _has(file: str, text: Iterable[str]) -> bool:
     try:
         font = FT2Font(file)
         return all(font.get_char_index(ord(character)) for character in text if character != " ")
-    except (OSError, RuntimeError):  # a listed font that is gone or damaged
+    except (OSError, RuntimeError):  # a listed font file that is missing or damaged
         return False

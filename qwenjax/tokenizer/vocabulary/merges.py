@@ -1,13 +1,11 @@
-"""Learning merges: byte-level BPE that continues a given table of ranks (report §2.2; spec §2.4).
+"""Learning merges: byte-level BPE that continues a given table of ranks (report §2.2; released add_merges.py).
 
 A vocabulary is a list of tokens in order of rank; the two neighbours whose joined bytes have the lowest rank merge
 first. Learning takes the most frequent pair of neighbours in a corpus, gives its bytes the next rank, merges it
-everywhere, and counts again. Frequencies are those of words, the pieces that the split pattern cuts text into, so a
-corpus is read once and then forgotten.
+everywhere, and counts again. It works on frequencies of words, the pieces into which the split pattern cuts text, so a
+corpus is read only once.
 """
 
-import base64
-import functools
 import heapq
 import unicodedata
 from array import array
@@ -16,25 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from qwenjax.tokenizer.bpe import LONG, PATTERN
 
-WORDS = 2_000_000  # different words kept while counting; learning from them takes about 3 GB
+WORDS = 2_000_000  # different words kept while counting; learning from these takes about 3 GB
 BITS = 32  # a pair of token numbers is one integer: first << BITS | second
 MASK = (1 << BITS) - 1
 
 
-def byte_order() -> list[bytes]:
-    """The 256 bytes as Qwen's (and GPT-2's) vocabulary orders them: printable ones first (spec §2.1)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [bytes([byte]) for byte in (*shown, *sorted(set(range(256)) - set(shown)))]
-
-
-@functools.cache
-def spelling() -> dict[int, str]:
-    """Byte -> the character by which GPT-2 shows it: printable ones are themselves, the others come from U+0100 on."""
-    return {byte[0]: chr(byte[0]) if i < 188 else chr(256 + i - 188) for i, byte in enumerate(byte_order())}
-
-
 def without_numbers(tokens: Iterable[bytes]) -> list[bytes]:
-    """The tokens but those of several digits, which the pattern's single digits can never form (spec §2.1).
+    """The tokens without those of several digits, which the pattern's single digits can never form.
 
     Of cl100k_base these are 1,100: all numbers of two and three digits.
     """
@@ -44,8 +30,8 @@ def without_numbers(tokens: Iterable[bytes]) -> list[bytes]:
 def count_words(texts: Iterable[str], most: int = WORDS) -> Counter[str]:
     """How often each word occurs in the texts, after NFC and cutting by Qwen's split pattern.
 
-    Memory is bounded: beyond `most` different words the rarest are forgotten, as often as needed, so that counts of
-    rare words are lower bounds in a very large corpus.
+    Memory is bounded: beyond `most` different words the rarest are dropped, as often as needed, so counts of rare words
+    are lower bounds in a very large corpus.
     """
     import regex
 
@@ -76,16 +62,16 @@ def learn(
 ) -> list[bytes]:
     """New tokens, in order of rank, that continue a vocabulary.
 
-    The next token is the most frequent pair of neighbours; of equally frequent ones that of fewer characters, then
-    fewer bytes, then the first by its text (broken characters read as U+FFFD), then by its bytes. Every token is the
-    sum of two earlier ones, and encoding the words with the longer vocabulary cuts them as learning left them.
+    The next token is the most frequent pair of neighbours; among equally frequent ones that of fewer characters, then
+    fewer bytes, then the first by its text (broken characters read as U+FFFD), then by its bytes. Every token joins two
+    earlier ones, and encoding the words with the longer vocabulary cuts them as they are at the end of learning.
 
     Args:
       words: word -> frequency; what encoding treats as one piece.
       tokens: the vocabulary to continue, by rank, with all 256 bytes in it.
-      most: tokens to learn; None learns until every word is one token.
-      least: frequency below which a pair is not worth a token.
-      watch: told after each token how many there are.
+      most: number of tokens to learn; None learns until every word is one token.
+      least: a pair below this frequency gets no token.
+      watch: is called after each token with their number.
     """
     corpus = _Corpus(words, tokens, least)
     learned: list[bytes] = []
@@ -99,38 +85,42 @@ def learn(
 
 
 class _Corpus:
-    """The words as chains of tokens, and where each pair of neighbours is.
+    """The words as chains of tokens, and the positions of each pair of neighbours.
 
-    Tokens lie in flat arrays, each linked to its neighbours in the word, so that a merge costs as much as the pair
-    has occurrences, however long the words. Pairs wait in levels by frequency. A frequency only falls after the
-    merge that made the pair, so a pair is looked at again when its level is reached, and moved down if need be.
+    Tokens lie in flat arrays, each linked to its neighbours in the word, so the cost of a merge is the number of the
+    pair's occurrences, however long the words. Pairs are kept in levels by frequency. After the merge that created a
+    pair its frequency only falls, so a pair is checked when its level is reached, and moved down if necessary.
     """
 
     def __init__(self, words: Mapping[str, int], tokens: list[bytes], least: int):
         self.tokens = list(tokens)
         self.known = {token: number for number, token in enumerate(tokens)}
-        self.ids, self.left, self.right = array("i"), array("i"), array("i")  # -1: merged away; no neighbour
+        self.ids, self.left, self.right = (
+            array("i"),
+            array("i"),
+            array("i"),
+        )  # -1: merged into its neighbour; no neighbour
         self.weight = array("q")  # frequency of the word, at each of its tokens
         self.counts: dict[int, int] = {}
-        self.places: dict[int, array] = {}  # where a pair begins, ascending; stale ones are passed over
+        self.positions: dict[int, array] = {}  # where a pair begins, ascending; outdated ones are skipped
         self.levels: dict[int, list[int]] = {}  # frequency -> pairs
         self.queue: list[int] = []  # the frequencies, negative, as a heap
         self.tied: list[tuple] = []  # the pairs of the highest level, as a heap by the rule for ties
         self.level = 0
         self.least = least
-        self._lay(words)
+        self._fill(words)
         for pair in self.counts:
             self._file(pair)
 
-    def _lay(self, words: Mapping[str, int]) -> None:
+    def _fill(self, words: Mapping[str, int]) -> None:
         """Fills the arrays: the words one after another, and their pairs counted by sorting."""
         import numpy as np
         import tiktoken
 
-        # a pattern that takes any text whole: the words are cut already
+        # This pattern matches any text as one piece: the words are already split
         engine = tiktoken.Encoding("words", pat_str=r"[\s\S]+", mergeable_ranks=self.known, special_tokens={})
         for word, count in words.items():
-            ids = engine.encode_ordinary(word) if len(word) < LONG else ()  # a longer one stops the engine: no loss
+            ids = engine.encode_ordinary(word) if len(word) < LONG else ()  # the engine cannot take a longer one
             if len(ids) > 1:
                 start, last = len(self.ids), len(ids) - 1
                 self.ids.extend(ids)
@@ -140,22 +130,24 @@ class _Corpus:
         if not self.ids:
             return
         ids, right, weight = (np.frombuffer(a, a.typecode) for a in (self.ids, self.right, self.weight))
-        places = np.flatnonzero(right >= 0).astype(right.dtype)
-        pairs = ids[places].astype(np.int64) << BITS | ids[right[places]]
-        order = np.argsort(pairs, kind="stable")  # places of a pair stay ascending
-        pairs, places = pairs[order], places[order]
+        positions = np.flatnonzero(right >= 0).astype(right.dtype)
+        pairs = ids[positions].astype(np.int64) << BITS | ids[right[positions]]
+        order = np.argsort(pairs, kind="stable")  # positions of a pair stay ascending
+        pairs, positions = pairs[order], positions[order]
         edges = np.flatnonzero(np.diff(pairs, prepend=-1))
-        sums = np.add.reduceat(weight[places], edges)
+        sums = np.add.reduceat(weight[positions], edges)
         self.counts = dict(zip(pairs[edges].tolist(), sums.tolist()))
-        self.places = {pair: array("i", part.tobytes()) for pair, part in zip(self.counts, np.split(places, edges[1:]))}
+        self.positions = {
+            pair: array("i", part.tobytes()) for pair, part in zip(self.counts, np.split(positions, edges[1:]))
+        }
 
-    def _count(self, pair: int, count: int, place: int) -> None:
+    def _count(self, pair: int, count: int, position: int) -> None:
         if pair in self.counts:
             self.counts[pair] += count
-            self.places[pair].append(place)
+            self.positions[pair].append(position)
         else:
             self.counts[pair] = count
-            self.places[pair] = array("i", (place,))
+            self.positions[pair] = array("i", (position,))
 
     def _file(self, pair: int) -> None:
         """Puts a pair into the level of its frequency."""
@@ -190,14 +182,14 @@ class _Corpus:
                 self._file(pair)
 
     def merge(self, pair: int) -> bytes:
-        """Joins a pair wherever it is, from left to right; the new token."""
+        """Joins a pair at all its positions, from left to right; returns the new token."""
         first, second, new = pair >> BITS, pair & MASK, len(self.tokens)
         ids, left, right, weight, counts = self.ids, self.left, self.right, self.weight, self.counts
         token = self._joined(pair)
         self.tokens.append(token)
         self.known[token] = new
-        made: set[int] = set()
-        for i in self.places.pop(pair):
+        created: set[int] = set()
+        for i in self.positions.pop(pair):
             j = right[i]
             if ids[i] != first or j < 0 or ids[j] != second:
                 continue
@@ -206,39 +198,18 @@ class _Corpus:
                 counts[ids[before] << BITS | first] -= count
                 fresh = ids[before] << BITS | new
                 self._count(fresh, count, before)
-                made.add(fresh)
+                created.add(fresh)
             if after >= 0:
                 counts[second << BITS | ids[after]] -= count
                 fresh = new << BITS | ids[after]
                 self._count(fresh, count, i)
-                made.add(fresh)
+                created.add(fresh)
                 left[after] = i
             ids[i], ids[j], right[i] = new, -1, after
         del counts[pair]
-        for fresh in sorted(made):
-            # A sum that is a token already cannot be learned. It shows up only if that token is no sum of two earlier
-            # ones or cannot be reached from its own bytes, which no published vocabulary has.
+        for fresh in sorted(created):
+            # A join that is already a token cannot be learned. This happens only if that token does not join two
+            # earlier ones or cannot be reached from its own bytes, as in no published vocabulary.
             if self._joined(fresh) not in self.known:
                 self._file(fresh)
         return token
-
-
-def read_extra(data: bytes, source: str = "the extra vocabulary") -> list[tuple[bytes, int]]:
-    """(token, id) of a .tiktoken file whose ids may begin anywhere and have gaps (spec §2.4), in order of id.
-
-    Raises:
-      ValueError: naming the line that is not a base64 token, a blank and a number.
-    """
-    pairs = []
-    for number, line in enumerate(data.splitlines(), start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        try:
-            pairs.append((base64.b64decode(fields[0], validate=True), int(fields[1])))
-            bad = len(fields) != 2 or not pairs[-1][0] or pairs[-1][1] < 0
-        except (ValueError, IndexError):
-            bad = True
-        if bad:
-            raise ValueError(f"{source}, line {number}: wanted a base64 token and its id, got {line[:60]!r}")
-    return sorted(pairs, key=lambda pair: pair[1])

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenjax.tokenizer import gguf as gguf_vocab
-from qwenjax.tokenizer.bpe import PATTERN, write_ranks
-from qwenjax.tokenizer.gguf_head import read_head
-from qwenjax.tokenizer.vocabulary import merges
-from qwenjax.tokenizer.vocabulary.foreign import open_vocabulary
+from qwenjax.tokenizer.bpe import PATTERN, byte_order, write_ranks
+from qwenjax.tokenizer.gguf import read_head
+from qwenjax.tokenizer.vocabulary.compression import open_vocabulary
 
 tokenizers = pytest.importorskip("tokenizers")
 gguf = pytest.importorskip("gguf")
@@ -105,7 +104,7 @@ def test_ranks_without_numbers_are_cut_as_qwen_does(qwen_vocab, tmp_path):
 
 
 def test_ranks_with_numbers_are_cut_as_cl100k_does(tmp_path):
-    ranks = {token: i for i, token in enumerate([*merges.byte_order(), b"12", b"123", b"34", b" g"])}
+    ranks = {token: i for i, token in enumerate([*byte_order(), b"12", b"123", b"34", b" g"])}
     (tmp_path / "cl.tiktoken").write_bytes(write_ranks(ranks))
     vocabulary = open_vocabulary(str(tmp_path / "cl.tiktoken"))
     assert "cl100k" in vocabulary.kind
@@ -231,25 +230,25 @@ def test_damaged_gguf_files_are_refused(tmp_path_factory, data):
         read_head(path)
     except ValueError as error:
         message = str(error)
-    assert message is None or "damaged.gguf is no GGUF file" in message
+    assert message is None or "damaged.gguf is not a GGUF file" in message
 
 
 def test_what_is_no_vocabulary_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no tokenizer 'nothing': wanted 'qwen'"):
         open_vocabulary("nothing")
     for data, message in (
-        (b"neither one nor the other", "no vocabulary: neither"),
-        (b"", "no vocabulary: neither"),
-        (b'{"some": "json"}', r"no tokenizer\.json"),
-        (b"GGUF....", "no GGUF file"),
+        (b"neither one nor the other", "not a vocabulary: neither"),
+        (b"", "not a vocabulary: neither"),
+        (b'{"some": "json"}', r"not a tokenizer\.json"),
+        (b"GGUF....", "not a GGUF file"),
         (base64.b64encode(b"ab") + b" 7\n", "rank 7 where 0 was due"),
     ):
         (tmp_path / "file").write_bytes(data)
         with pytest.raises(ValueError, match=message):
             open_vocabulary(str(tmp_path / "file"))
-    with pytest.raises(ValueError, match="model='bert' are not read; 'gpt2', 'llama', 't5' are"):
+    with pytest.raises(ValueError, match="model='bert' is unknown; known: 'gpt2', 'llama', 't5'"):
         open_vocabulary(write_gguf(tmp_path / "1.gguf", "bert", token_list=["a"]))
-    with pytest.raises(ValueError, match="pre='odd' is not known; default, gpt-2"):
+    with pytest.raises(ValueError, match="pre='odd' is unknown; known: default, gpt-2"):
         open_vocabulary(write_gguf(tmp_path / "2.gguf", "gpt2", "odd", token_list=["a"]))
     with pytest.raises(ValueError, match="holds no vocabulary"):
         open_vocabulary(write_gguf(tmp_path / "3.gguf", "gpt2"))
@@ -263,5 +262,5 @@ def test_what_is_no_vocabulary_is_refused_by_name(tmp_path, monkeypatch):
 
 
 def test_known_patterns_are_named_as_in_the_files():
-    assert {"default", "gpt-2", "llama-bpe", "qwen2"} <= gguf_vocab.CUTS.keys()
-    assert set(gguf_vocab.WHOLE_WORDS) <= gguf_vocab.CUTS.keys()
+    assert {"default", "gpt-2", "llama-bpe", "qwen2"} <= gguf_vocab.SPLIT_PATTERNS.keys()
+    assert set(gguf_vocab.WHOLE_WORDS) <= gguf_vocab.SPLIT_PATTERNS.keys()
