@@ -117,11 +117,11 @@ def test_a_completion_knows_what_stopped_it(model):
 
 
 def test_what_cannot_be_chosen_among_is_refused(model, judge):
-    with pytest.raises(ValueError, match=r"best of 4 equal answers.*--temperature=1"):
+    with pytest.raises(ValueError, match=r"--best-of=4: greedy answers are all the same.*--temperature=1"):
         BestOf(judge, 4).check(model, Greedy())
     BestOf(judge, 1).check(model, Greedy())
     other = replace(judge, tokenizer=SimpleNamespace(name="spm-9", fingerprint="0" * 64))
-    with pytest.raises(ValueError, match=r"the reward model's vocabulary is spm-9 \(00000000\), the policy's spm-480"):
+    with pytest.raises(ValueError, match=r"the reward model was made with spm-9 \(fingerprint 000000000000\), not with spm-480"):
         BestOf(other, 4).check(model, Sample())
     short = replace(judge, config=replace(judge.config, context=8))
     with pytest.raises(ValueError, match="the reward model's context is 8: give it shorter texts"):
@@ -131,7 +131,7 @@ def test_what_cannot_be_chosen_among_is_refused(model, judge):
 def test_texts_are_questions_to_a_chat_model_only(model):
     assert best_of.conversation(model, {"prompt": "Hi"}) == [{"role": "user", "content": "Hi"}]
     assert best_of.conversation(model, {"messages": QUESTIONS[0]}) == QUESTIONS[0]
-    base = SimpleNamespace(habits=replace(model.habits, chat=False))
+    base = SimpleNamespace(generation_defaults=replace(model.generation_defaults, chat=False))
     assert best_of.conversation(base, {"messages": QUESTIONS[0]}) == QUESTIONS[0]
     with pytest.raises(ValueError, match="give a chat model"):
         best_of.conversation(base, {"prompt": "Hi"})

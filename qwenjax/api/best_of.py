@@ -1,7 +1,7 @@
-"""Best-of-n: a policy answers n times, and the answer that a reward model scores highest is taken.
+"""Best-of-n: a model answers n times, and the answer with the highest score of a reward model is taken.
 
-The simplest use of a reward model, and what PPO is compared with: it moves away from the policy by at most
-log n - (n-1)/n nats (Stiennon et al., arXiv 2009.01325; an upper bound, arXiv 2401.01879), without any training.
+The simplest use of a reward model, and the baseline for PPO: without any training it moves away from the policy by at
+most log n - (n-1)/n nats of KL (Stiennon et al., arXiv 2009.01325; an upper bound, arXiv 2401.01879).
 """
 
 import math
@@ -13,16 +13,17 @@ from qwenjax.api.reward_model import RewardModel
 from qwenjax.chat_format import chatml
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.generate.stops import Stop
+from qwenjax.tokenizer.base import check_same
 
 
 def best(scores: Sequence[float], ended: Sequence[bool]) -> int:
-    """The index of the highest score among the answers that ended, the first of equal ones.
+    """Index of the highest score among the answers that ended; of equal scores, the first.
 
-    One that was cut off, or stopped by anything but <|im_end|>, is scored as if it ended there, so it is taken only
-    if none ended.
+    An answer that was cut off, or stopped by anything but <|im_end|>, is scored as if it ended there, so it is taken
+    only if no answer ended.
 
     Raises:
-      ValueError: there is no score, or one that is no finite number.
+      ValueError: no scores, or one that is not finite.
     """
     if not scores or not all(map(math.isfinite, scores)):
         raise ValueError(f"scores {list(scores)}: wanted finite numbers, at least one")
@@ -30,42 +31,39 @@ def best(scores: Sequence[float], ended: Sequence[bool]) -> int:
 
 
 def divergence(n: int) -> float:
-    """KL divergence, nats, of the best of n from the policy, at most; it is reached if no two answers are equal."""
+    """Upper bound of the KL divergence, nats, of the best of n from the policy; reached if no two answers are equal."""
     return math.log(n) - (n - 1) / n
 
 
 class Chosen(NamedTuple):
-    """The best answer to one conversation, and the scores of all, in the order of their seeds."""
+    """The best answer to one conversation, and the scores of all answers in the order of their seeds."""
 
     completion: Completion
     index: int
     scores: list[float]
-    ended: int  # how many answers ended by themselves
+    ended: int  # how many answers ended with <|im_end|>
     tokens: int  # of all answers
 
 
 class BestOf(NamedTuple):
-    """How answers are chosen."""
+    """Chooses among n answers by a reward model."""
 
-    judge: RewardModel
+    reward_model: RewardModel
     n: int
 
-    def check(self, model: Model, policy: Greedy | Sample) -> None:
-        """Raises ValueError if the reward model reads other ids than the policy writes, or all n would be the same."""
-        mine, theirs = model.vocabulary, self.judge.tokenizer
-        if mine.fingerprint != theirs.fingerprint:
-            raise ValueError(
-                f"the reward model's vocabulary is {theirs.name} ({theirs.fingerprint[:8]}), the policy's {mine.name} "
-                f"({mine.fingerprint[:8]}): it must be one that was trained from this policy or its relatives"
-            )
-        if self.n > 1 and isinstance(policy, Greedy):
-            raise ValueError(f"the best of {self.n} equal answers: without sampling all are the same; --temperature=1")
+    def check(self, model: Model, sampling: Greedy | Sample) -> None:
+        """Raises ValueError for a reward model of another vocabulary, or if all n answers would be the same."""
+        ours, theirs = model.vocabulary, self.reward_model.tokenizer
+        advice = "use a reward model that was trained from this model or its relatives"
+        check_same(ours, theirs.fingerprint, "the reward model", advice, other=theirs.name)
+        if self.n > 1 and isinstance(sampling, Greedy):
+            raise ValueError(f"--best-of={self.n}: greedy answers are all the same; use --temperature=1")
 
     def answers(
         self,
         model: Model,
         conversations: Sequence[Sequence[chatml.Message]],
-        policy: Greedy | Sample,
+        sampling: Greedy | Sample,
         max_new_tokens: int,
         stop: Sequence[Stop],
         seeds: Sequence[int],
@@ -75,34 +73,34 @@ class BestOf(NamedTuple):
         Raises:
           ValueError: see `check`; or a conversation and its answer are longer than the reward model reads.
         """
-        self.check(model, policy)
+        self.check(model, sampling)
         n, prompts = self.n, [model.encode_chat(messages) for messages in conversations]
         stops = [*chatml.stop_sequences(model.vocabulary), *stop]
-        drawn = [(seed * n + i) % (1 << 32) for seed in seeds for i in range(n)]
+        answer_seeds = [(seed * n + i) % (1 << 32) for seed in seeds for i in range(n)]
         repeated = [ids for ids in prompts for _ in range(n)]
-        made = model.complete(repeated, policy, max_new_tokens, stops, drawn)
-        read = [[*ids, *one.ids, model.vocabulary.im_end] for ids, one in zip(repeated, made)]
-        scores = [float(score) for score in self.judge.score_ids(read)]
+        completions = model.complete(repeated, sampling, max_new_tokens, stops, answer_seeds)
+        texts = [[*ids, *one.ids, model.vocabulary.im_end] for ids, one in zip(repeated, completions)]
+        scores = [float(score) for score in self.reward_model.score_ids(texts)]
         chosen = []
-        for first in range(0, len(made), n):
-            some, answers = scores[first : first + n], made[first : first + n]
+        for first in range(0, len(completions), n):
+            own, answers = scores[first : first + n], completions[first : first + n]
             ended = [one.stop == (model.vocabulary.im_end,) for one in answers]
-            index, tokens = best(some, ended), sum(len(one.ids) for one in answers)
-            chosen.append(Chosen(answers[index], index, some, sum(ended), tokens))
+            index, tokens = best(own, ended), sum(len(one.ids) for one in answers)
+            chosen.append(Chosen(answers[index], index, own, sum(ended), tokens))
         return chosen
 
 
 def conversation(model: Model, row: dict[str, Any]) -> list[chatml.Message]:
-    """What a reward model is shown of a row: its 'messages', or its 'prompt' as what a user says to a chat model.
+    """The conversation of a request: its 'messages', or its 'prompt' as the user's turn for a chat model.
 
     Raises:
-      ValueError: a text for a model that goes on with texts, and does not answer them.
+      ValueError: a text for a base model, which continues texts and does not answer them.
     """
     if "messages" in row:
         return row["messages"]
-    if not model.habits.chat:
+    if not model.generation_defaults.chat:
         raise ValueError(
-            "a reward model scores answers in conversations, and nothing beside the weights says that this model was "
-            'trained to chat: give a chat model, or rows with "messages"'
+            "a reward model scores answers in conversations, and this model has no chat template: give a chat model, "
+            'or requests with "messages"'
         )
     return [{"role": "user", "content": row["prompt"]}]

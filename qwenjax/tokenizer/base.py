@@ -181,15 +181,19 @@ class Tokenizer(ABC):
         return path
 
 
-def check_same(tokenizer: Tokenizer, fingerprint: str, what: str, advice: str) -> None:
-    """Raises ValueError if `what`, which was made with the tokenizer of this fingerprint, needs another than this one.
+def check_same(
+    tokenizer: Tokenizer, fingerprint: str, what: str, advice: str, other: str = "another tokenizer"
+) -> None:
+    """Raises ValueError if `what` was made with a tokenizer of another fingerprint than this one.
 
     Args:
-      advice: how to solve it, for people.
+      what: a model, a run or data, as the message names it.
+      advice: for people, how to solve it.
+      other: how the message names the tokenizer of `fingerprint`.
     """
     if fingerprint != tokenizer.fingerprint:
         raise ValueError(
-            f"{what} was made with another tokenizer (fingerprint {fingerprint[:12]}) than {tokenizer.name} "
+            f"{what} was made with {other} (fingerprint {fingerprint[:12]}), not with {tokenizer.name} "
             f"({tokenizer.fingerprint[:12]}), so its ids mean other text: {advice}"
         )
 

@@ -19,8 +19,9 @@ from qwenjax.data.conversations.encode import Encoding
 from qwenjax.data.conversations.store import ChatDataset
 from qwenjax.generate.decode import Request, generate
 from qwenjax.generate.sampling import Sample
-from qwenjax.model import transformer
+from qwenjax.model import attention, transformer
 from qwenjax.tokenizer import Tokenizer, load_tokenizer
+from qwenjax.tokenizer.base import check_same
 from qwenjax.train.backbone import Backbone, Loaded
 from qwenjax.train.step import UNLIMITED, State, StepProgram
 
@@ -43,7 +44,7 @@ class Task:
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
         self.experiment, self.mesh = experiment, mesh
-        self.compute = experiment.compute_on(mesh.devices.flat[0].platform, mesh.shape)
+        self.compute = attention.resolve(experiment, mesh.devices.flat[0].platform, mesh.shape)
         self.backbone = Backbone(experiment, self.compute, self.has_lm_head)
         self.fingerprints: dict[str, str] = {}  # of the frozen models, by name
 
@@ -151,12 +152,7 @@ class Task:
 
     def check_tokenizer(self, fingerprint: str, path: Any) -> None:
         """Raises ValueError if the model at `path` was trained with another tokenizer."""
-        if fingerprint != self.tokenizer.fingerprint:
-            raise ValueError(
-                f"{path} was trained with another tokenizer than {self.tokenizer.name} "
-                f"({fingerprint[:12]}… there, {self.tokenizer.fingerprint[:12]}… here): "
-                "its ids mean other text"
-            )
+        check_same(self.tokenizer, fingerprint, str(path), "use a model of this tokenizer, or change data.tokenizer")
 
     # ---- state ----
 

@@ -43,7 +43,7 @@ def test_text_is_tokenised_once_and_shards_are_opened(tmp_path, as_bytes, shards
 
 def test_shards_of_another_tokenizer_are_refused(tmp_path, as_bytes, shards):
     other = tokenize([tmp_path / "corpus.jsonl"], tmp_path / "o", ByteTokenizer(fingerprint="c" * 64), progress=False)
-    with pytest.raises(ValueError, match=r"was tokenised with 'bytes' .*cccc"):
+    with pytest.raises(ValueError, match=r"was made with tokenizer 'bytes' .*cccc"):
         prepare(data(Source(shards=str(other.directory))), 0, tmp_path / "data", progress=False)
 
 
@@ -82,7 +82,7 @@ from qwenjax import config
 from qwenjax.data.shards.prepare import prepare
 
 if __name__ == "__main__":
-    data = config.Data(sources=(config.Source(text={str(tmp_path / "a.jsonl")!r}),), tokenizer="train:400", length=16)
+    data = config.Data(sources=(config.Source(text={str(tmp_path / "a.jsonl")!r}),), tokenizer="train:400", seq_len=16)
     tokenizer, (shards,), said = prepare(data, 0, {str(tmp_path / "data")!r})
     tokens = shards.read("train", 0, shards.tokens("train")).tolist()
     assert tokenizer.size == 400 and tokens.count(tokenizer.eot) == shards.index["splits"]["train"]["documents"]

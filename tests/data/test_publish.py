@@ -80,9 +80,9 @@ def test_what_is_there_is_found_again_and_never_replaced(shards, tmp_path, token
     with pytest.raises(ValueError, match=r"a/1\.0\.0 holds another data set; choose another --name or --out"):
         publish(other, tokenizer, tmp_path / "out", "a", progress=False)
     assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
-    with pytest.raises(ValueError, match="'My-Corpus': TFDS wants snake_case"):
+    with pytest.raises(ValueError, match="'My-Corpus': TFDS names are in snake_case"):
         publish(shards, tokenizer, tmp_path / "out", "My-Corpus")
-    with pytest.raises(ValueError, match="was tokenised with 'bytes'"):
+    with pytest.raises(ValueError, match="was made with tokenizer 'bytes'"):
         publish(shards, ByteTokenizer(fingerprint="c" * 64), tmp_path / "out", "b")
 
 

@@ -147,5 +147,5 @@ def test_wrong_tokenizer_is_named(shards):
     shards.check_tokenizer(ByteTokenizer())
     other = ByteTokenizer(fingerprint="c" * 64)
     other.name = "other"
-    with pytest.raises(ValueError, match=r"tokenised with 'bytes' .*bbbb.*the tokenizer given is 'other' .*cccc"):
+    with pytest.raises(ValueError, match=r"made with tokenizer 'bytes' .*bbbb.*not with other .*cccc.*or tokenise again"):
         shards.check_tokenizer(other)

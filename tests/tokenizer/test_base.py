@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwenjax.tokenizer.base import check_same
+
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -124,3 +126,12 @@ def test_empty_batches_and_texts(either):
     assert either.encode_batch([]) == []
     assert either.encode_batch(["", "a", ""]) == [[], either.encode("a"), []]
     assert either.encode("") == either.encode_ordinary("") == []
+
+
+def test_what_another_tokenizer_made_is_refused(qwen_vocab, small):
+    check_same(small, small.fingerprint, "runs/a", "")
+    message = (
+        rf"runs/a was made with another tokenizer \(fingerprint {qwen_vocab.fingerprint[:12]}\), not with spm-1000 "
+    )
+    with pytest.raises(ValueError, match=message + r"\(.*\), so its ids mean other text: use another"):
+        check_same(small, qwen_vocab.fingerprint, "runs/a", "use another")

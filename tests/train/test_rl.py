@@ -281,7 +281,7 @@ def test_a_reward_model_of_another_vocabulary_is_refused(chats, sft, rm, monkeyp
         return replace(found, meta={**found.meta, "tokenizer": files})
 
     monkeypatch.setattr(models, "detect", other)
-    refused(chats, rl_stage(chats, "grpo", sft, rm), "rm was trained with another tokenizer than")
+    refused(chats, rl_stage(chats, "grpo", sft, rm), "rm was made with another tokenizer")
 
 
 def test_files_and_text_that_are_missing_are_named(chats, sft, rm, letters):

@@ -23,6 +23,7 @@ import numpy as np
 
 from qwenjax.common import storage
 from qwenjax.common.hashing import crc32
+from qwenjax.tokenizer.base import check_same
 
 VERSION = 1
 SPLITS = ("train", "validation")
@@ -160,13 +161,9 @@ class Shards:
 
     def check_tokenizer(self, tokenizer) -> None:
         """Raises ValueError when these shards were written with another vocabulary."""
-        mine = self.tokenizer
-        if tokenizer.fingerprint != mine["fingerprint"]:
-            raise ValueError(
-                f"{self.directory} was tokenised with {mine['name']!r} ({mine['size']} ids, fingerprint "
-                f"{mine['fingerprint'][:12]}), but the tokenizer given is {tokenizer.name!r} ({tokenizer.size} ids, "
-                f"{tokenizer.fingerprint[:12]}). Use the one in {self.directory / 'tokenizer'}, or tokenise again"
-            )
+        advice = f"use the one in {self.directory / 'tokenizer'}, or tokenise again"
+        name, fingerprint = self.tokenizer["name"], self.tokenizer["fingerprint"]
+        check_same(tokenizer, fingerprint, str(self.directory), advice, other=f"tokenizer {name!r}")
 
     def read(self, split: str, start: int, n: int) -> np.ndarray:
         """Tokens [start, start + n) of a split, int32 [n]."""
