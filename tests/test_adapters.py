@@ -17,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 import qwenjax
 from qwenjax import checkpoint, config
 from qwenjax.api.checkpoint_path import detect
+from qwenjax.api.generation_defaults import GenerationDefaults
+from qwenjax.api.parameters import read_adapter, read_params, read_reward_model
 from qwenjax.config import Compute, Lora, MeshShape, ModelConfig
 from qwenjax.convert import write
 from qwenjax.interop.huggingface.load import param_shardings
@@ -93,20 +95,20 @@ def assert_same(got: dict, wanted: dict) -> None:
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "nf4"])
 def test_a_run_is_read_as_it_was_trained(base, tmp_path, kind):
-    wanted = tuned(tmp_path / "run", base, replace(HOW, base=kind), tiny_model.params())
+    wanted = tuned(tmp_path / "run", base, replace(HOW, base_dtype=kind), tiny_model.params())
     model = qwenjax.load(tmp_path / "run")
     assert_same(model.params, wanted)
     assert np.abs(wanted["blocks"]["attn"]["q"] - tiny_model.params()["blocks"]["attn"]["q"]).max() > 0.1
-    assert model.habits.chat
+    assert model.generation_defaults.chat
     assert model.tokenizer.size == 480
     source = detect(tmp_path / "run")
     assert [source.name, replace(source.base, path=Path("Qwen1.5-0.5B")).name] == ["run", "Qwen1.5-0.5B"]
 
 
 def test_a_mesh_changes_where_and_not_what(base, tmp_path):
-    wanted = tuned(tmp_path / "run", base, replace(HOW, base="int8"), tiny_model.params())
+    wanted = tuned(tmp_path / "run", base, replace(HOW, base_dtype="int8"), tiny_model.params())
     places = param_shardings(CONFIG, make_mesh(MeshShape(data=2, fsdp=2, tensor=2), CONFIG.embed))
-    spread = detect(tmp_path / "run").params(places)
+    spread = read_params(detect(tmp_path / "run"), places)
     assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, spread, places))
     assert_same(spread, wanted)
 
@@ -118,7 +120,7 @@ def test_adapters_on_adapters(base, tmp_path):
     once = merged(first, held(tiny_model.params(), HOW), HOW)
     twice = tuned(tmp_path / "one", tmp_path / "peft", HOW, qwenjax.load(tmp_path / "peft").params, seed=6)
     assert_same(twice, merged(adapters(CONFIG, HOW, seed=6), held(once, HOW), HOW))
-    how = replace(HOW, whole=("embed",))
+    how = replace(HOW, modules_to_save=("embed",))
     thrice = tuned(tmp_path / "two", tmp_path / "one", how, qwenjax.load(tmp_path / "one").params, seed=7)
     assert_same(qwenjax.load(tmp_path / "two").params, thrice)
     assert_same(thrice, merged(adapters(CONFIG, how, seed=7), held(twice, how), how))
@@ -126,7 +128,7 @@ def test_adapters_on_adapters(base, tmp_path):
 
 def gguf(folder: Path, base: Path) -> Path:
     source = detect(base)
-    return write.gguf(source, source.params(), folder / "base.gguf", "q8_0")[0]
+    return write.gguf(source, read_params(source), folder / "base.gguf", "q8_0")[0]
 
 
 def gptq(folder: Path, base: Path) -> Path:
@@ -152,23 +154,23 @@ def gptq(folder: Path, base: Path) -> Path:
 @pytest.mark.parametrize(("make", "kind"), [(gguf, "nf4"), (gptq, "bfloat16")])
 def test_a_base_of_another_form(base, tmp_path, make, kind):
     start = detect(make(tmp_path / "start", base))
-    wanted = tuned(tmp_path / "run", start.path, replace(HOW, base=kind), start.params(), start.config)
-    assert_same(detect(tmp_path / "run").params(), wanted)
+    wanted = tuned(tmp_path / "run", start.path, replace(HOW, base_dtype=kind), read_params(start), start.config)
+    assert_same(read_params(detect(tmp_path / "run")), wanted)
 
 
 def test_a_run_is_written_for_peft_and_reads_back(base, tmp_path):
     """What 8 bits and bfloat16 made of the base, the adapters say themselves; the rest is noted."""
-    how = replace(HOW, base="int8", targets=("down", "v"), whole=("embed",))
+    how = replace(HOW, base_dtype="int8", targets=("down", "v"), modules_to_save=("embed",))
     wanted = tuned(tmp_path / "run", base, how, tiny_model.params())
     source = detect(tmp_path / "run")
-    notes = write.adapter(source, source.adapter(), tmp_path / "peft")
-    assert notes == ["in training the model beneath was held as int8: read it so in PEFT, too"]
+    notes = write.adapters(source, read_adapter(source), tmp_path / "peft")
+    assert notes == ["the base model was int8 in training: load it so in PEFT as well"]
     again = detect(tmp_path / "peft")
     assert again.base.path == base
-    assert again.habits().chat
-    assert_same(again.params(), wanted)
-    longer = detect(tmp_path / "run", {"rope_base": 5e5})
-    assert "do not say that rope_base is 500000.0" in write.adapter(longer, longer.adapter(), tmp_path / "peft")[1]
+    assert GenerationDefaults.of(again).chat
+    assert_same(read_params(again), wanted)
+    longer = detect(tmp_path / "run").override({"rope_base": 5e5})
+    assert "do not say that rope_base is 500000.0" in write.adapters(longer, read_adapter(longer), tmp_path / "peft")[1]
 
 
 def test_a_base_that_is_another_model_now_is_refused(tmp_path):
@@ -219,14 +221,14 @@ def name_base(folder: Path, name: str | None) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
 
 
-def test_a_folder_is_used_like_the_model_beneath(base, folder):
+def test_a_folder_is_used_like_the_base_model(base, folder):
     model, below = qwenjax.load(folder), qwenjax.load(base)
     assert model.tokenizer.fingerprint == below.tokenizer.fingerprint
-    assert model.habits == below.habits
-    assert detect(folder, {"ntk": "true"}).config == replace(CONFIG, ntk=True)
+    assert model.generation_defaults == below.generation_defaults
+    assert detect(folder).override({"ntk": "true"}).config == replace(CONFIG, ntk=True)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 9, "top_p": 0.3}))
-    assert detect(folder).habits().ends == below.habits.ends | {9}
-    assert detect(folder).habits().sampling == {**below.habits.sampling, "top_p": 0.3}
+    assert GenerationDefaults.of(detect(folder)).eos_ids == below.generation_defaults.eos_ids | {9}
+    assert GenerationDefaults.of(detect(folder)).sampling == {**below.generation_defaults.sampling, "top_p": 0.3}
     tiny_model.tokenizer().save(folder)
     (folder / "tokenizer.model").write_bytes(b"no tokenizer")
     with pytest.raises(ValueError, match=r"adapter.tokenizer\.model"):
@@ -250,7 +252,7 @@ def test_adapters_of_another_model_are_refused(folder, tmp_path):
 
 
 def test_training_starts_from_adapters_and_its_run_loads(folder, tmp_path):
-    """What a mesh of eight reads, holds in 4 bits and trains on is what one device finds beneath the adapters again."""
+    """What a mesh of eight reads, holds in 4 bits and trains on is what one device finds under the adapters again."""
     how = Lora(rank=2, base_dtype="nf4", dropout=0.0)
     experiment = qwenjax.experiment("quickstart", {"data.seq_len": 32, "init_from": str(folder), "dropout": 0.0})
     experiment = replace(experiment, model=CONFIG, lora=how)
@@ -264,7 +266,7 @@ def test_training_starts_from_adapters_and_its_run_loads(folder, tmp_path):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     prints = {"base": checkpoint.fingerprint(found.frozen)}
     write_run(tmp_path / "run", folder, CONFIG, how, trained, frozen=prints)
-    hidden, _ = jax.jit(network.plain.apply)(lora.variables(trained, frozen), jnp.asarray(IDS))
+    hidden, _ = jax.jit(network.eval_network.apply)(lora.variables(trained, frozen), jnp.asarray(IDS))
     wanted = transformer.logits(frozen["params"], hidden)  # adapters beside the weights, as in training
     np.testing.assert_allclose(qwenjax.load(tmp_path / "run").logits(IDS), wanted, atol=1e-3)
 
@@ -275,7 +277,7 @@ def test_training_starts_from_adapters_and_its_run_loads(folder, tmp_path):
 def test_a_reward_model_with_adapters_scores(tmp_path):
     """On a language model with a head of its own, then on that reward model; the latter on a mesh, too."""
     cfg = replace(CONFIG, tie_embeddings=False)
-    headless, how = reward_head.headless(cfg), replace(HOW, base="bfloat16", whole=("embed",))
+    headless, how = reward_head.headless(cfg), replace(HOW, base_dtype="bfloat16", modules_to_save=("embed",))
     below, start = tiny_model.params(cfg), tiny_model.write(tmp_path / "lm", cfg)
     del below["head"]
     for name, seed in (("pmp", 1), ("rm", 2)):
@@ -283,23 +285,23 @@ def test_a_reward_model_with_adapters_scores(tmp_path):
         about = {"frozen": {"base": checkpoint.fingerprint(frozen)}, "calibration": [1.0, 0.0]}
         tree = {"backbone": trained, "reward": jnp.arange(cfg.embed, dtype=jnp.float32)}
         start = write_run(tmp_path / name, start, cfg, how, tree, "reward", **about)
-        below, head = detect(start).scorer()
+        below, head = read_reward_model(detect(start))[:2]
         assert_same(below, merged(trained, frozen, how))
         np.testing.assert_array_equal(head, np.arange(cfg.embed))
         with pytest.raises(ValueError, match="is a reward model: it scores texts"):
             qwenjax.load(start)
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), cfg.embed)
-    spread, head = detect(start).scorer(param_shardings(headless, mesh))
+    spread, head = read_reward_model(detect(start), param_shardings(headless, mesh))[:2]
     assert_same(spread, below)
     assert len(head.sharding.device_set) == 8
     with pytest.raises(ValueError, match="no reward model of ours; train one"):
-        detect(tmp_path / "lm").scorer()
+        read_reward_model(detect(tmp_path / "lm"))
 
 
 def test_a_reward_model_in_full_is_read_on_a_mesh(base, tmp_path):
     tree = {"backbone": jax.tree.map(jnp.asarray, tiny_model.params()), "reward": jnp.ones(CONFIG.embed)}
     run = write_run(tmp_path / "rm", base, CONFIG, Lora(), tree, "reward", calibration=[1.0, 0.0])
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2), CONFIG.embed)
-    params, head = detect(run).scorer(param_shardings(CONFIG, mesh))
+    params, head = read_reward_model(detect(run), param_shardings(CONFIG, mesh))[:2]
     assert len(head.sharding.device_set) == 8
     assert_same(params, tiny_model.params())

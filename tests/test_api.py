@@ -12,7 +12,8 @@ import tiny_model
 import qwenjax
 from qwenjax import checkpoint, config
 from qwenjax.api import jsonl_jobs
-from qwenjax.api.checkpoint_path import detect, start_from
+from qwenjax.api.checkpoint_path import compare, detect
+from qwenjax.api.parameters import read_params
 from qwenjax.config import Compute, MeshShape
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.interop.huggingface.load import param_shardings
@@ -40,17 +41,17 @@ def test_logits_are_those_of_the_parameters(model):
     hidden, _ = network.apply({"params": tiny_model.params()}, jnp.asarray(ids))
     wanted = transformer.logits(tiny_model.params(), hidden)
     np.testing.assert_allclose(model.logits(ids), wanted, atol=1e-5)
-    with pytest.raises(ValueError, match="rows of equal length"):
+    with pytest.raises(ValueError, match="texts of equal length"):
         model.logits([1, 2])
     with pytest.raises(ValueError, match="id 512 is not in the vocabulary"):
         model.logits([[1, 512]])
 
 
 def test_overrides_are_typed_and_misspelt_ones_are_told(folder):
-    changed = detect(folder, {"ntk": "true", "rope_scaling.kind": "linear", "rope_scaling.factor": 2}).config
+    changed = detect(folder).override({"ntk": "true", "rope_scaling.kind": "linear", "rope_scaling.factor": 2}).config
     assert (changed.ntk, changed.rope_scaling.kind, changed.rope_scaling.factor) == (True, "linear", 2.0)
     with pytest.raises(ValueError, match="Did you mean 'logn'"):
-        detect(folder, {"logm": True})
+        detect(folder).override({"logm": True})
     with pytest.raises(ValueError, match="not those of the config"):
         qwenjax.load(folder, layers=3)
 
@@ -116,8 +117,8 @@ def test_scores_of_text_are_of_the_text_as_the_model_would_see_it(model):
         model.score(["x"], [[1]])
 
 
-def test_prompts_that_cannot_be_gone_on_from_are_refused(model):
-    with pytest.raises(ValueError, match="empty: a model goes on from at least one token"):
+def test_prompts_that_cannot_be_continued_are_refused(model):
+    with pytest.raises(ValueError, match="empty: a model continues at least one token"):
         model.generate("")
     with pytest.raises(ValueError, match=r"prompt 1 has 64 tokens, and the model's window is 64.*ntk=True"):
         model.generate([[5], [5] * 64])
@@ -148,15 +149,15 @@ def test_what_is_saved_loads_with_the_same_bits(model, tmp_path):
     same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), again.params, model.params)
     assert jax.tree.all(same)
     assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
-    assert again.habits.chat
+    assert again.generation_defaults.chat
 
 
 def test_release_settings_decide_how_it_samples(tmp_path):
     folder = tiny_model.write(tmp_path / "released")  # top_p 0.8, repetition_penalty 1.1
     model = qwenjax.load(folder)
     assert model.sampling == Sample(top_k=0, top_p=0.8, repetition_penalty=1.1)
-    assert model.policy(temperature=0) == Greedy(1.1)
-    assert model.habits.ends == {model.tokenizer.eot, model.tokenizer.im_end}
+    assert model.generation_defaults.sampler(temperature=0) == Greedy(1.1)
+    assert model.generation_defaults.eos_ids == {model.tokenizer.eot, model.tokenizer.im_end}
 
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(folder, tmp_path):
@@ -168,7 +169,7 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(folder, tmp_path):
     (tmp_path / "small" / "tokenizer.model").unlink()
     bare = qwenjax.load(tmp_path / "small")
     assert bare.generate([[5, 6]], max_new_tokens=2)[0]
-    with pytest.raises(ValueError, match="no tokenizer lies with these weights"):
+    with pytest.raises(ValueError, match="no tokenizer found"):
         bare.generate("x")
 
 
@@ -200,12 +201,13 @@ def test_training_starts_from_any_of_them(run, folder):
     mesh = make_mesh(MeshShape(), tiny_model.CONFIG.embed)
     places = param_shardings(tiny_model.CONFIG, mesh)
     for path in (run, folder):
-        params, tokenizer, differing = start_from(path, replace(tiny_model.CONFIG, context=4096), places)
+        source, model = detect(path), replace(tiny_model.CONFIG, context=4096)
+        params = read_params(replace(source, config=model), places)
         assert params["blocks"]["attn"]["q"].sharding == places["blocks"]["attn"]["q"]
-        assert tokenizer.size == 480
-        assert differing == [f"context=64 in {path}, 4096 here"]
+        assert source.tokenizer().size == 480
+        assert compare(source, model, path) == [f"context=64 in {path}, 4096 here"]
     with pytest.raises(ValueError, match=r"layers=2 instead of 3.*--set model.layers=2"):
-        start_from(folder, replace(tiny_model.CONFIG, layers=3))
+        compare(detect(folder), replace(tiny_model.CONFIG, layers=3), folder)
 
 
 def test_nothing_there(tmp_path):
@@ -244,7 +246,7 @@ def test_a_killed_job_goes_on_and_ends_the_same(model, tmp_path):
         ("", "holds no rows"),
         ("{", "line 1 is no JSON"),
         ('{"text": 1}', "line 1: wanted an object with"),
-        ('{"prompt": "a"}\n{"messages": []}', "line 2: all rows have prompts or all have messages"),
+        ('{"prompt": "a"}\n{"messages": []}', "line 2: all rows must have the same one of"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, text, message):

@@ -1,67 +1,97 @@
-"""How a checkpoint is meant to be used: whether it chats, what ends its texts, how its release samples."""
+"""How a checkpoint is meant to be used: whether it chats, which tokens end its texts, how its release samples."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qwenjax.api.checkpoint_path import CheckpointPath
+from qwenjax.common.storage import read_json
 from qwenjax.config import RL_TASKS, ModelConfig
+from qwenjax.generate.sampling import Greedy, Sample
+from qwenjax.interop.huggingface.directory import KEPT
 from qwenjax.interop.huggingface.tokenizer import generation_config
 from qwenjax.tokenizer import Tokenizer
 
+SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")  # what a `Sample` can be asked for
 # Keys of generation_config.json that say how to sample
-SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+SAMPLING_KEYS = ("do_sample", *SAMPLING, "max_new_tokens")
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What lies beside the weights.
+    """What the files of a checkpoint say about generation.
 
     Attributes:
       chat: it was trained on dialogues in ChatML.
-      ends: ids that end its texts, beside the tokenizer's own.
-      sampling: entries of generation_config.json, by `SAMPLING`.
-      max_window_size: tokens that a conversation's history may have; None: not said.
-      ours: a run of ours, whose texts begin with the end of the one before, as rows of training do.
+      eos_ids: ids that end its texts, besides the tokenizer's own.
+      sampling: entries of generation_config.json, those of `SAMPLING_KEYS`.
+      max_window_size: tokens that a conversation's history may have; None if the files do not say.
+      from_run: a run of `qwenjax.train`, whose texts begin with <|endoftext|>, as in training.
     """
 
     chat: bool = False
-    ends: frozenset[int] = frozenset()
+    eos_ids: frozenset[int] = frozenset()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     max_window_size: int | None = None
-    ours: bool = False
+    from_run: bool = False
 
     @classmethod
-    def of_run(cls, meta: Mapping[str, Any]) -> "GenerationDefaults":
-        """Of a run: its task says whether it saw dialogues."""
-        return cls(chat=meta["experiment"].get("task") in ("sft", "dpo", *RL_TASKS), ours=True)
+    def of(cls, source: CheckpointPath) -> "GenerationDefaults":
+        """Those of a checkpoint; adapters add what their own files say to those of the base model."""
+        if source.meta:
+            return cls(chat=source.meta["experiment"].get("task") in ("sft", "dpo", *RL_TASKS), from_run=True)
+        if source.hub_checkpoint:
+            return cls._of_files(source.hub_checkpoint.files)
+        files = {name: read_json(source.path / name) for name in KEPT if (source.path / name).is_file()}
+        own, base = cls._of_files({"config.json": {}, **files}), cls.of(source.base)
+        sampling = {**base.sampling, **own.sampling}
+        return replace(base, chat=own.chat or base.chat, eos_ids=own.eos_ids | base.eos_ids, sampling=sampling)
 
     @classmethod
-    def of_files(cls, files: Mapping[str, Any]) -> "GenerationDefaults":
-        """Of what interop found beside the tensors."""
+    def _of_files(cls, files: Mapping[str, Any]) -> "GenerationDefaults":
+        """Those of the files that interop found beside the tensors."""
         if head := files.get("gguf"):
-            named = (head.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+            eos = (head.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
             template = head.get("tokenizer.chat_template") or ""
-            return cls("<|im_start|>" in template, frozenset(i for i in named if isinstance(i, int)))
-        said = files.get("generation_config.json", {})
-        ends = said.get("eos_token_id", files["config.json"].get("eos_token_id"))
-        ends = ends if isinstance(ends, list) else [ends]
+            return cls("<|im_start|>" in template, frozenset(i for i in eos if isinstance(i, int)))
+        values = files.get("generation_config.json", {})
+        eos = values.get("eos_token_id", files["config.json"].get("eos_token_id"))
         template = str(files.get("tokenizer_config.json", {}).get("chat_template") or "")
-        window = said.get("max_window_size")
+        window = values.get("max_window_size")
         return cls(
-            said.get("chat_format") == "chatml" or "<|im_start|>" in template,
-            frozenset(i for i in ends if isinstance(i, int)),
-            {key: said[key] for key in SAMPLING if said.get(key) is not None},
+            values.get("chat_format") == "chatml" or "<|im_start|>" in template,
+            frozenset(i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)),
+            {key: values[key] for key in SAMPLING_KEYS if values.get(key) is not None},
             window if isinstance(window, int) else None,
         )
 
-    def generation(self, tokenizer: Tokenizer | None, layout: str, config: ModelConfig) -> dict[str, Any] | None:
-        """generation_config.json of what is written: ours as the releases sample, others' as they said themselves."""
+    def sampler(self, **changes: float) -> Greedy | Sample:
+        """How the release samples, with changes of temperature, top_p, top_k or repetition_penalty.
+
+        Where the release does not sample, a temperature, top_p or top_k asks for it; temperature 0 is greedy.
+
+        Raises:
+          ValueError: a value out of its range.
+        """
+        values = {key: self.sampling[key] for key in SAMPLING if key in self.sampling} | changes
+        sample = self.sampling.get("do_sample", False) or changes.keys() & {"temperature", "top_k", "top_p"}
+        if sample and values.get("temperature", 1.0) >= 0.01:  # the releases' server draws the line there
+            return Sample(**values)
+        return Greedy(values.get("repetition_penalty", 1.0))
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest answer: as the release says, or 512."""
+        return self.sampling.get("max_new_tokens", 512)
+
+    def generation_config(self, tokenizer: Tokenizer | None, layout: str, config: ModelConfig) -> dict[str, Any] | None:
+        """generation_config.json for a written model: a run samples as the releases do, others as their files said."""
         if tokenizer is None:
             return None
         values = generation_config(tokenizer, layout, config, self.chat)
-        if self.ours:
+        if self.from_run:
             return values
         own = dict(self.sampling)
         if layout == "qwen" and self.max_window_size:
             own["max_window_size"] = self.max_window_size
-        return {key: value for key, value in values.items() if key not in SAMPLING} | own
+        return {key: value for key, value in values.items() if key not in SAMPLING_KEYS} | own

@@ -1,12 +1,12 @@
-"""Completions of a whole file: JSON lines in, JSON lines out, in batches, going on where a killed run was."""
+"""Completions of a whole JSONL file into another one, in batches; a killed run continues where it was."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenjax.api.best_of import BestOf, Chosen, conversation
+from qwenjax.api.best_of import BestOf, conversation
 from qwenjax.api.model import Model
 from qwenjax.chat_format import chatml
 from qwenjax.common import jsonl
@@ -15,7 +15,7 @@ from qwenjax.generate.stops import Stop
 
 
 class CompletionJob(NamedTuple):
-    """What is wanted of every row."""
+    """How all requests are completed."""
 
     sampling: Greedy | Sample
     max_new_tokens: int
@@ -23,20 +23,20 @@ class CompletionJob(NamedTuple):
     seed: int
     batch: int
 
-    def digest(self, path: str) -> str:
-        """What rows are marked with, so that two runs with other settings are not mixed. Batches change nothing."""
-        return hashlib.sha256(repr((path, self._replace(batch=0))).encode()).hexdigest()[:8]
+    def digest(self, model: str) -> str:
+        """Marks the output, so that different settings are not mixed. The batch size changes no completion."""
+        return hashlib.sha256(repr((model, self._replace(batch=0))).encode()).hexdigest()[:8]
 
 
 def read_requests(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file, each with 'prompt' (text) or 'messages' (a conversation), all of one kind.
+    """Requests of a JSONL file: each has 'prompt' (text) or 'messages' (a conversation), all of them the same one.
 
-    Prompts of the chat schema, which are turns, become 'messages'.
+    A prompt of the chat schema, which is a list of turns, becomes 'messages'.
 
     Raises:
       ValueError: a line that is neither; its number is named.
     """
-    rows = []
+    requests = []
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -50,23 +50,23 @@ def read_requests(path: str | Path) -> list[dict[str, Any]]:
             kinds = {"prompt", "messages"} & row.keys() if isinstance(row, dict) else set()
             if len(kinds) != 1 or (kinds == {"prompt"} and not isinstance(row["prompt"], str)):
                 raise ValueError(f'{path}, line {number}: wanted an object with "prompt" (a text) or "messages"')
-            if rows and kinds.isdisjoint(rows[0]):
-                raise ValueError(f"{path}, line {number}: all rows have prompts or all have messages, not some of each")
-            rows.append(row)
-    if not rows:
+            if requests and kinds.isdisjoint(requests[0]):
+                raise ValueError(f'{path}, line {number}: all rows must have the same one of "prompt" and "messages"')
+            requests.append(row)
+    if not requests:
         raise ValueError(f"{path} holds no rows")
-    return rows
+    return requests
 
 
-def resume(out: Path, rows: list[dict[str, Any]], digest: str) -> int:
-    """How many of the rows are done. A line that a kill cut short is removed from the file.
+def resume(out: Path, requests: list[dict[str, Any]], digest: str) -> int:
+    """How many requests are completed. A line that a kill cut short is removed from the file.
 
     Raises:
-      ValueError: what is there answers other rows, or was made with other settings.
+      ValueError: the file answers other requests, or was written with other settings.
     """
     if not out.exists():
         return 0
-    done, whole = 0, 0
+    done, size = 0, 0
     with out.open("rb") as file:
         for line in file:
             try:
@@ -75,63 +75,57 @@ def resume(out: Path, rows: list[dict[str, Any]], digest: str) -> int:
                 row = None
             if row is None:
                 break
-            if done == len(rows) or {key: row.get(key) for key in rows[done]} != rows[done]:
+            if done == len(requests) or {key: row.get(key) for key in requests[done]} != requests[done]:
                 raise ValueError(f"{out}, line {done + 1} answers another input: give another --out, or delete it")
             if row.get("settings") != digest:
                 raise ValueError(
                     f"{out} was made with another model or other options: give another --out, or the same options"
                 )
-            done, whole = done + 1, whole + len(line)
+            done, size = done + 1, size + len(line)
     with out.open("r+b") as file:
-        file.truncate(whole)
+        file.truncate(size)
     return done
 
 
 def run(
     model: Model,
-    rows: list[dict[str, Any]],
+    requests: list[dict[str, Any]],
     done: int,
     job: CompletionJob,
     digest: str,
     out: Path,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[int], None] = lambda requests: None,
     best_of: BestOf | None = None,
 ) -> int:
-    """Completes the rows from `done` on, appending each batch to `out`. Returns the number of tokens made.
+    """Completes the requests from `done` on, appending each batch to `out`. Returns the number of generated tokens.
 
-    A row's output is the row with completion, reason, tokens, logprob and settings; of the best of several also its
-    score, and scores, those of all. Its seed is its own 'seed', or the job's plus its number, whatever batch it is in.
+    An output row is the request with completion, reason, tokens, logprob and settings; with `best_of` also score and
+    the scores of all answers. The seed of a request is its own 'seed', or the job's plus its number, in any batch.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    tokens = 0
-    for first, batch in _batches(rows, done, max(1, job.batch // best_of.n) if best_of else job.batch):
+    tokens, size = 0, max(1, job.batch // best_of.n) if best_of else job.batch
+    for first in range(done, len(requests), size):
+        batch = requests[first : first + size]
         seeds = [row.get("seed", job.seed + first + i) for i, row in enumerate(batch)]
         if best_of:
-            asked = [conversation(model, row) for row in batch]
-            chosen = best_of.answers(model, asked, job.sampling, job.max_new_tokens, job.stop, seeds)
-            found, more = [one.completion for one in chosen], [_scored(one) for one in chosen]
+            conversations = [conversation(model, row) for row in batch]
+            chosen = best_of.answers(model, conversations, job.sampling, job.max_new_tokens, job.stop, seeds)
+            completions, scores = [one.completion for one in chosen], []
+            for one in chosen:
+                rounded = [round(score, 4) for score in one.scores]
+                scores.append({"score": rounded[one.index], "scores": rounded})
             tokens += sum(one.tokens for one in chosen)
         else:
             chat = "messages" in batch[0]
             prompts = [model.encode_chat(row["messages"]) if chat else row["prompt"] for row in batch]
             stop = [*(chatml.stop_sequences(model.tokenizer) if chat else ()), *job.stop]
-            found = model.complete(prompts, job.sampling, job.max_new_tokens, stop, seeds)
-            more = [{}] * len(batch)
-            tokens += sum(len(made.ids) for made in found)
+            completions = model.complete(prompts, job.sampling, job.max_new_tokens, stop, seeds)
+            scores = [{}] * len(batch)
+            tokens += sum(len(one.ids) for one in completions)
         with out.open("ab") as file:
-            for row, made, scores in zip(batch, found, more):
-                answer = {"completion": made.text, "reason": made.reason, "tokens": len(made.ids)}
-                whole = row | answer | {"logprob": round(made.logprob, 4)} | scores | {"settings": digest}
-                file.write(jsonl.encode(whole))
+            for row, one, score in zip(batch, completions, scores):
+                answer = {"completion": one.text, "reason": one.reason, "tokens": len(one.ids)}
+                answer["logprob"] = round(one.logprob, 4)
+                file.write(jsonl.encode(row | answer | score | {"settings": digest}))
         progress(len(batch))
     return tokens
-
-
-def _scored(one: Chosen) -> dict[str, Any]:
-    scores = [round(score, 4) for score in one.scores]
-    return {"score": scores[one.index], "scores": scores}
-
-
-def _batches(rows: list, done: int, size: int) -> Iterator[tuple[int, list]]:
-    for first in range(done, len(rows), size):
-        yield first, rows[first : first + size]

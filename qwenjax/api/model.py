@@ -1,7 +1,7 @@
-"""A model to talk to: logits, completions, conversations, scores.
+"""A language model for use: logits, scores, completions, conversations.
 
-Texts are encoded plainly: `<|im_end|>` typed by a user cannot end a turn. Whoever wants control tokens in a prompt
-gives ids, of `model.tokenizer.encode`.
+Texts are encoded without control tokens: `<|im_end|>` typed by a user cannot end a turn. For control tokens in a
+prompt, give the ids of `model.tokenizer.encode`. Axes: b texts, t positions, v vocabulary.
 """
 
 import contextlib
@@ -16,10 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qwenjax.api import likelihood, scoring
+from qwenjax.api import scoring
 from qwenjax.api.generation_defaults import GenerationDefaults
-from qwenjax.api.options import SAMPLING
-from qwenjax.api.streaming import Stream
 from qwenjax.chat_format import chatml
 from qwenjax.config import Compute, ModelConfig
 from qwenjax.generate import decode
@@ -35,22 +33,21 @@ class Completion(NamedTuple):
     """What a model wrote after one prompt."""
 
     text: str
-    ids: list[int]  # without the stop
-    logprob: float  # of these ids, under the model's own distribution
-    reason: str  # why it ended: 'stop', or 'length', the limit of tokens
-    stop: tuple[int, ...] = ()  # the ids that ended it; none where a text did
+    ids: list[int]  # without the stop sequence
+    logprob: float  # of these ids, under the model's own distribution, nats
+    reason: str  # why it ended: 'stop', or 'length' at the limit of tokens
+    stop: tuple[int, ...] = ()  # the ids that ended it; () where a text did
 
 
 @dataclass
 class Model:
-    """Parameters and all that is needed to use them.
+    """Parameters, and everything that is needed to use them.
 
     Attributes:
       params: as `transformer.init_params`, in the dtype that was asked for.
-      tokenizer: None if none lay with the weights; then prompts are ids.
-      habits: what the files say about how the model is used.
+      tokenizer: None if the checkpoint has none; then prompts are ids.
       window: the longest text, in tokens, that `generate` and `chat` accept, the answer included; None is no limit.
-        By default what the model was trained for, or no limit where dynamic NTK extends it.
+        It is the length that the model was trained for; there is no limit where dynamic NTK extends it.
     """
 
     config: ModelConfig
@@ -58,55 +55,55 @@ class Model:
     tokenizer: Tokenizer | None
     compute: Compute
     mesh: Mesh | None = None
-    habits: GenerationDefaults = field(default_factory=GenerationDefaults)
+    generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     window: int | None = field(init=False)
 
     def __post_init__(self):
         config, scaling = self.config, self.config.rope_scaling
-        known = math.floor(max(config.context, (scaling.original or config.context) * scaling.factor))
-        self.window = None if config.ntk else known
+        trained = math.floor(max(config.context, (scaling.original or config.context) * scaling.factor))
+        self.window = None if config.ntk else trained
         self.network = transformer.Transformer(config, self.compute)
 
     def __repr__(self):
         size = f"{self.config.params / 1e6:,.0f}M parameters"
         return f"Model({size}, {self.config.layers} layers, context {self.config.context}, {self.tokenizer!r})"
 
-    # ---- numbers ----
+    # ---- logits and scores ----
 
     def logits(self, ids: Any) -> jax.Array:
-        """Scores of the next token after each position: int [b t] -> float32 [b t v], all context options on.
+        """Logits of the next token after each position: int [b t] -> float32 [b t v], with all context extensions.
 
         Raises:
-          ValueError: not rows of ids of one length, or an id beyond the embedding.
+          ValueError: ids of another shape, or an id beyond the embedding.
         """
         ids = np.asarray(ids)
         if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"wanted ids [b t], rows of equal length, got {ids.dtype} of shape {ids.shape}")
+            raise ValueError(f"wanted ids [b t], texts of equal length, got {ids.dtype} of shape {ids.shape}")
         self._check_ids(ids)
-        with self._placed():
+        with self._in_mesh():
             return _logits(self.params, ids.astype(np.int32), model=self.network)
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Prompt]) -> list[float]:
         """Summed log-probability, nats, of each continuation after its prompt.
 
-        Of two texts, blanks at the end of the prompt belong to the continuation, and the whole is encoded at once, as
-        the model would see it. An empty prompt stands for the beginning of a text.
+        Two texts are encoded together, as the model would see them; blanks at the end of the prompt belong to the
+        continuation. An empty prompt stands for the beginning of a text.
 
         Raises:
-          ValueError: not as many of either, or a pair of ids and text.
+          ValueError: different numbers of prompts and continuations, or a pair of ids and text.
         """
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts and {len(continuations)} continuations: wanted as many")
         pairs = [self._pair(p, c) for p, c in zip(prompts, continuations)]
-        with self._placed():
+        with self._in_mesh():
             return scoring.score(self.network, self.params, pairs)
 
     def likelihoods(
         self, texts: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda tokens: None
-    ) -> list[likelihood.Likelihood]:
-        """Log-probability of every token of texts of ids, however long; see `likelihood.likelihoods`."""
-        with self._placed():
-            return likelihood.likelihoods(self.network, self.params, texts, self._size, progress)
+    ) -> list[scoring.Likelihood]:
+        """Log-probability of every token of texts of ids, of any length; see `scoring.likelihoods`."""
+        with self._in_mesh():
+            return scoring.likelihoods(self.network, self.params, texts, self._vocab_size, progress)
 
     def _pair(self, prompt: Prompt, continuation: Prompt) -> tuple[list[int], list[int]]:
         if isinstance(prompt, str) != isinstance(continuation, str):
@@ -114,10 +111,9 @@ class Model:
         if not isinstance(prompt, str):
             ids = [*prompt], [*continuation]
         else:
-            start = prompt.rstrip()
-            whole = self.vocabulary.encode_ordinary(prompt + continuation)
-            given = self.vocabulary.encode_ordinary(start)
-            ids = [*self._prefix, *given], whole[len(given) :]
+            both = self.vocabulary.encode_ordinary(prompt + continuation)
+            start = self.vocabulary.encode_ordinary(prompt.rstrip())
+            ids = [*self._prefix, *start], both[len(start) :]
         self._check_ids(np.array([*ids[0], *ids[1]], np.int64))
         return ids if ids[0] else ([self.vocabulary.eot], ids[1])
 
@@ -135,20 +131,20 @@ class Model:
         """What follows each prompt: a string for a string, strings for strings, lists of ids for lists of ids.
 
         Args:
-          sampling: a policy of `generate.sampling`; None: as the release samples, or greedily if it does not say.
-          stop: texts or sequences of ids that end a completion and are no part of it; a model's own end of text does.
-          seeds: one for each prompt, or of the first, the next having the next. A prompt's draws are its own: they do
-            not depend on the others.
-          on_text: told the row and each piece of text as it comes; pieces join to the completion.
+          sampling: of `generate.sampling`; None: as the release samples, or greedy if it does not say.
+          stop: texts or sequences of ids that end a completion and are left out of it. The model's own end tokens
+            always end one.
+          seeds: one for each prompt; or that of the first, and prompt i has seeds + i. A completion does not depend
+            on the other prompts.
+          on_text: called with the prompt's number and each piece of text as it comes; pieces join to the completion.
         Raises:
           ValueError: an empty prompt, or one that is longer than the window.
         """
-        one = isinstance(prompts, str)
-        listed = [prompts] if one else list(prompts)
-        done = self.complete(listed, sampling, max_new_tokens, stop, seeds, on_text)
-        if one:
+        several = [prompts] if isinstance(prompts, str) else list(prompts)
+        done = self.complete(several, sampling, max_new_tokens, stop, seeds, on_text)
+        if isinstance(prompts, str):
             return done[0].text
-        return [c.text if isinstance(p, str) else c.ids for p, c in zip(listed, done)]
+        return [c.text if isinstance(p, str) else c.ids for p, c in zip(several, done)]
 
     def complete(
         self,
@@ -159,7 +155,7 @@ class Model:
         seeds: int | Sequence[int] = 0,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Completion]:
-        """As `generate`, with ids, log-probability and why each completion ended."""
+        """Like `generate`, with ids, log-probability and why each completion ended."""
         seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else seeds
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: wanted one each, or a single number")
@@ -169,8 +165,8 @@ class Model:
         requests = []
         for i, (prompt, seed) in enumerate(zip(prompts, seeds)):
             ids = self.encode(prompt)
-            requests.append(decode.Request(ids, self._room(ids, max_new_tokens, i), sampling, seed))
-        return self._run(requests, [*self._ends(), *_listed(stop)], on_text)
+            requests.append(decode.Request(ids, self._limit(ids, max_new_tokens, i), sampling, seed))
+        return self._run(requests, [*self._eos_ids(), *_as_list(stop)], on_text)
 
     def chat(
         self,
@@ -184,34 +180,21 @@ class Model:
         """The answer to a conversation [{"role": …, "content": …}], in ChatML.
 
         Raises:
-          ValueError: a model without ChatML, messages that it does not have, or more of them than the window holds.
+          ValueError: a model without ChatML, messages that ChatML does not have, or more of them than the window holds.
         """
         ids = self.encode_chat(messages)
-        stops = [*chatml.stop_sequences(self.vocabulary), *self._ends()]
-        stops += _listed(stop)
+        stops = [*chatml.stop_sequences(self.vocabulary), *self._eos_ids(), *_as_list(stop)]
         sampling = self.sampling if sampling is None else sampling
-        request = decode.Request(ids, self._room(ids, max_new_tokens, None), sampling, seed)
+        request = decode.Request(ids, self._limit(ids, max_new_tokens, None), sampling, seed)
         return self._run([request], stops, on_text and (lambda row, text: on_text(text)))[0].text
 
     @property
     def sampling(self) -> Greedy | Sample:
-        """The policy of the release's generation_config.json; without one, greedy."""
-        return self.policy()
-
-    def policy(self, **changes: float) -> Greedy | Sample:
-        """A policy like the release's but for temperature, top_p, top_k or repetition_penalty.
-
-        Where the release does not sample, a temperature, top_p or top_k asks for it; temperature 0 is greedy.
-        """
-        said = self.habits.sampling
-        values = {key: said[key] for key in SAMPLING if key in said} | changes
-        sample = said.get("do_sample", False) or changes.keys() & {"temperature", "top_k", "top_p"}
-        if sample and values.get("temperature", 1.0) >= 0.01:  # as the releases' server draws the line
-            return Sample(**values)
-        return Greedy(values.get("repetition_penalty", 1.0))
+        """How the release's generation_config.json samples; greedy without one."""
+        return self.generation_defaults.sampler()
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Ids of a prompt as the model reads it: of a text, with what stands before every text.
+        """Ids of a prompt as the model reads it; those of a text have what begins every text in front.
 
         Raises:
           ValueError: it is empty, or an id is beyond the embedding.
@@ -222,74 +205,74 @@ class Model:
             ids = [*prompt]
         if not ids:
             raise ValueError(
-                "the prompt is empty: a model goes on from at least one token; to begin a new text give the ids "
+                "the prompt is empty: a model continues at least one token; to begin a new text give the ids "
                 "[[model.tokenizer.eot]]"
             )
         self._check_ids(np.array(ids, np.int64))
         return ids
 
     def encode_chat(self, messages: Sequence[chatml.Message]) -> list[int]:
-        """Ids of a conversation up to where the assistant speaks. Raises ValueError without ChatML."""
+        """Ids of a conversation, up to where the assistant answers. Raises ValueError without ChatML."""
         return self.vocabulary.encode_chat(messages)
 
-    # ---- within ----
+    # ---- details ----
 
     def _run(self, requests: list[decode.Request], stops: Sequence[Stop], on_text) -> list[Completion]:
         streams = [Stream(self.vocabulary, functools.partial(on_text, i)) for i in range(len(requests)) if on_text]
-        with self._placed():
+        with self._in_mesh():
             done = decode.generate(
                 *self._prepared,
                 requests,
-                size=self._size,
+                size=self._vocab_size,
                 stops=stops,
                 decode=None if self.tokenizer is None else self.tokenizer.decode,
                 on_token=(lambda row, ids: streams[row].push(ids)) if streams else None,
             )
-        found = [self._completion(c) for c in done]
-        for stream, completion in zip(streams, found):
+        completions = [self._completion(c) for c in done]
+        for stream, completion in zip(streams, completions):
             stream.finish(completion.text)
-        return found
+        return completions
 
     @functools.cached_property
     def _prepared(self) -> tuple[transformer.Transformer, dict]:
-        """The network and parameters as decoding wants them: a copy, made when first needed."""
+        """The network and parameters in the form for decoding: a copy, made on first use."""
         return transformer.prepare(self.network, self.params)
 
-    def _completion(self, made: decode.GeneratedRow) -> Completion:
-        text = made.text
+    def _completion(self, generated: decode.GeneratedRow) -> Completion:
+        text = generated.text
         if text is None:
-            text = "" if self.tokenizer is None else self.tokenizer.decode(made.ids)
-        return Completion(text, made.ids, math.fsum(made.model_logprobs), made.reason, made.stop)
+            text = "" if self.tokenizer is None else self.tokenizer.decode(generated.ids)
+        return Completion(text, generated.ids, math.fsum(generated.model_logprobs), generated.reason, generated.stop)
 
     @property
     def vocabulary(self) -> Tokenizer:
         """The tokenizer. Raises ValueError if there is none."""
         if self.tokenizer is None:
-            raise ValueError("no tokenizer lies with these weights: give ids, or put its file beside them")
+            raise ValueError("no tokenizer found; put tokenizer.json into the folder, or give ids instead of text")
         return self.tokenizer
 
     @property
-    def _size(self) -> int:
-        """Ids that may be written: the embedding has padding rows behind those of the tokenizer."""
+    def _vocab_size(self) -> int:
+        """Ids that may be generated: the embedding has padding rows after those of the tokenizer."""
         return self.config.vocab if self.tokenizer is None else self.tokenizer.size
 
     @property
     def _prefix(self) -> Sequence[int]:
-        return (self.vocabulary.eot,) if self.habits.ours else self.vocabulary.prefix
+        return (self.vocabulary.eot,) if self.generation_defaults.from_run else self.vocabulary.prefix
 
-    def _ends(self) -> list[int]:
+    def _eos_ids(self) -> list[int]:
         """Ids that end a text, by tokenizer and files."""
-        own = () if self.tokenizer is None else (self.tokenizer.eot,)
-        return sorted({*own, *self.habits.ends})
+        eot = () if self.tokenizer is None else (self.tokenizer.eot,)
+        return sorted({*eot, *self.generation_defaults.eos_ids})
 
-    def _room(self, ids: list[int], max_new: int, row: int | None) -> int:
-        """Tokens that may follow a prompt."""
+    def _limit(self, ids: list[int], max_new_tokens: int, prompt: int | None) -> int:
+        """How many tokens may follow a prompt."""
         if self.window is None or len(ids) < self.window:
-            return max_new if self.window is None else min(max_new, self.window - len(ids))
-        which = "the conversation" if row is None else f"prompt {row}"
+            return max_new_tokens if self.window is None else min(max_new_tokens, self.window - len(ids))
+        which = "the conversation" if prompt is None else f"prompt {prompt}"
         raise ValueError(
             f"{which} has {len(ids):,} tokens, and the model's window is {self.window:,}, the answer included: shorten "
-            "it, or load the model with ntk=True, logn=True, which lets it read on (report §2.3.2)"
+            "it, or load the model with ntk=True, logn=True, which extends the window (report §2.3.2)"
         )
 
     def _check_ids(self, ids: np.ndarray) -> None:
@@ -298,11 +281,35 @@ class Model:
             bad = ids[(ids < 0) | (ids >= size)].flat[0]
             raise ValueError(f"id {bad} is not in the vocabulary, which has ids 0 … {size - 1}")
 
-    def _placed(self):
+    def _in_mesh(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-def _listed(stop: str | Sequence[Stop]) -> list[Stop]:
+class Stream:
+    """Turns the tokens of one completion into pieces of text that join to the whole, never half a character.
+
+    `generate` gives no tokens that a stop sequence may still take back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, emit: Callable[[str], None]):
+        """`emit` is given every piece."""
+        self._decoder, self._emit, self._sent = tokenizer.stream(), emit, 0
+
+    def push(self, ids: Sequence[int]) -> None:
+        """Takes the tokens that came, in order."""
+        self._send("".join(map(self._decoder.push, ids)))
+
+    def finish(self, text: str) -> None:
+        """The completion is `text`: sends what is left of it."""
+        self._send(text[self._sent :])
+
+    def _send(self, text: str) -> None:
+        if text:
+            self._sent += len(text)
+            self._emit(text)
+
+
+def _as_list(stop: str | Sequence[Stop]) -> list[Stop]:
     return [stop] if isinstance(stop, str) else list(stop)
 
 

@@ -12,20 +12,17 @@ if TYPE_CHECKING:
     from qwenjax.api.reward_model import RewardModel
 
 MODEL = """
---model=PATH is found out by looking at the files:
-  a directory of the Hugging Face form   Qwen, Qwen1.5 to 3, Llama and what is shaped like it; GPTQ of Int4 and Int8
+--model=PATH; the format is detected from the files:
+  a directory with config.json           of the Hugging Face hub: Qwen, Qwen1.5 to 3, Llama; GPTQ Int4 and Int8
   a directory with adapter_config.json   low-rank adapters of PEFT, merged into the model that they name
-  FILE.gguf                              the same models, with the vocabulary that lies inside
-  a run, or one of its checkpoints       what `qwenjax.train` made; its newest whole checkpoint
+  FILE.gguf                              the same models, with the vocabulary in the file
+  a run, or one of its checkpoints       written by `qwenjax.train`; the newest complete checkpoint
 """
-
-
-SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")  # options by which a policy differs from the release
 
 
 def model_arguments(add) -> None:
     """Declares --model, --set and --dtype."""
-    add("--model", required=True, metavar="PATH", help="a directory, .gguf or run, see below")
+    add("--model", required=True, metavar="PATH", help="a directory, .gguf or run; see below")
     add(
         "--set",
         action="append",
@@ -37,7 +34,7 @@ def model_arguments(add) -> None:
 
 
 def load_model(options: argparse.Namespace) -> "Model":
-    """The model of --model, --set and --dtype; its programs are kept for the next start."""
+    """The model of --model, --set and --dtype; compiled programs are cached for the next start."""
     quiet_logs()
     keep_programs()
     from qwenjax import api
@@ -46,7 +43,7 @@ def load_model(options: argparse.Namespace) -> "Model":
 
 
 def load_reward(path: str, dtype: str | None) -> "RewardModel":
-    """The reward model at a path; its programs are kept, too."""
+    """The reward model at a path; compiled programs are cached as well."""
     quiet_logs()
     keep_programs()
     from qwenjax.api import reward_model
@@ -55,7 +52,7 @@ def load_reward(path: str, dtype: str | None) -> "RewardModel":
 
 
 def overrides(options: argparse.Namespace) -> dict[str, str]:
-    """What --set asks for. Raises Usage for one that is no FIELD=VALUE."""
+    """The fields of --set. Raises Usage for anything that is not FIELD=VALUE."""
     try:
         return settings(options.set)
     except ValueError as error:
@@ -63,20 +60,33 @@ def overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def sampling_arguments(add) -> None:
-    """Declares how to sample; what is not given is as the release says, or greedy."""
+    """Declares how to sample; without an option the release decides, or decoding is greedy."""
     add("--temperature", type=float, metavar="X", help="divides the logits; 0 is greedy")
-    add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that have this probability together")
-    add("--top-k", type=natural, metavar="K", help="draw from the K likeliest tokens; 0 is all")
-    add("--repetition-penalty", type=float, metavar="X", help="makes tokens that were there less likely; 1 does not")
-    add("--max-new-tokens", type=positive, metavar="N", help="the longest answer (default: as released, or 512)")
-    add("--seed", type=natural, default=0, metavar="N", help="of the draws (default: 0)")
+    add("--top-p", type=float, metavar="P", help="sample from the likeliest tokens that together have this probability")
+    add("--top-k", type=natural, metavar="K", help="sample from the K likeliest tokens; 0 is all")
+    add(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="makes tokens of the text less likely to come again; 1 is off",
+    )
+    add("--max-new-tokens", type=positive, metavar="N", help="limit of new tokens (default: the release's, or 512)")
+    add("--seed", type=natural, default=0, metavar="N", help="seed of sampling (default: 0)")
+
+
+def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `sampling_arguments` that were given, without the seed."""
+    from qwenjax.api.generation_defaults import SAMPLING
+
+    values = {key: getattr(options, key) for key in (*SAMPLING, "max_new_tokens")}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def sampling(options: argparse.Namespace, model: "Model") -> tuple[Any, int]:
-    """The policy that the options ask for, and the limit of new tokens."""
-    asked = {key: getattr(options, key) for key in SAMPLING if getattr(options, key) is not None}
+    """How to sample, as the options ask, and the limit of new tokens."""
+    given = sampling_options(options)
+    limit = given.pop("max_new_tokens", model.generation_defaults.max_new_tokens)
     try:
-        policy = model.policy(**asked)
+        return model.generation_defaults.sampler(**given), limit
     except ValueError as error:
         raise Usage(str(error)) from None
-    return policy, options.max_new_tokens or model.habits.sampling.get("max_new_tokens", 512)

@@ -62,6 +62,24 @@ def write_atomically(file: Path, data: str | bytes) -> None:
         replace_durably(temporary, file)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError for anything else."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{file} is no JSON: {error}{lfs_hint(file)}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: wanted a JSON object, got {type(values).__name__}")
+    return values
+
+
+def lfs_hint(file: Path) -> str:
+    """What to do about a file that git left in place of the real one; '' for other files."""
+    with file.open("rb") as opened:
+        pointer = opened.read(40).startswith(b"version https://git-lfs")
+    return " (a pointer of Git LFS: run `git lfs pull` there)" if pointer else ""
+
+
 def write_json(file: Path, value: Any, indent: int = 2) -> None:
     """Writes a JSON file in UTF-8, atomically."""
     write_atomically(file, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")

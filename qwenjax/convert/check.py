@@ -1,30 +1,42 @@
-"""What was written, read back and compared: every tensor by its bits, and the mathematics against transformers."""
+"""Proof that a written checkpoint is the same model: every tensor bit by bit, the mathematics against transformers.
+
+The mathematics is compared layer by layer: hidden states of ours and of transformers, on the same ids.
+Axes: b texts, t positions, d embed, v vocabulary.
+"""
 
 import dataclasses
+import functools
 import importlib.util
 import math
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import linen as nn
 
 from qwenjax.api.checkpoint_path import CheckpointPath, detect
-from qwenjax.config import ModelConfig
-from qwenjax.convert import layers
+from qwenjax.api.parameters import read_adapter, read_params
+from qwenjax.config import Compute, ModelConfig
 from qwenjax.interop.huggingface.save import as_tensors
 from qwenjax.interop.peft import Adapter
+from qwenjax.model import transformer
 
 TEXT = "The cat's 3 hats, naïve “quotes” and\n\n\tif x != 7:  # 天地玄黄 👩\u200d👧 \r\n"
-Q8 = 0.0045  # of a block's largest value: half a step of 127, and the step itself in 11 bits
+Q8 = 0.0045  # of a block's largest value: half of 1/127, and the rounding of the scale to 11 bits
+PLAIN = Compute(dtype="float32", remat="none", attention="xla", fuse="no")
+ROWS, LENGTH = 2, 48  # of the ids that both models read
+TOLERANCE = 1e-4  # of the largest value at a position; float32 sums in another order differ by less
 
 
 def check(source: CheckpointPath, params: dict, out: Path, to: str, dtype: str, quant: str) -> Iterator[str]:
-    """Lines about what agrees.
+    """Lines that say what agrees.
 
     Raises:
-      ValueError: something does not; it is named.
+      ValueError: something differs; it is named.
     """
     again = detect(out)
     yield from _same_config(source.config, again.config)
@@ -34,30 +46,30 @@ def check(source: CheckpointPath, params: dict, out: Path, to: str, dtype: str, 
 
 
 def check_adapter(source: CheckpointPath, adapter: Adapter, out: Path) -> Iterator[str]:
-    """Lines about what agrees of adapters that were written.
+    """Lines that say what agrees, for written adapters.
 
     Raises:
-      ValueError: something does not.
+      ValueError: something differs; it is named.
     """
     again = detect(out)
-    read = again.adapter()
-    for name in ("rank", "alpha", "base"):
+    read = read_adapter(again)
+    for name in ("rank", "alpha", "base_dtype"):
         ours, theirs = getattr(adapter.lora, name), getattr(read.lora, name)
         if ours != theirs and not (name == "alpha" and math.isclose(ours, theirs)):
-            raise ValueError(f"{out} reads as adapters of lora.{name}={theirs} instead of {ours}")
+            raise ValueError(f"{out} reads back as adapters of lora.{name}={theirs} instead of {ours}")
     wanted, got = (dict(jax.tree_util.tree_flatten_with_path(x.trained)[0]) for x in (adapter, read))
     for path, ours in wanted.items():
         if path not in got or not np.array_equal(_bits(np.asarray(ours)), _bits(got[path])):
-            raise ValueError(f"{jax.tree_util.keystr(path)} of {out} is not what was to be written")
-    yield f"adapters      {len(wanted)} arrays read back bit by bit as written"
+            raise ValueError(f"{jax.tree_util.keystr(path)} of {out} is not what was written")
+    yield f"adapters      {len(wanted)} arrays read back, bit by bit as written"
     yield from _same_tokenizer(source, again)
-    size = layers.ROWS, min(layers.LENGTH, source.config.context)
+    size = ROWS, min(LENGTH, source.config.context)
     ids = np.random.default_rng(0).integers(0, source.config.vocab, size)
-    ours, theirs = (dict(layers.states(source.config, one.params(), ids))["logits"] for one in (source, again))
+    ours, theirs = (dict(states(source.config, read_params(one), ids))["logits"] for one in (source, again))
     relative = float((np.abs(ours - theirs).max(axis=-1) / np.abs(ours).max(axis=-1)).max())
-    if not relative <= layers.TOLERANCE:
-        raise ValueError(f"with {out} merged in, logits are off by {relative:.1e} of the largest of their position")
-    yield f"mathematics   merged in where they were written to, logits are off by {relative:.1e} of the largest at most"
+    if not relative <= TOLERANCE:
+        raise ValueError(f"with {out} merged in, logits differ by {relative:.1e} of the largest of their position")
+    yield f"mathematics   with the written adapters merged in, logits differ by at most {relative:.1e} of the largest"
 
 
 def _same_config(wanted: ModelConfig, got: ModelConfig) -> Iterator[str]:
@@ -65,13 +77,13 @@ def _same_config(wanted: ModelConfig, got: ModelConfig) -> Iterator[str]:
     lost = [name for name in unlike if name in ("ntk", "logn", "windows")]
     if wrong := [name for name in unlike if name not in lost]:
         listed = ", ".join(f"{name}={getattr(got, name)!r} instead of {getattr(wanted, name)!r}" for name in wrong)
-        raise ValueError(f"what was written reads as another model: {listed}")
+        raise ValueError(f"the result reads back as another model: {listed}")
     yield "config        reads back the same" + (f", but for {', '.join(lost)} (see the notes)" if lost else "")
 
 
 def _same_tensors(config: ModelConfig, params: dict, again: CheckpointPath, to: str, dtype: str, quant: str) -> str:
     layout = "qwen" if to == "qwen" else "qwen2"
-    wanted, got = as_tensors(config, params, layout, None if to == "gguf" else dtype), again.foreign.tensors
+    wanted, got = as_tensors(config, params, layout, None if to == "gguf" else dtype), again.hub_checkpoint.tensors
     if wanted.keys() != got.keys():
         odd = sorted(wanted.keys() ^ got.keys())
         raise ValueError(f"{again.path} has other tensors: {', '.join(odd[:4])} on one side only")
@@ -84,9 +96,9 @@ def _same_tensors(config: ModelConfig, params: dict, again: CheckpointPath, to: 
         if to == "gguf":
             ours = ours.astype(np.float16 if ours.ndim > 1 else np.float32)
         if ours.dtype != theirs.dtype or not np.array_equal(_bits(ours), _bits(theirs)):
-            raise ValueError(f"tensor {name!r} of {again.path} is not what was to be written")
+            raise ValueError(f"tensor {name!r} of {again.path} is not what was written")
     if not worst:
-        return f"tensors       {len(wanted)} read back bit by bit as written"
+        return f"tensors       {len(wanted)} read back, bit by bit as written"
     if worst > Q8:
         raise ValueError(f"{again.path}: a value is off by {worst:.1%} of its block's largest; q8_0 allows {Q8:.2%}")
     return f"tensors       {len(wanted)} read back; q8_0 is off by {worst:.2%} of a block's largest value at most"
@@ -97,7 +109,7 @@ def _bits(x: np.ndarray) -> np.ndarray:
 
 
 def _q8_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, as a part of the largest value of its block of 32."""
+    """The largest difference, as a fraction of the largest value of its block of 32."""
     ours, theirs = (x.astype(np.float32).reshape(-1, 32) for x in (ours, theirs))
     largest = np.maximum(np.abs(ours).max(axis=1, keepdims=True), 1e-30)
     return float((np.abs(ours - theirs) / largest).max())
@@ -116,22 +128,105 @@ def _same_tokenizer(source: CheckpointPath, again: CheckpointPath) -> Iterator[s
 
 
 def _same_mathematics(source: CheckpointPath, params: dict, again: CheckpointPath, to: str) -> Iterator[str]:
-    """Against transformers, which loads the source itself where it can, else what was written."""
-    if source.foreign and source.foreign.layout == "qwen2" and _plain(source):
+    """Against transformers, which loads the source if it can, else the result."""
+    if source.hub_checkpoint and source.hub_checkpoint.layout == "qwen2" and _transformers_reads(source):
         reference = source.path
     elif to == "qwen2":
         reference = again.path
     else:
-        yield "mathematics   not run: transformers loads neither side without remote code"
+        yield "mathematics   not run: transformers cannot load either model without remote code; use --to=qwen2"
         return
     if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
         yield "mathematics   not run: pip install 'qwenjax[parity]'"
         return
-    yield from layers.compare(source.config, params, reference)
+    yield from compare_layers(source.config, params, reference)
 
 
-def _plain(source: CheckpointPath) -> bool:
-    """Whether transformers reads the weights without another package: a directory that is not quantised."""
-    files = source.foreign.files
+def _transformers_reads(source: CheckpointPath) -> bool:
+    """Whether transformers loads it without another package: a directory that is not quantised."""
+    files = source.hub_checkpoint.files
     quantized = "quantize_config.json" in files or files.get("config.json", {}).get("quantization_config")
     return source.path.is_dir() and not quantized
+
+
+# ---- layer by layer ----
+
+
+def compare_layers(config: ModelConfig, params: dict, reference: Path) -> Iterator[str]:
+    """Lines of a table of differences, and its conclusion.
+
+    Raises:
+      ValueError: the two differ; the first layer is named.
+    """
+    ids = np.random.default_rng(0).integers(0, config.vocab, (ROWS, min(LENGTH, config.context)))
+    kind, theirs = _theirs(reference, ids)
+    shape = " x ".join(map(str, ids.shape))
+    yield f"mathematics   {kind} of transformers reads {reference}; both in float32, on {shape} ids"
+    yield f"  {'after':<10} {'largest value':>14} {'difference':>12} {'relative':>10}"
+    first = None
+    for (name, ours), other in zip(states(config, params, ids), theirs, strict=True):
+        difference, largest = np.abs(ours - other).max(axis=-1), np.abs(other).max(axis=-1)
+        relative = float((difference / np.maximum(largest, 1e-30)).max())
+        yield f"  {name:<10} {largest.max():>14.4g} {difference.max():>12.1e} {relative:>10.1e}"
+        if not relative <= TOLERANCE:
+            first = first or name
+    if first:
+        raise ValueError(f"the two differ after {first}: {kind} computes something else from there on")
+    yield f"  they agree: no difference is above {TOLERANCE:g} of the largest value of its position"
+
+
+def states(config: ModelConfig, params: dict, ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Ours: ('embedding', [b t d]), ('layer 0', …), …, ('logits', [b t v])."""
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    x = params["embed"][ids]
+    yield "embedding", np.asarray(x)
+    for i in range(config.layers):
+        block = jax.tree.map(operator.itemgetter(slice(i, i + 1)), params["blocks"])
+        windows = (config.windows[i],) if config.windows else ()
+        x = _layer(block, params["norm"], x, config=dataclasses.replace(config, layers=1, windows=windows))
+        yield f"layer {i}", np.asarray(x)
+    head = {name: params[name] for name in ("embed", "head", "norm") if name in params}
+    yield "logits", np.asarray(_logits(head, x, config=config))
+
+
+def _skip_norm(call, args, kwargs, context):
+    """Skips the final norm, so that the next layer gets the same input as inside the model."""
+    last = context.module.path == ("norm",) and context.method_name == "__call__"
+    return args[0] if last else call(*args, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _layer(block, norm, x, *, config):
+    """One layer: a model whose vocabulary is the states themselves."""
+    b, t, d = x.shape
+    model = transformer.Transformer(dataclasses.replace(config, vocab=b * t, tie_embeddings=True), PLAIN)
+    params = {"embed": x.reshape(b * t, d), "blocks": block, "norm": norm}
+    with nn.intercept_methods(_skip_norm):
+        out, _ = model.apply({"params": params}, jnp.arange(b * t).reshape(b, t), lengths=jnp.full(b, t))
+    return out
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _logits(params, x, *, config):
+    squares = jnp.mean(x**2, axis=-1, keepdims=True)
+    return transformer.logits(params, x * jax.lax.rsqrt(squares + config.norm_eps) * params["norm"]["scale"])
+
+
+def _theirs(reference: Path, ids: np.ndarray) -> tuple[str, list[np.ndarray]]:
+    """The name of the class of transformers, and the outputs of its embedding, layers and head."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(reference, dtype="float32").eval()
+    outputs: list[np.ndarray] = []
+
+    def keep(module, args, output) -> None:
+        outputs.append((output[0] if isinstance(output, tuple) else output).numpy())
+
+    for module in (model.model.embed_tokens, *model.model.layers):
+        module.register_forward_hook(keep)
+    with torch.no_grad():
+        outputs.append(model(torch.from_numpy(ids)).logits.numpy())
+    return type(model).__name__, outputs

@@ -97,7 +97,7 @@ def _file(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
     chooser, made_by = _chooser(options), f"{options.model} {options.set} {options.dtype}"
     if chooser:
         chooser.check(model, job.sampling)
-        made_by += f" best of {chooser.n} by {chooser.judge.fingerprint}"
+        made_by += f" best of {chooser.n} by {chooser.reward_model.fingerprint}"
     digest = job.digest(made_by)
     done = jsonl_jobs.resume(out, rows, digest)
     if done:

@@ -40,7 +40,7 @@ def read(
       texts: ids, at least one each. kind: of cache, one of cache.KINDS.
     Returns: [r d] and each layer's cache [r k s h], r = batch_size(len(texts)), s at least the longest text.
     """
-    ids, positions, lengths = _padded(texts)
+    ids, positions, lengths = padded(texts, batch_size(len(texts)), _width(max(map(len, texts))))
     cache = _empty(model, len(ids), bucket(ids.shape[1], 16), kind)
     last = jnp.zeros((len(ids), model.cfg.embed), jnp.dtype(model.compute.dtype))
     for part in _parts(ids.shape[1]):
@@ -48,16 +48,19 @@ def read(
     return last, cache
 
 
-def _padded(texts):
-    """ids, positions [r w] and lengths [r]; w is a bucket, or a multiple of CHUNK."""
-    longest = max(map(len, texts))
-    width = bucket(longest, 16) if longest <= CHUNK else -(-longest // CHUNK) * CHUNK
-    ids, positions = np.zeros((2, batch_size(len(texts)), width), np.int32)
+def padded(texts: Sequence[Sequence[int]], rows: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texts in the first of `rows` rows, padded on the right: ids and positions [rows width], lengths [rows]."""
+    ids, positions = np.zeros((2, rows, width), np.int32)
     positions -= 1
     for row, text in enumerate(texts):
         ids[row, : len(text)] = text
         positions[row, : len(text)] = range(len(text))
     return ids, positions, positions.max(axis=1) + 1
+
+
+def _width(longest: int) -> int:
+    """A bucket, or a multiple of CHUNK."""
+    return bucket(longest, 16) if longest <= CHUNK else -(-longest // CHUNK) * CHUNK
 
 
 def _parts(width):

@@ -1,28 +1,30 @@
-"""Other people's checkpoints: read as our parameters, and ours written as theirs.
+"""Checkpoints of other programs, read as our parameters and written from them.
 
-A reader gives a `tensors.Foreign` (configuration, names, tensors not read yet); `load.load_params` streams it into
-sharded arrays. `save.save_params` is the way back. `layout.py` is the one table of names.
+A reader gives a `HubCheckpoint`: configuration, names and tensors that are not read yet. `huggingface.load.load_params`
+streams it into sharded arrays, `huggingface.save.save_params` is the way back, and `huggingface/layout.py` is the one
+table of names.
 """
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import NamedTuple
 
-from qwenjax.interop.hub_checkpoint import HubCheckpoint
+import numpy as np
+
+from qwenjax.config import ModelConfig
 
 
-def open_checkpoint(path: str | Path) -> HubCheckpoint:
-    """The checkpoint at a path: a directory of the Hugging Face form, GPTQ or not, or a .gguf file.
+class Tensor(NamedTuple):
+    """One stored array, not read yet."""
 
-    Raises:
-      ValueError: neither, or one that is not understood; see `directory.open_directory` and `gguf.open_gguf`.
-    """
-    place = Path(path)
-    if place.suffix == ".gguf":
-        from qwenjax.interop.gguf.tensors import open_gguf
+    shape: tuple[int, ...]
+    dtype: np.dtype  # of what `read` returns; bfloat16 is that of ml_dtypes
+    read: Callable[[], np.ndarray]
 
-        return open_gguf(place)
-    if place.is_dir():
-        from qwenjax.interop.huggingface.directory import open_directory
 
-        return open_directory(place)
-    what = "give the directory it lies in" if place.is_file() else "nothing is there"
-    raise ValueError(f"no checkpoint at {path}: wanted a directory with config.json or a .gguf file; {what}")
+class HubCheckpoint(NamedTuple):
+    """A checkpoint in a format of other programs. It holds descriptions, no data."""
+
+    config: ModelConfig
+    layout: str  # of the tensors' names: "qwen" or "qwen2" (also Llama); docs/report.md, Checkpoint layout
+    tensors: dict[str, Tensor]  # by name, from whatever files they are in
+    files: dict  # the other files, parsed: {"config.json": {...}, …}, or {"gguf": metadata}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwenjax.interop.hub_checkpoint import Tensor, Tensors
+from qwenjax.interop import Tensor
 
 BITS = (2, 4, 8)  # 3 is packed across words
 FORMATS = ("gptq", "gptq_v2")  # of `checkpoint_format`; v2 stores zero points as they are
@@ -53,7 +53,9 @@ def packing(config: dict[str, Any], source: str = "the configuration") -> Packin
     return Packing(bits, group_size, not shuffled, 1 if form == "gptq" else 0)
 
 
-def dequantised(tensors: Tensors, config: dict[str, Any], source: str = "the configuration") -> Tensors:
+def dequantised(
+    tensors: dict[str, Tensor], config: dict[str, Any], source: str = "the configuration"
+) -> dict[str, Tensor]:
     """The same checkpoint with a float32 X.weight [out, in] in place of X.qweight, X.qzeros, X.scales and X.g_idx.
 
     float32 holds every product of a float16 scale and an integer exactly. Other tensors stay as they are, the biases
@@ -73,10 +75,10 @@ def dequantised(tensors: Tensors, config: dict[str, Any], source: str = "the con
             out[f"{stem}.weight"] = _weight(tensors, stem, how)
         elif part not in PARTS or f"{stem}.qweight" not in tensors:
             out[name] = tensors[name]
-    return Tensors(out)
+    return out
 
 
-def _weight(tensors: Tensors, stem: str, how: Packing) -> Tensor:
+def _weight(tensors: dict[str, Tensor], stem: str, how: Packing) -> Tensor:
     """A linear layer's weight, its parts checked by their descriptors."""
     if f"{stem}.weight" in tensors:
         raise ValueError(f"the checkpoint has both {stem}.weight and {stem}.qweight")
@@ -129,7 +131,7 @@ def _unpack(words: np.ndarray, bits: int) -> np.ndarray:
     return (octets[..., None] >> shifts & (2**bits - 1)).reshape(len(words), -1)
 
 
-def _groups(tensors: Tensors, stem: str, how: Packing, inputs: int, groups: int) -> np.ndarray:
+def _groups(tensors: dict[str, Tensor], stem: str, how: Packing, inputs: int, groups: int) -> np.ndarray:
     """[in] the group of each input."""
     in_order = np.arange(inputs) // (how.group_size if groups > 1 else inputs)
     if f"{stem}.g_idx" not in tensors:

@@ -18,10 +18,10 @@ from flax import linen as nn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from qwenjax.common.storage import write_json
+from qwenjax.common.storage import read_json, write_json
 from qwenjax.config import PROJECTIONS, Lora, ModelConfig
-from qwenjax.interop.hub_checkpoint import Tensor
-from qwenjax.interop.huggingface.directory import read_json, read_pickle, read_safetensors
+from qwenjax.interop import Tensor
+from qwenjax.interop.huggingface.directory import read_pickle, read_safetensors
 from qwenjax.interop.huggingface.layout import Table, TensorPart
 from qwenjax.interop.huggingface.save import MADE_BY
 from qwenjax.model import transformer

@@ -110,8 +110,8 @@ class Backbone:
         key = jax.random.key(seed)
         shardings = steps.parameter_shardings(mesh, jax.eval_shape(self.init_params, key))
         with jax.set_mesh(mesh):
-            split = jax.jit(lambda p: nn.meta.unbox(self._split(p, key)), out_shardings=shardings)
-            return Loaded(*split(params), source.tokenizer(), scorer)
+            with_adapters = jax.jit(lambda p: nn.meta.unbox(self._split(p, key)), out_shardings=shardings)
+            return Loaded(*with_adapters(params), source.tokenizer(), scorer)
 
 
 def _shardings(mesh: Mesh, cfg: ModelConfig) -> Tree:

@@ -7,9 +7,9 @@ import pytest
 import tiny_model
 
 from qwenjax.api.generation_defaults import GenerationDefaults
-from qwenjax.api.model import Completion, Model
-from qwenjax.chat import command
-from qwenjax.chat.session import HELP, Left, Session
+from qwenjax.api.model import Completion
+from qwenjax.chat import __main__ as command
+from qwenjax.chat.session import HELP, Exit, Session
 from qwenjax.common import command_line
 
 
@@ -17,11 +17,9 @@ class Scripted:
     """A model that says the same thing in three pieces, and remembers what it was asked."""
 
     def __init__(self, window=4096, interrupt=False):
-        self.vocabulary, self.habits, self.window = tiny_model.tokenizer(), GenerationDefaults(chat=True), window
+        self.vocabulary, self.window = tiny_model.tokenizer(), window
+        self.generation_defaults = GenerationDefaults(chat=True)
         self.asked, self.interrupt = [], interrupt
-
-    def policy(self, **changes):
-        return Model.policy(SimpleNamespace(habits=self.habits), **changes)
 
     def complete(self, prompts, sampling, max_new_tokens, stop, seeds, on_text):
         self.asked.append((self.vocabulary.decode(prompts[0]), sampling, max_new_tokens, list(seeds)))
@@ -33,12 +31,12 @@ class Scripted:
 
 
 def test_what_was_said_is_in_the_next_prompt():
-    model, said = Scripted(), []
+    model, pieces = Scripted(), []
     session = Session(model, system="Be brief.")
-    told = session.answer("Do you?", said.append)
-    assert "".join(said) == "I do not"
-    assert told.startswith("3 tokens")
-    session.answer("Why?", said.append)
+    summary = session.answer("Do you?", pieces.append)
+    assert "".join(pieces) == "I do not"
+    assert summary.startswith("3 tokens")
+    session.answer("Why?", pieces.append)
     assert model.asked[1][0] == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nDo you?<|im_end|>\n"
         "<|im_start|>assistant\nI do not<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
@@ -52,8 +50,8 @@ def test_old_turns_leave_the_prompt_and_not_the_history():
     model = Scripted(window=150)
     session = Session(model, settings={"max_new_tokens": 10})
     for i in range(8):
-        told = session.answer(f"question {i}", lambda text: None)
-    assert "old turns no longer fit" in told
+        summary = session.answer(f"question {i}", lambda text: None)
+    assert "old turns no longer fit" in summary
     assert "question 7" in model.asked[-1][0]
     assert "question 0" not in model.asked[-1][0]
     assert len(session.history) == 8
@@ -68,13 +66,14 @@ def test_an_interruption_stops_the_answer_and_keeps_what_came():
 def test_settings():
     model = Scripted()
     session = Session(model, settings={"max_new_tokens": 20})
-    assert session.command(":conf") == "Greedy(repetition_penalty=1.0, min_new=0), max_new_tokens=20"
-    assert "temperature=0.5" in session.command(":conf temperature=0.5 top_p=0.9")
+    assert session.command(":conf") == "temperature=0, repetition_penalty=1.0, max_new_tokens=20"
+    changed = "temperature=0.5, top_k=0, top_p=0.9, repetition_penalty=1.0, max_new_tokens=20"
+    assert session.command(":conf temperature=0.5 top_p=0.9") == changed
     assert session.command(":seed 7") == "seed=7"
     session.answer("x", lambda text: None)
     assert model.asked[0][1].top_p == 0.9
     assert model.asked[0][2:] == (20, [7])
-    assert session.command(":conf reset").startswith("Greedy")
+    assert session.command(":conf reset").startswith("temperature=0,")
     assert session.command(":help") == HELP
     assert session.command(":) nice") is None
     for line, message in (
@@ -88,7 +87,7 @@ def test_settings():
         with pytest.raises(ValueError, match=message):
             session.command(line)
     assert session.settings == {"max_new_tokens": 20}
-    with pytest.raises(Left):
+    with pytest.raises(Exit):
         session.command(":exit")
 
 

@@ -17,7 +17,8 @@ import qwenjax
 from qwenjax.api.model import Model
 from qwenjax.common import command_line
 from qwenjax.config import Lora, ModelConfig
-from qwenjax.convert import check, command, layers
+from qwenjax.convert import __main__ as command
+from qwenjax.convert import check
 from qwenjax.interop.huggingface.save import save_params
 from qwenjax.interop.peft import save_adapter
 from qwenjax.model import lora
@@ -44,11 +45,11 @@ def no_torch(monkeypatch):
 def test_there_and_back_through_gguf(folder, tmp_path):
     code, out, err = convert(f"--model={folder}", "--to=gguf", f"--out={tmp_path / 'a.gguf'}", "--check")
     assert (code, err) == (command_line.DONE, "")
-    assert "read back bit by bit" in out
+    assert "read back, bit by bit" in out
     code, out, _ = convert(f"--model={tmp_path / 'a.gguf'}", "--to=qwen2", f"--out={tmp_path / 'back'}", "--check")
     assert code == command_line.DONE
     there, back = qwenjax.load(folder), qwenjax.load(tmp_path / "back")
-    assert back.habits.chat
+    assert back.generation_defaults.chat
     ids = there.encode("import argparse")
     assert back.encode("import argparse") == ids
     np.testing.assert_allclose(back.logits([ids]), there.logits([ids]), atol=0.02)  # float16 between
@@ -83,17 +84,17 @@ def test_a_flipped_bit_is_found(folder, tmp_path, monkeypatch):
 
     def damaged(path):
         source = written(path)
-        tensor = source.foreign.tensors["model.norm.weight"]
+        tensor = source.hub_checkpoint.tensors["model.norm.weight"]
 
         def read():
             value = np.array(tensor.read())
             value.view(np.uint8)[0] ^= 1
             return value
 
-        source.foreign.tensors._tensors["model.norm.weight"] = tensor._replace(read=read)
+        source.hub_checkpoint.tensors["model.norm.weight"] = tensor._replace(read=read)
         return source
 
-    monkeypatch.setattr(check, "open_source", damaged)
+    monkeypatch.setattr(check, "detect", damaged)
     code, _, err = convert(f"--model={folder}", "--to=qwen2", f"--out={tmp_path / 'x'}", "--check")
     assert code == command_line.FAILED
     assert "tensor 'model.norm.weight'" in err
@@ -107,9 +108,9 @@ def test_layer_by_layer_is_the_whole_model(folder):
     ):
         params = tiny_model.params(config)
         ids = np.arange(3, 35).reshape(2, 16)
-        found = dict(layers.states(config, params, ids))
+        found = dict(check.states(config, params, ids))
         assert list(found) == ["embedding", "layer 0", "layer 1", "logits"]
-        model = Model(config, params, None, layers.PLAIN)
+        model = Model(config, params, None, check.PLAIN)
         np.testing.assert_allclose(found["logits"], model.logits(ids), atol=1e-4)
 
 
@@ -118,14 +119,14 @@ def test_the_layer_that_parts_is_named(folder, monkeypatch):
     other = tiny_model.params()
     other["blocks"]["mlp"]["down"][1, 3] += 0.01  # of layer 1
     ids = np.random.default_rng(0).integers(0, config.vocab, (2, 48))
-    theirs = [state for _, state in layers.states(config, other, ids)]
-    monkeypatch.setattr(layers, "_theirs", lambda reference, ids: ("Other", theirs))
-    with pytest.raises(ValueError, match="part after layer 1: Other computes something else"):
-        list(layers.compare(config, params, folder))
+    theirs = [state for _, state in check.states(config, other, ids)]
+    monkeypatch.setattr(check, "_theirs", lambda reference, ids: ("Other", theirs))
+    with pytest.raises(ValueError, match="differ after layer 1: Other computes something else"):
+        list(check.compare_layers(config, params, folder))
     monkeypatch.setattr(
-        layers, "_theirs", lambda reference, ids: ("Same", [s for _, s in layers.states(config, params, ids)])
+        check, "_theirs", lambda reference, ids: ("Same", [s for _, s in check.states(config, params, ids)])
     )
-    assert "they agree" in list(layers.compare(config, params, folder))[-1]
+    assert "they agree" in list(check.compare_layers(config, params, folder))[-1]
 
 
 def test_transformers_computes_the_same(folder, tmp_path):
@@ -155,7 +156,7 @@ def test_adapters_alone_and_merged(folder, tmp_path):
     code, out, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
     assert (code, err) == (command_line.DONE, "")
     assert f"of rank 2 on {folder}, float32" in out
-    assert "14 arrays read back bit by bit" in out
+    assert "14 arrays read back, bit by bit" in out
     there, back = (load_file(place / "adapter_model.safetensors") for place in (source, tmp_path / "again"))
     assert there.keys() == back.keys()
     assert all(np.array_equal(there[name], back[name]) for name in there)
@@ -167,7 +168,7 @@ def test_adapters_alone_and_merged(folder, tmp_path):
     assert np.abs(back.params["blocks"]["mlp"]["down"] - tiny_model.params()["blocks"]["mlp"]["down"]).max() > 0.1
 
 
-def test_adapters_have_the_names_of_the_model_beneath(tmp_path):
+def test_adapters_have_the_names_of_the_base_model(tmp_path):
     config = ModelConfig(vocab=512, layers=1, embed=16, heads=2, ffn=16, context=32)
     save_params(config, tiny_model.params(config), tmp_path / "v1", "qwen")
     source = write_adapters(tmp_path / "source", tmp_path / "v1", config, "qwen")
@@ -212,7 +213,7 @@ def test_an_adapter_that_is_not_what_was_written_is_found(folder, tmp_path, monk
         save_file(tensors, file, header)
         return opened(path)
 
-    monkeypatch.setattr(check, "open_source", damaged)
+    monkeypatch.setattr(check, "detect", damaged)
     code, _, err = convert(f"--model={source}", "--to=peft", f"--out={tmp_path / 'again'}", "--check")
     assert code == command_line.FAILED
     assert "['mlp']['up']['b'] of" in err

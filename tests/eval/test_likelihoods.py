@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwenjax.api import likelihood
+from qwenjax.api import scoring
 from qwenjax.eval.tasks.perplexity import ROWS, variant
 
 TEXTS = [np.random.default_rng(n).integers(0, 256, n).tolist() for n in (30, 5, 1, 8)]
@@ -16,7 +16,7 @@ TEXTS = [np.random.default_rng(n).integers(0, 256, n).tolist() for n in (30, 5, 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(likelihood, "PIECE", 16)
+    monkeypatch.setattr(scoring, "PIECE", 16)
 
 
 @pytest.mark.parametrize("row", [ROWS[0], ROWS[-1]])
@@ -42,10 +42,10 @@ def test_the_rows_differ_only_beyond_the_training_length():
 def test_attention_scores_of_a_call_are_bounded(monkeypatch):
     monkeypatch.undo()
     for heads, length in ((9, 1024), (40, 32_768), (64, 1 << 20)):
-        piece = likelihood._piece(heads, length)
-        assert piece == likelihood.PIECE or 4 * heads * length * piece <= likelihood.SCORES or piece == 16
+        piece = scoring._piece(heads, length)
+        assert piece == scoring.PIECE or 4 * heads * length * piece <= scoring.SCORES or piece == 16
         assert piece & (piece - 1) == 0
-    assert likelihood._piece(40, 32_768) == 128
+    assert scoring._piece(40, 32_768) == 128
 
 
 def test_progress_counts_every_token_once():

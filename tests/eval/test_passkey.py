@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.api.likelihood import Likelihood
+from qwenjax.api.scoring import Likelihood
 from qwenjax.api.model import Model
 from qwenjax.eval.partial_results import ResultCache
 from qwenjax.eval.task import Settings

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwenjax.config import Compute, ModelConfig
-from qwenjax.interop.hub_checkpoint import Tensor, Tensors
+from qwenjax.interop import Tensor
 from qwenjax.interop.huggingface.save import as_tensors
 from qwenjax.model import transformer
 
@@ -59,6 +59,6 @@ def tensors(config: ModelConfig, params: dict, layout: str = "qwen2") -> dict[st
     return {name: tensor.read() for name, tensor in as_tensors(config, params, layout).items()}
 
 
-def descriptors(arrays: dict[str, np.ndarray]) -> Tensors:
+def descriptors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
     """Arrays as a reader would return them."""
-    return Tensors({name: Tensor(x.shape, x.dtype, lambda x=x: x) for name, x in arrays.items()})
+    return {name: Tensor(x.shape, x.dtype, lambda x=x: x) for name, x in arrays.items()}

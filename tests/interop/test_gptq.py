@@ -11,8 +11,8 @@ from models import descriptors
 from safetensors.numpy import load_file
 
 from qwenjax.config import Compute
+from qwenjax.interop import HubCheckpoint
 from qwenjax.interop.gptq import dequantised, packing
-from qwenjax.interop.hub_checkpoint import HubCheckpoint
 from qwenjax.interop.huggingface.load import load_params
 from qwenjax.model import transformer
 

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, Mesh
 from safetensors.numpy import load_file, save_file
 
 from qwenjax import sharding
-from qwenjax.interop import open_checkpoint
-from qwenjax.interop.hub_checkpoint import HubCheckpoint, Tensor, Tensors
+from qwenjax.api.checkpoint_path import detect
+from qwenjax.interop import HubCheckpoint, Tensor
 from qwenjax.interop.huggingface.directory import open_directory
 from qwenjax.interop.huggingface.load import load_params, param_shardings, total_bytes
 from qwenjax.interop.huggingface.save import save_params
@@ -39,13 +39,13 @@ def saved(tmp_path):
 
 
 def test_the_original_checkpoint_gives_the_original_logits():
-    foreign = open_checkpoint(qwen1.FOLDER)
-    assert foreign.layout == "qwen"
-    params = load_params(foreign)
+    checkpoint = open_directory(qwen1.FOLDER)
+    assert checkpoint.layout == "qwen"
+    params = load_params(checkpoint)
     assert models.equal(params, jax.tree.map(np.asarray, qwen1.params()))
     gold = qwen1.golden("short")
     np.testing.assert_allclose(
-        models.logits(foreign.config, params, gold["input_ids"]), gold["logits"], atol=1e-4, rtol=0
+        models.logits(checkpoint.config, params, gold["input_ids"]), gold["logits"], atol=1e-4, rtol=0
     )
 
 
@@ -62,24 +62,24 @@ def test_bfloat16_is_read_and_cast_as_asked(saved, tmp_path):
     _, config, params = saved
     save_params(config, params, tmp_path / "half", dtype="bfloat16")
     half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
-    foreign = open_directory(tmp_path / "half")
-    assert {tensor.dtype for tensor in foreign.tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
-    assert models.equal(load_params(foreign, dtype=ml_dtypes.bfloat16), half)
-    assert models.equal(load_params(foreign), jax.tree.map(lambda x: x.astype(np.float32), half))
+    checkpoint = open_directory(tmp_path / "half")
+    assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert models.equal(load_params(checkpoint, dtype=ml_dtypes.bfloat16), half)
+    assert models.equal(load_params(checkpoint), jax.tree.map(lambda x: x.astype(np.float32), half))
 
 
 def test_progress_adds_up_and_each_tensor_is_read_once(saved):
     folder, _, _ = saved
-    foreign = open_directory(folder)
+    checkpoint = open_directory(folder)
     reads, seen = [], []
 
     def counting(name, tensor):
         return tensor._replace(read=lambda: reads.append(name) or tensor.read())
 
-    counted = foreign._replace(tensors=Tensors({name: counting(name, t) for name, t in foreign.tensors.items()}))
+    counted = checkpoint._replace(tensors={name: counting(name, t) for name, t in checkpoint.tensors.items()})
     load_params(counted, progress=seen.append)
-    assert sorted(reads) == sorted(foreign.tensors)
-    assert sum(seen) == total_bytes(foreign) == sum(4 * int(np.prod(t.shape)) for t in foreign.tensors.values())
+    assert sorted(reads) == sorted(checkpoint.tensors)
+    assert sum(seen) == total_bytes(checkpoint) == sum(4 * int(np.prod(t.shape)) for t in checkpoint.tensors.values())
 
 
 def test_opening_reads_headers_only(saved):
@@ -110,8 +110,8 @@ def test_a_tied_model_may_carry_a_copy_of_its_embedding():
     config = models.SHAPES["qwen2 tied"]
     table = models.tensors(config, models.params(config))
     table["lm_head.weight"] = table["model.embed_tokens.weight"]
-    foreign = HubCheckpoint(config, "qwen2", models.descriptors(table), {})
-    assert "head" not in load_params(foreign)
+    checkpoint = HubCheckpoint(config, "qwen2", models.descriptors(table), {})
+    assert "head" not in load_params(checkpoint)
 
 
 # ---- what is refused, before anything is read ----
@@ -128,7 +128,7 @@ def test_tensors_that_do_not_fit_are_named():
     def unread():
         raise AssertionError("read")
 
-    closed = Tensors({name: Tensor(x.shape, x.dtype, unread) for name, x in table.items()})
+    closed = {name: Tensor(x.shape, x.dtype, unread) for name, x in table.items()}
     with pytest.raises(ValueError, match="not those of the config") as error:
         load_params(HubCheckpoint(config, "qwen2", closed, {}))
     said = str(error.value)
@@ -203,17 +203,17 @@ def test_a_pointer_of_git_lfs_is_recognised(saved):
 
 def test_no_checkpoint_at_all(tmp_path):
     with pytest.raises(ValueError, match="nothing is there"):
-        open_checkpoint(tmp_path / "missing")
+        detect(tmp_path / "missing")
     with pytest.raises(ValueError, match=r"holds no config.json"):
-        open_checkpoint(tmp_path)
+        detect(tmp_path)
     (tmp_path / "config.json").write_text("{not json")
     with pytest.raises(ValueError, match=r"config.json is no JSON"):
-        open_checkpoint(tmp_path)
+        detect(tmp_path)
     (tmp_path / "config.json").write_text((qwen1.FOLDER / "config.json").read_text())
     with pytest.raises(ValueError, match="holds no weights"):
-        open_checkpoint(tmp_path)
+        detect(tmp_path)
     with pytest.raises(ValueError, match="give the directory"):
-        open_checkpoint(qwen1.FOLDER / "model.safetensors")
+        detect(qwen1.FOLDER / "model.safetensors")
 
 
 # ---- files of torch.save ----

@@ -53,10 +53,10 @@ def test_what_transformers_writes_gives_the_same_logits_here(tmp_path, name):
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    foreign = open_directory(tmp_path)
-    assert foreign.config == SHAPES[name]
+    checkpoint = open_directory(tmp_path)
+    assert checkpoint.config == SHAPES[name]
     np.testing.assert_allclose(
-        models.logits(foreign.config, load_params(foreign), IDS), theirs(model), atol=1e-4, rtol=0
+        models.logits(checkpoint.config, load_params(checkpoint), IDS), theirs(model), atol=1e-4, rtol=0
     )
 
 
@@ -66,8 +66,8 @@ def test_a_file_of_transformers_goes_through_us_unchanged(tmp_path):
     settings = transformers.AutoConfig.for_model(**write_config(config, "qwen2")[0])
     model = transformers.Qwen3ForCausalLM(settings)
     model.save_pretrained(tmp_path / "theirs")
-    foreign = open_directory(tmp_path / "theirs")
-    save_params(foreign.config, load_params(foreign), tmp_path / "ours")
+    checkpoint = open_directory(tmp_path / "theirs")
+    save_params(checkpoint.config, load_params(checkpoint), tmp_path / "ours")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="float32")
     for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(a, b), name

@@ -44,9 +44,9 @@ def assert_same(a: dict, b: dict) -> None:
     ("layout", "config", "lora"),
     [
         ("qwen2", QWEN2, LORA),
-        ("qwen2", QWEN2, replace(LORA, targets=("v", "down"), alpha=2.5, whole=("head",))),
-        ("qwen2", TIED, replace(LORA, targets=("q",), whole=("embed",))),
-        ("qwen", QWEN, replace(LORA, whole=("embed", "head"))),
+        ("qwen2", QWEN2, replace(LORA, targets=("v", "down"), alpha=2.5, modules_to_save=("head",))),
+        ("qwen2", TIED, replace(LORA, targets=("q",), modules_to_save=("embed",))),
+        ("qwen", QWEN, replace(LORA, modules_to_save=("embed", "head"))),
         ("qwen", QWEN, replace(LORA, targets=("q", "v", "o"))),
         ("qwen", QWEN, replace(LORA, targets=("k", "up", "down"))),
     ],
@@ -231,7 +231,7 @@ def test_an_adapter_that_peft_wrote_gives_its_logits():
 
 
 @pytest.mark.parametrize(
-    ("config", "lora"), [(QWEN2, replace(LORA, whole=("head",))), (TIED, replace(LORA, whole=("embed",)))]
+    ("config", "lora"), [(QWEN2, replace(LORA, modules_to_save=("head",))), (TIED, replace(LORA, modules_to_save=("embed",)))]
 )
 def test_peft_reads_what_we_write(tmp_path, config, lora):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")

@@ -28,14 +28,14 @@ def test_round_trip_is_bit_identical(tmp_path, name, layout, dtype):
     config = models.SHAPES[name]
     params = models.params(config, dtype=save.DTYPES[dtype])
     assert save_params(config, params, tmp_path / "out", layout) == []
-    foreign = open_directory(tmp_path / "out")
-    assert (foreign.config, foreign.layout) == (config, layout)
-    assert models.equal(load_params(foreign, dtype=save.DTYPES[dtype]), params)
+    checkpoint = open_directory(tmp_path / "out")
+    assert (checkpoint.config, checkpoint.layout) == (config, layout)
+    assert models.equal(load_params(checkpoint, dtype=save.DTYPES[dtype]), params)
 
 
 def test_the_original_checkpoint_is_written_as_it_was(tmp_path):
-    foreign = open_directory(qwen1.FOLDER)
-    save_params(foreign.config, load_params(foreign), tmp_path / "out", "qwen")
+    checkpoint = open_directory(qwen1.FOLDER)
+    save_params(checkpoint.config, load_params(checkpoint), tmp_path / "out", "qwen")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", qwen1.FOLDER))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from qwenjax.config import ModelConfig, RopeScaling
+from qwenjax.interop import HubCheckpoint, Tensor
 from qwenjax.interop.gguf.container import read_gguf
-from qwenjax.interop.hub_checkpoint import HubCheckpoint, Tensor, Tensors
 
 # GGUF's names and those of the layouts, without .weight and .bias; {} is the number of the layer
 QWEN = {
@@ -93,7 +93,7 @@ def open_gguf(path: str | Path) -> HubCheckpoint:
             tensors[ours] = tensor
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return HubCheckpoint(config, layout, Tensors(tensors), {"gguf": head})
+    return HubCheckpoint(config, layout, tensors, {"gguf": head})
 
 
 def rename(name: str, names: dict[str, str]) -> str:

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 
 from qwenjax.config import ModelConfig
+from qwenjax.interop import Tensor
 from qwenjax.interop.gguf.container import library
 from qwenjax.interop.gguf.tensors import PAIRED, QWEN2, pairs, rename
-from qwenjax.interop.hub_checkpoint import Tensor
 from qwenjax.interop.huggingface.config import extensions_left_out
 from qwenjax.interop.huggingface.layout import Table
 

@@ -3,16 +3,15 @@
 Opening reads headers only. A tensor is read when it is asked for, and only that tensor.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from qwenjax.common.storage import lfs_hint, read_json
+from qwenjax.interop import HubCheckpoint, Tensor
 from qwenjax.interop.gptq import dequantised
-from qwenjax.interop.hub_checkpoint import HubCheckpoint, Tensor, Tensors
 from qwenjax.interop.huggingface.config import read_config
 
 CONFIG = "config.json"
@@ -50,18 +49,7 @@ def open_directory(path: str | Path) -> HubCheckpoint:
     return HubCheckpoint(config, layout, tensors, files)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError if the file is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}{_pointer(path)}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: wanted a JSON object, got {type(values).__name__}")
-    return values
-
-
-def open_tensors(folder: Path) -> Tensors:
+def open_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a directory: of model.safetensors or its index, else of pytorch_model.bin or its index.
 
     A single .safetensors file may have any name, as those of GPTQ do.
@@ -72,12 +60,12 @@ def open_tensors(folder: Path) -> Tensors:
     ):
         whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
         if whole.is_file():
-            return Tensors(read(whole))
+            return read(whole)
         if index.is_file():
-            return Tensors(_sharded(index, read))
+            return _sharded(index, read)
     stray = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     if len(stray) == 1 and stray[0].endswith(".safetensors") and "-of-" not in stray[0]:
-        return Tensors(read_safetensors(folder / stray[0]))
+        return read_safetensors(folder / stray[0])
     raise ValueError(
         f"{folder} holds no weights: wanted model.safetensors or pytorch_model.bin, or the .index.json of either"
         + (f"; {stray[0]} is there, its index is not" if stray else "")
@@ -105,13 +93,6 @@ def _sharded(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str
     return tensors
 
 
-def _pointer(path: Path) -> str:
-    """What to do about a file that git left in place of the real one, or ''."""
-    with path.open("rb") as file:
-        stub = file.read(40).startswith(b"version https://git-lfs")
-    return " (a pointer of Git LFS: run `git lfs pull` there)" if stub else ""
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, by name. Raises ValueError for a file that is cut short or holds an unknown dtype."""
     from safetensors import SafetensorError, safe_open
@@ -121,7 +102,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
             shapes = {name: (tuple(head.get_shape()), head.get_dtype()) for name, head in heads.items()}
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or no safetensors file: {error}{_pointer(path)}") from None
+        raise ValueError(f"{path} is cut short or no safetensors file: {error}{lfs_hint(path)}") from None
 
     def reader(name: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Parameters from a foreign checkpoint: tensor by tensor from the file into sharded arrays.
+"""Parameters from a checkpoint checkpoint: tensor by tensor from the file into sharded arrays.
 
 Layers are stacked in our arrays and apart in the files. The stacked arrays are made empty, in their shards, and layer
 after layer is written into them on the devices. What the host holds beside them is the blocks of one layer (or of the
@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from qwenjax import sharding
 from qwenjax.config import ModelConfig
-from qwenjax.interop.hub_checkpoint import HubCheckpoint, Tensors
+from qwenjax.interop import HubCheckpoint
 from qwenjax.interop.huggingface.layout import Table, TensorPart
 from qwenjax.model import transformer
 
@@ -38,7 +38,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict:
 
 
 def load_params(
-    foreign: HubCheckpoint,
+    checkpoint: HubCheckpoint,
     shardings: dict | None = None,
     dtype: Any = np.float32,
     progress: Callable[[int], None] = lambda read: None,
@@ -53,11 +53,11 @@ def load_params(
       ValueError: tensors that are missing, left over, of the wrong shape or no floating-point numbers, by name; before
         anything is read.
     """
-    table = Table(foreign.config, foreign.layout)
-    zeros = check(foreign, table)
+    table = Table(checkpoint.config, checkpoint.layout)
+    zeros = check(checkpoint, table)
     target = np.dtype(dtype)
     places = {row.ours: _at(shardings, row.ours) for row in table.rows}
-    shapes = {row.ours: (foreign.config.layers, *table.ours_shape(row)) for row in table.rows if row.stacked}
+    shapes = {row.ours: (checkpoint.config.layers, *table.ours_shape(row)) for row in table.rows if row.stacked}
     out = None if shardings is None else {path: places[path] for path in shapes}
 
     def put(stacked: dict, layer: dict, number: jax.Array) -> dict:
@@ -69,7 +69,7 @@ def load_params(
     for number, named in itertools.groupby(table.parts.items(), key=lambda item: item[1][0].layer):
         pieces = {}
         for name, parts in named:
-            stored = foreign.tensors[name].read()
+            stored = checkpoint.tensors[name].read()
             for part in parts:
                 pieces[part.row.ours] = _piece(table, part, stored, places[part.row.ours], target)
             progress(stored.nbytes)
@@ -78,18 +78,18 @@ def load_params(
         else:
             stacked = jax.block_until_ready(put(stacked, pieces, number))  # or layers pile up before the devices
     for name in zeros:
-        if foreign.tensors[name].read().any():
+        if checkpoint.tensors[name].read().any():
             raise ValueError(f"the checkpoint has {name!r}, a bias that our model lacks, and it is not zero")
     return _tree(single | stacked)
 
 
-def total_bytes(foreign: HubCheckpoint) -> int:
+def total_bytes(checkpoint: HubCheckpoint) -> int:
     """Bytes that `load_params` will read, for a progress bar."""
-    tensors = (foreign.tensors[name] for name in Table(foreign.config, foreign.layout).parts)
+    tensors = (checkpoint.tensors[name] for name in Table(checkpoint.config, checkpoint.layout).parts)
     return sum(int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in tensors)
 
 
-def check(foreign: HubCheckpoint, table: Table) -> list[str]:
+def check(checkpoint: HubCheckpoint, table: Table) -> list[str]:
     """Compares the tensors that are there with those that the model needs, by descriptor.
 
     Returns: names of biases that the model lacks, which must turn out to be zero: some writers, those of GPTQ among
@@ -97,12 +97,12 @@ def check(foreign: HubCheckpoint, table: Table) -> list[str]:
     Raises:
       ValueError: see `load_params`.
     """
-    there: Tensors = foreign.tensors
+    there = checkpoint.tensors
     wrong = []
     if missing := [name for name in table.parts if name not in there]:
         wrong.append(f"{len(missing)} missing: {_few(missing)}")
     extra = [name for name in there if name not in table.parts and not IGNORED.search(name)]
-    if foreign.config.tie_embeddings:
+    if checkpoint.config.tie_embeddings:
         extra = [name for name in extra if name != "lm_head.weight"]  # a copy of the input embedding
     zeros = [name for name in extra if name.endswith(".bias") and f"{name[:-5]}.weight" in table.parts]
     if left := [name for name in extra if name not in zeros]:
@@ -122,7 +122,7 @@ def check(foreign: HubCheckpoint, table: Table) -> list[str]:
     if kinds:
         wrong.append(f"{len(kinds)} of a dtype that is no floating point: {_few(kinds)}")
     if wrong:
-        raise ValueError(f"the tensors are not those of the config ({foreign.layout} layout): {'; '.join(wrong)}")
+        raise ValueError(f"the tensors are not those of the config ({checkpoint.layout} layout): {'; '.join(wrong)}")
     return zeros
 
 

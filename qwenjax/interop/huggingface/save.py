@@ -17,7 +17,7 @@ import numpy as np
 
 from qwenjax.common.storage import write_json
 from qwenjax.config import ModelConfig
-from qwenjax.interop.hub_checkpoint import Tensor, Tensors
+from qwenjax.interop import Tensor
 from qwenjax.interop.huggingface.config import write_config
 from qwenjax.interop.huggingface.directory import CONFIG
 from qwenjax.interop.huggingface.layout import Table
@@ -85,7 +85,7 @@ def save_params(
     return warnings
 
 
-def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: str | None = None) -> Tensors:
+def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: str | None = None) -> dict[str, Tensor]:
     """Our parameters under the names and in the shapes of a layout; each is brought to the host when it is read.
 
     Raises:
@@ -102,7 +102,7 @@ def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: 
 
         return read
 
-    return Tensors({name: Tensor(table.shape(name), kind, reader(name)) for name in table.parts})
+    return {name: Tensor(table.shape(name), kind, reader(name)) for name in table.parts}
 
 
 def _on_host(x: jax.Array | np.ndarray, layer: int | None) -> np.ndarray:
@@ -144,7 +144,7 @@ def _check(table: Table, config: ModelConfig, params: dict) -> dict[str, jax.Arr
     return {path: flat[path] for path in wanted}
 
 
-def _write_tensors(folder: Path, tensors: Tensors, limit: int, progress: Callable[[int], None]) -> None:
+def _write_tensors(folder: Path, tensors: dict[str, Tensor], limit: int, progress: Callable[[int], None]) -> None:
     """model.safetensors, or several of them with an index."""
     from safetensors.numpy import save_file
 
