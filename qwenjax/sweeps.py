@@ -76,11 +76,8 @@ class Sweep:
     def table(self, *names: str) -> str:
         """Markdown: mean ± standard deviation over the seeds, a row per variant and a column per metric."""
         columns = [self.values(name) for name in names]
-        lines = [f"| variant | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
-        for variant in self.variants:
-            cells = (spread(column[variant]) for column in columns)
-            lines.append(f"| {variant} | {' | '.join(cells)} |")
-        return "\n".join(lines)
+        rows = [[variant, *(spread(column[variant]) for column in columns)] for variant in self.variants]
+        return "\n".join(figures.markdown(["variant", *names], rows))
 
     def evaluate(self, task: str, **settings: Any) -> dict[str, list[Evaluation]]:
         """`qwenjax.evaluate` of every run, by variant; results are kept in the folder of the run."""

@@ -54,6 +54,13 @@ def dots(axis, runs: Mapping[str, Sequence[float]]) -> None:
     axis.grid(axis="x", alpha=0.3)
 
 
+def token_axis(axis, lengths: Sequence[int]) -> None:
+    """Makes the x axis one of lengths in tokens, logarithmic, with a tick at each."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(lengths, [tokens(n) for n in lengths])
+    axis.minorticks_off()
+
+
 def few_ticks():
     """Ticks at 1, 2, 5, 10, 20, … of a logarithmic axis, as many as fit."""
     from matplotlib.ticker import LogLocator

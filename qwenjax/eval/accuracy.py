@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qwenjax.common.figures import markdown
+
 Z = 1.96  # deviations of a 95 % interval
 
 
@@ -68,9 +70,9 @@ def markdown_table(pairs: Sequence[ScoredPair], names: Sequence[str]) -> list[st
     if len(names) > 1:
         rows += [(name, [p for p in pairs if p.source == s]) for s, name in enumerate(names)]
     rows += by_gap(pairs)
-    lines = ["| held-out pairs | number | in the right order | 95 % interval |", "| --- | --- | --- | --- |"]
+    cells = []
     for title, part in rows:
         low, high = wilson_interval(num_correct(part), len(part))
         share = f"{num_correct(part) / len(part):.1%}" if part else "-"
-        lines.append(f"| {title} | {len(part):,} | {share} | {low:.1%} to {high:.1%} |")
-    return lines
+        cells.append((title, f"{len(part):,}", share, f"{low:.1%} to {high:.1%}"))
+    return markdown(("held-out pairs", "number", "in the right order", "95 % interval"), cells)

@@ -59,28 +59,29 @@ def check(wanted: Sequence[Wanted], results: Sequence[dict]) -> list[Claim]:
 
 def claims_table(claims: Sequence[Claim]) -> str:
     """Markdown."""
-    lines = ["| | claim | wanted | found | by seed |", "| --- | --- | --- | --- | --- |"]
+    rows = []
     for claim in claims:
         seeds = " ".join(f"{value:.3g}" for value in claim.values)
         verdict = "PASS" if claim.holds else "FAIL"
-        lines.append(f"| {verdict} | {claim.what} | {claim.sign} {claim.bound:g} | {claim.value:.3g} | {seeds} |")
-    return "\n".join(lines)
+        rows.append((verdict, claim.what, f"{claim.sign} {claim.bound:g}", f"{claim.value:.3g}", seeds))
+    return "\n".join(figures.markdown(("", "claim", "wanted", "found", "by seed"), rows))
 
 
 def table(result: dict) -> str:
     """The result for people: claims, accuracies and arms."""
     found = [Claim(*(claim[name] for name in Claim._fields)) for claim in result["claims"]]
     seeds = result["seeds"]
-    lines = [claims_table(found), "", "| accuracy, by gap | 0.5 | 1 | 2 |", "| --- | --- | --- | --- |"]
+    rows = []
     accuracies = {name: [by] for name, by in result["floors"].items()}
     accuracies |= {f"RM {name}": [seed["accuracy"][name] for seed in seeds] for name in seeds[0]["accuracy"]}
     for name, of in accuracies.items():
         shares = (statistics.median(by[edge] for by in of) for edge in of[0])
-        lines.append(" | ".join((f"| {name}", *(f"{share:.3f}" for share in shares))) + " |")
+        rows.append((name, *(f"{share:.3f}" for share in shares)))
+    lines = [claims_table(found), "", *figures.markdown(("accuracy, by gap", "0.5", "1", "2"), rows)]
     for arm in seeds[0]["arms"]:
-        lines += ["", f"| {arm}, median of {len(seeds)} seeds | |", "| --- | --- |"]
-        for name, value in numbers([seed["arms"][arm] for seed in seeds]).items():
-            lines.append(f"| {name} | {value:.4g} |")
+        medians = numbers([seed["arms"][arm] for seed in seeds])
+        rows = [(name, f"{value:.4g}") for name, value in medians.items()]
+        lines += ["", *figures.markdown((f"{arm}, median of {len(seeds)} seeds", ""), rows)]
     return "\n".join(lines)
 
 

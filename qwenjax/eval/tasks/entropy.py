@@ -90,11 +90,12 @@ def table(result: dict) -> str:
         f"entropy of attention, {result['model']} (T={result['context']}), nats, mean over the layers; "
         f"{result['text']}: the first {result['tokens']:,} tokens",
         "",
-        f"{'':<20}" + "".join(f"{n:>10}" for n in result["lengths"]),
     ]
-    for row, cells in result["rows"].items():
-        lines.append(f"{row:<20}" + "".join(f"{np.mean(cells[str(n)]):>10.3f}" for n in result["lengths"]))
-    return "\n".join([*lines, f"{'ln(length)':<20}" + "".join(f"{math.log(n):>10.3f}" for n in result["lengths"])])
+    lengths = result["lengths"]
+    rows = {row: [np.mean(cells[str(n)]) for n in lengths] for row, cells in result["rows"].items()}
+    rows["ln(length)"] = [math.log(n) for n in lengths]
+    table = [["", *map(str, lengths)], *([row, *(f"{x:.3f}" for x in values)] for row, values in rows.items())]
+    return "\n".join([*lines, *figures.aligned(table)])
 
 
 def plot(result: dict, path: Path) -> None:
@@ -103,9 +104,7 @@ def plot(result: dict, path: Path) -> None:
     by_length = {row: [{int(n): float(np.mean(v)) for n, v in cells.items()}] for row, cells in result["rows"].items()}
     figures.curves(left, by_length)
     left.axvline(result["context"], ls="--", lw=1, color="#555555")
-    left.set_xscale("log", base=2)
-    left.set_xticks(result["lengths"], [figures.tokens(n) for n in result["lengths"]])
-    left.minorticks_off()
+    figures.token_axis(left, result["lengths"])
     left.set(title="mean over the layers", xlabel="tokens in a window (dashed: trained on)", ylabel="entropy, nats")
     longest = result["lengths"][-1]
     at = {row: [dict(enumerate(cells[str(longest)], 1))] for row, cells in result["rows"].items()}

@@ -109,12 +109,11 @@ def table(result: dict) -> str:
         f"passkey retrieval, {result['model']} (T={result['context']}): found, of {trials} "
         f"text{'s' * (trials > 1)} at each depth and length",
         "",
-        f"{'depth':<10}" + "".join(f"{n:>10}" for n in result["lengths"]),
     ]
-    for i, depth in enumerate(result["depths"]):
-        lines.append(f"{depth:<10.0%}" + "".join(f"{row[i]:>10}" for row in result["found"]))
-    means = (sum(row) / (trials * len(row)) for row in result["found"])
-    return "\n".join([*lines, "", f"{'all':<10}" + "".join(f"{mean:>10.0%}" for mean in means)])
+    cells = [["depth", *map(str, result["lengths"])]]
+    cells += [[f"{depth:.0%}", *(str(row[i]) for row in result["found"])] for i, depth in enumerate(result["depths"])]
+    cells += [["all", *(f"{sum(row) / (trials * len(row)):.0%}" for row in result["found"])]]
+    return "\n".join([*lines, *figures.aligned(cells)])
 
 
 def plot(result: dict, path: Path) -> None:

@@ -29,7 +29,7 @@ ROWS = ("plain", "+ ntk", "+ ntk + logn", "+ ntk + logn + window")
 
 def variant(config: ModelConfig, row: str) -> ModelConfig:
     """The model of a row of the table. The layer windows double every four layers, from the training length on
-    (docs/report.md, Contradictions: the report does not give them)."""
+    (docs/report.md, Context extension; the report does not give them)."""
     windows = doubling_windows(config.context, config.layers) if "window" in row else ()
     return replace(config, ntk="ntk" in row, logn="logn" in row, windows=windows)
 
@@ -158,11 +158,8 @@ def plot(result: dict, path: Path) -> None:
             }
             ax.plot(list(cells), list(cells.values()), label=row, markersize=5 - number / 2, **style)
         ax.set_title(title)
-        ax.set_xscale("log", base=2)
         ax.set_yscale("log")
-        lengths = sorted({n for cells in rows.values() for n in cells})
-        ax.set_xticks(lengths, [figures.tokens(n) for n in lengths])
-        ax.minorticks_off()
+        figures.token_axis(ax, sorted({n for cells in rows.values() for n in cells}))
         ax.yaxis.set_major_locator(figures.few_ticks())
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_xlabel("tokens in a window")

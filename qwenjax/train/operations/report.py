@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from qwenjax import optim, telemetry
 from qwenjax.common import storage
+from qwenjax.common.figures import markdown
 from qwenjax.common.jsonl import Log, read_rows
 from qwenjax.config import RL_TASKS, Experiment
 from qwenjax.telemetry import clock, human
@@ -207,6 +208,7 @@ def write(workdir: Path, experiment: Experiment, task, stage, metrics: dict, spe
     last = max((r["step"] for r in samples), default=0)
     texts = [r for r in samples if r["step"] == last]
     starts = f", over {spent['processes']} starts" if spent["processes"] > 1 else ""
+    shares = [(name, f"{100 * part:.1f} %") for name, part in goodput.shares(spent).items()]
     lines = [
         f"# {experiment.name}",
         "",
@@ -217,9 +219,7 @@ def write(workdir: Path, experiment: Experiment, task, stage, metrics: dict, spe
         "",
         *stage.write(workdir, rows, metrics),
         "",
-        f"| where the time went{starts} | share |",
-        "| --- | --- |",
-        *(f"| {name} | {100 * part:.1f} % |" for name, part in goodput.shares(spent).items()),
+        *markdown((f"where the time went{starts}", "share"), shares),
         "",
         *(f"## {r['prompt']!r}\n\n```\n{r['prompt']}{r['text']}\n```\n" for r in texts),
     ]

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from qwenjax import telemetry
+from qwenjax.common.figures import markdown
 from qwenjax.eval import accuracy
 from qwenjax.telemetry import LOSS, Panel
 
@@ -67,13 +68,12 @@ class PretrainReport(StageReport):
         compressors = self.task.compressors
         held_out = Panel("held-out text", "bits per byte", ("eval_bits_per_byte",), compressors)
         telemetry.plot(rows, workdir / self.picture, [LOSS, held_out])
-        table = [("this model", metrics.get("eval_bits_per_byte", math.nan)), *compressors.items()]
+        values = {"this model": metrics.get("eval_bits_per_byte", math.nan), **compressors}
+        table = [(name, f"{value:.3f}") for name, value in values.items()]
         return [
             f"![loss]({self.picture})",
             "",
-            f"| held-out text, {self.task.held_out_bytes:,} bytes | bits per byte |",
-            "| --- | --- |",
-            *(f"| {name} | {value:.3f} |" for name, value in table),
+            *markdown((f"held-out text, {self.task.held_out_bytes:,} bytes", "bits per byte"), table),
         ]
 
     def next_steps(self, workdir: Path) -> list[tuple[str, str]]:
@@ -104,13 +104,12 @@ class SftReport(StageReport):
     def write(self, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
         held_out = Panel("held-out dialogues", "loss (nats per trained token)", ("eval_loss",))
         telemetry.plot(rows, workdir / self.picture, [LOSS, held_out])
-        table = [(r["step"], r["eval_loss"]) for r in rows if "eval_loss" in r]
+        losses = [(r["step"], r["eval_loss"]) for r in rows if "eval_loss" in r]
+        table = [(f"{step:,}", f"{loss:.4f}", f"{math.exp(min(loss, 50)):.2f}") for step, loss in losses]
         return [
             f"![loss]({self.picture})",
             "",
-            "| step | held-out loss | perplexity |",
-            "| --- | --- | --- |",
-            *(f"| {step:,} | {loss:.4f} | {math.exp(min(loss, 50)):.2f} |" for step, loss in table),
+            *markdown(("step", "held-out loss", "perplexity"), table),
         ]
 
     def next_steps(self, workdir: Path) -> list[tuple[str, str]]:
