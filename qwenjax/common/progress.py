@@ -22,7 +22,8 @@ def meter(name: str, total: float | None = None, unit: str = "it", hidden: bool 
     from tqdm import tqdm
 
     every = 0.2 if sys.stderr.isatty() else 10.0
-    bar_format = "{desc}: {percentage:.0f} %, {elapsed}, about {remaining} left" if total else None
+    rate = ", {rate_fmt}" if unit == "B" else ""
+    bar_format = f"{{desc}}: {{percentage:.0f}} %, {{elapsed}}{rate}, about {{remaining}} left" if total else None
     with tqdm(
         desc=name,
         total=total,

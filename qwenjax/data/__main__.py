@@ -1,4 +1,4 @@
-"""Commands of the data room: text to token shards, chat data to one schema, and a look at either.
+"""Data commands: text to token shards, chat data to one schema, and a look at either.
 
 examples:
   python -m qwenjax.data tokenize books/ web.jsonl.gz --out=shards --tokenizer=qwen

@@ -1,4 +1,4 @@
-"""The options that say how text is read, the same for every command that reads text."""
+"""The command-line options of reading text, the same for every command that does."""
 
 import argparse
 import re
@@ -10,18 +10,23 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KI
 
 
 def reading_arguments(add) -> None:
-    """Declares them; they hold for every TEXT of a command."""
-    add("--column", type=names, metavar="NAME,…", help="fields of a row that are its text (default: text)")
-    add("--join", type=escaped, metavar="TEXT", help=r"between those fields and rows of a group (default: '\n\n')")
+    """Declares the options; they hold for every TEXT of a command."""
+    add("--column", type=names, metavar="NAME,…", help="fields of a row that hold its text (default: text)")
+    add(
+        "--join",
+        type=escaped,
+        metavar="TEXT",
+        help=r"put between fields, and between rows of a group (default: '\n\n')",
+    )
     add("--group", metavar="NAME", help="consecutive rows with the same value in this field are one document")
-    within = "of a folder, %s files whose path inside it fits; * also crosses /; may be repeated"
+    within = "in a folder, read %s files whose path inside it matches; * also matches /; may be repeated"
     add("--include", action="append", metavar="GLOB", help=within % "only")
     add("--exclude", action="append", metavar="GLOB", help=within % "no")
     add(
         "--limit",
         type=size,
         metavar="BYTES",
-        help="of text from each TEXT, about, spread over it: 500MB (default: all)",
+        help="read about this much text of each TEXT, spread over it: 500MB (default: all)",
     )
 
 
@@ -29,7 +34,7 @@ def sources(options: argparse.Namespace) -> list:
     """A `config.Source` for each of `options.text`.
 
     Raises:
-      Usage: options that make no sense.
+      Usage: options that contradict each other.
     """
     from qwenjax.config import Source
 
@@ -42,18 +47,18 @@ def sources(options: argparse.Namespace) -> list:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Type of an option that lists names."""
+    """The type of an option that lists names."""
     return tuple(name.strip() for name in text.split(","))
 
 
 def escaped(text: str) -> str:
-    r"""Type of an option with \n and \t in it, which a shell does not turn into what they mean."""
+    r"""The type of an option in which \n and \t stand for a newline and a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def size(text: str) -> int:
-    """Type of an option that is a number of bytes."""
+    """The type of an option that is a number of bytes."""
     found = re.fullmatch(r"([\d_]+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.upper().strip())
     if not found or found[2] not in UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; wanted e.g. 500MB, 2GB or 1_000_000")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; wanted e.g. 500MB, 2GB or 1_000_000")
     return int(float(found[1].replace("_", "")) * UNITS[found[2]])

@@ -5,9 +5,9 @@
     python-stdlib    modules and reference of the running Python
     tfds:… hf:…      see `records`; a folder that TFDS has prepared needs no prefix
 
-Input is cut into `Slice`s (a whole file, or a part of one) that any process can read on its own, so what a document is
-called does not depend on who reads it. Broken input is skipped and counted in a `Report`, by reason and with the first
-place it was seen; it stops nothing by itself.
+Input is cut into `Slice`s (a file, or a part of one), each of which any process can read on its own. The origin of a
+document is therefore the same for any number of processes. Broken input is skipped, and counted in a `Report` by reason
+and with its first origin; it is no error by itself.
 """
 
 import importlib.util
@@ -22,24 +22,24 @@ from pathlib import Path
 
 from qwenjax.config import Source
 from qwenjax.sources import files, records
-from qwenjax.sources.slices import Document, Report, Slice, text_document, rows_to_documents
+from qwenjax.sources.slices import Document, Report, Slice, rows_to_documents, text_document
 
 STDLIB = "python-stdlib"
-NOT_READ = "file type not read"  # what a folder holds beside text is told, but no fault
-PROBES, PROBE = 32, 64 << 10  # places of a source, and bytes of text at each, from which its amount of text is judged
+NOT_READ = "file type not read"  # other files in a folder are reported, and are no error
+PROBES, PROBE = 32, 64 << 10  # points of a source, and bytes of text at each, that tell how much text it has
 TEXT = """
     .txt .md .rst .tex .org .adoc .html .htm .xml .css .scss .sql .csv .tsv .json .yaml .yml .toml .ini .cfg
     .py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .scala .swift .cs .js .jsx .ts .tsx .vue
     .rb .php .pl .pm .r .jl .lua .hs .ml .mli .el .clj .ex .exs .erl .dart .m .f90 .f .s .asm .sh .bash .ps1
     .cmake .mk .gradle .proto .tf .nix .vim
 """.split()  # noqa: SIM905 - a list of 70 literals is no easier to read
-# What is not text of the library: its tests, other people's packages, build settings with this machine's paths, and
-# the encodings, an eighth of it all, which are tables of numbers.
+# Not text of the library: its tests, installed packages, build settings with this machine's paths, and the encodings,
+# an eighth of it all, which are tables of numbers.
 NOT_STDLIB = ("test", "tests", "idle_test", "encodings", "*-packages", "__pycache__", "config-*", "_sysconfigdata*")
 
 
 def as_source(source: str | Path | Source) -> Source:
-    """What is read, and how: a path alone is read with the defaults."""
+    """What is read, and how; a path is read with the defaults."""
     if not isinstance(source, Source):
         return Source(text=str(source))
     if not source.text:
@@ -54,12 +54,12 @@ def documents(source: str | Path | Source, report: Report | None = None) -> Iter
       ValueError: no such source, or not a single document in it (the report's counts say why).
     """
     report = Report() if report is None else report
-    found = False
+    is_empty = True
     for piece in slices(source, report):
         for document in read(piece, report):
-            found = True
+            is_empty = False
             yield document
-    if not found:
+    if is_empty:
         raise ValueError(no_documents([source], report))
 
 
@@ -78,32 +78,32 @@ def no_documents(sources: Sequence[str | Path | Source], report: Report) -> str:
 
 
 def slices(source: str | Path | Source, report: Report) -> list[Slice]:
-    """The files of a source, whole, in reading order.
+    """The files of a source, a slice each, in reading order.
 
     Raises:
       ValueError: no such file, folder or data set.
     """
     source = as_source(source)
-    pieces = _found(source, report)
+    pieces = _all_slices(source, report)
     return _sample(pieces, source.limit) if source.limit and pieces else pieces
 
 
-def _found(source: Source, report: Report) -> list[Slice]:
+def _all_slices(source: Source, report: Report) -> list[Slice]:
     if source.text == STDLIB:
         return _stdlib(source, report)
     path = Path(source.text)
     if source.text.startswith((records.TFDS, records.HF)) or records.is_prepared(path):
         return records.slices(source, report)
     if path.is_dir():
-        return [p for file, origin in _walk(path, source, report) for p in _file(file, origin, source, report)]
+        return [p for file, origin in _walk(path, source, report) for p in _file_slices(file, origin, source, report)]
     if not path.is_file():
         raise ValueError(f"no file or folder {path}; wanted one, or {STDLIB}, tfds:NAME@SPLIT, hf:OWNER/NAME@SPLIT")
-    return _file(path, path.name, source, report, alone=True)
+    return _file_slices(path, path.name, source, report, named=True)
 
 
 def cut(piece: Slice, size: int) -> list[Slice]:
-    """A slice as slices of about `size` bytes, if a process can begin to read in the middle of it."""
-    if piece.stop is None or piece.source.group or piece.size <= size:  # a group ends where another begins
+    """A slice cut into slices of about `size` bytes, if it can be read from the middle; else itself."""
+    if piece.stop is None or piece.source.group or piece.size <= size:  # the rows of a group stay together
         return [piece]
     length = piece.stop - piece.start
     step = max(1, size * length // piece.size)
@@ -112,34 +112,34 @@ def cut(piece: Slice, size: int) -> list[Slice]:
 
 
 def modified(piece: Slice) -> int:
-    """When the file of a slice was last written, in nanoseconds; 0 if there is no saying."""
+    """When the file of a slice was last written, in nanoseconds; 0 if that is unknown."""
     try:
         return os.stat(records.open_records(piece.file).path if piece.kind == "records" else piece.file).st_mtime_ns
     except OSError:
         return 0
 
 
-def _file(file: Path, origin: str, source: Source, report: Report, alone: bool = False) -> list[Slice]:
-    """The slice of one file. One named on purpose (`alone`) is read whatever it is called."""
-    origin = os.fsencode(origin).decode("utf-8", "backslashreplace")  # a file's name may be no UTF-8
+def _file_slices(file: Path, origin: str, source: Source, report: Report, named: bool = False) -> list[Slice]:
+    """The slice of one file, or none. A file that is the whole source (`named`) is read whatever its suffix."""
+    origin = os.fsencode(origin).decode("utf-8", "backslashreplace")  # a file's name may be invalid UTF-8
     try:
         status = file.stat()
     except OSError:
         report.note("unreadable file", origin)
         return []
     if not stat.S_ISREG(status.st_mode):
-        report.note("no regular file", origin)
+        report.note("not a regular file", origin)
         return []
     packed = file.suffix in files.PACKED
     name, size, stop = Path(file.stem if packed else file.name), status.st_size, None
     kind = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(name.suffix)
     if name.suffix == ".json":
-        kind = files.json_kind(file, source.column, alone)
+        kind = files.json_kind(file, source.column, named)
     if kind == "parquet" and not packed:
         stop, size = files.parquet_text(file, source.column)
-    elif kind is None and (alone or name.suffix.lower() in TEXT or _included_by_name(origin, name, source)):
-        # As a single document, a whole corpus in one text file could be neither shuffled nor held out in part.
-        kind = "parts" if alone else "text"
+    elif kind is None and (named or name.suffix.lower() in TEXT or _included_by_name(origin, name, source)):
+        # a corpus in one text file is cut: a single document could be neither shuffled nor held out in part
+        kind = "parts" if named else "text"
     elif kind is None:
         report.note(f"{NOT_READ}: {name.suffix or 'no suffix'}", origin)
         return []
@@ -151,17 +151,17 @@ def _file(file: Path, origin: str, source: Source, report: Report, alone: bool =
 
 
 def _included_by_name(origin: str, name: Path, source: Source) -> bool:
-    """Whether a pattern asks for files of just this name or suffix, which then need not be known as text."""
+    """Whether a pattern names files of this name or suffix, which are then read even if their suffix is unknown."""
     inside = origin.partition("/")[2]
     return any(fnmatchcase(inside, pattern) and not pattern.endswith("*") for pattern in source.include)
 
 
 def _walk(folder: Path, source: Source, report: Report, skip: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:
-    """(file, origin) below a folder, sorted; hidden names and names like one of `skip` are left out."""
+    """(file, origin) below a folder, sorted, without hidden names and names that match `skip`."""
     top = folder.resolve()
 
     def kept(root: str, names: list[str], end: str = "") -> list[str]:
-        """The names in a folder that are read; a folder itself is left out if a pattern fits its path and '/'."""
+        """The names in a folder that are read; a folder is left out if an `exclude` matches its path and '/'."""
         inside = Path(root).relative_to(top)
         paths = {name: (inside / name).as_posix() + end for name in names}
         return sorted(
@@ -186,7 +186,7 @@ def _walk(folder: Path, source: Source, report: Report, skip: tuple[str, ...] = 
 
 
 def _stdlib(source: Source, report: Report) -> list[Slice]:
-    """The standard library's modules, and the language reference that `help()` prints, entry by entry."""
+    """The modules of the standard library, and the language reference that `help()` prints."""
     folder = Path(sysconfig.get_path("stdlib"))
     topics = importlib.util.find_spec("pydoc_data.topics")
     pieces = []
@@ -229,7 +229,7 @@ def read(piece: Slice, report: Report) -> Iterator[Document]:
 
 
 def _sample(pieces: list[Slice], limit: int) -> list[Slice]:
-    """The slices with the share of their documents that makes about `limit` bytes of text."""
+    """The slices, each with the share of its documents that together gives about `limit` bytes of text."""
     density = _density([piece for piece in pieces if piece.kind in ("jsonl", "list")])
     sizes = [piece.size * (density if piece.kind in ("jsonl", "list") else 1) for piece in pieces]
     share = min(1.0, limit / max(sum(sizes), 1))
@@ -237,19 +237,19 @@ def _sample(pieces: list[Slice], limit: int) -> list[Slice]:
 
 
 def _density(pieces: list[Slice]) -> float:
-    """Bytes of text in a byte of JSON, measured at places spread evenly over the slices."""
+    """Bytes of text per byte of JSON, measured at points spread evenly over the slices."""
     total, begin, text, json_bytes = sum(piece.size for piece in pieces), 0, 0, 0
     for piece in pieces:
         first, last = (-(-at * PROBES // total) for at in (begin, begin + piece.size))
-        for place in range(first, last if piece.stop else min(last, first + 1)):  # a packed file has only a beginning
-            found = _probe(piece, (place * total / PROBES - begin) / piece.size)
-            text, json_bytes = text + found[0], json_bytes + found[1]
+        for point in range(first, last if piece.stop else min(last, first + 1)):  # a packed file is read from its start
+            measured = _probe(piece, (point * total / PROBES - begin) / piece.size)
+            text, json_bytes = text + measured[0], json_bytes + measured[1]
         begin += piece.size
     return text / json_bytes if text else 1.0
 
 
 def _probe(piece: Slice, at: float) -> tuple[int, int]:
-    """Bytes of text, and of the JSON around it, of documents from a place on: a fraction `at` of the file."""
+    """Bytes of text, and of the JSON around it, of some documents from the fraction `at` of the file on."""
     first, text = None, 0
     for document in read(replace(piece, start=int(at * (piece.stop or 0))), Report()):
         if piece.kind == "jsonl":

@@ -1,7 +1,7 @@
-"""Readers of files, one per format: JSON lines, JSON lists, Parquet, text. Plain or packed as .gz or .zst.
+"""Readers of files, one per format: JSON lines, JSON lists, Parquet, text. Plain, or packed as .gz or .zst.
 
-Each takes a `Slice` and a `Report`, holds a bounded part of the file, and goes on behind what is broken where the
-format lets it: behind a bad line or row group, but not behind damage in a compressed stream.
+Each takes a `Slice` and a `Report` and holds a bounded part of the file. A bad line or row group is skipped; after
+damage in a compressed stream the rest of the file is lost.
 """
 
 import gzip
@@ -16,11 +16,11 @@ from typing import BinaryIO
 from qwenjax.sources import slices
 from qwenjax.sources.slices import Document, Report, Slice, text_document
 
-PART = 16 << 10  # bytes, about, of the documents that a text file named as a source of its own is cut into
+PART = 16 << 10  # bytes, about, of each document that a text file is cut into when it is the whole source
 BATCH = 8 << 20  # bytes, about, of the rows held at a time
-HEAD = 64 << 10  # bytes that are looked at to tell one kind of .json from another
+HEAD = 64 << 10  # bytes that tell the kind of a .json
 PACKED = (".gz", ".zst")
-BROKEN = (EOFError, zlib.error, OSError)  # what reading a damaged stream raises
+BROKEN = (EOFError, zlib.error, OSError)  # raised when a damaged stream is read
 
 Row = tuple[str, Mapping]  # origin and fields
 
@@ -29,7 +29,7 @@ Row = tuple[str, Mapping]  # origin and fields
 
 
 def open_unpacked(path: str) -> BinaryIO:
-    """A file's bytes for buffered reading, unpacked if its name ends in .gz or .zst (all members and frames of it)."""
+    """A buffered stream of a file's bytes, unpacked if its name ends in .gz or .zst (all members and frames)."""
     if path.endswith(".gz"):
         return io.BufferedReader(gzip.open(path, "rb"))
     if path.endswith(".zst"):
@@ -40,7 +40,7 @@ def open_unpacked(path: str) -> BinaryIO:
 
 
 def expansion_ratio(path: str) -> float:
-    """Bytes that a byte of a packed file becomes, measured on its beginning."""
+    """Unpacked bytes per byte of a packed file, measured at its beginning."""
     with open(path, "rb") as raw:
         if path.endswith(".gz"):
             stream = gzip.GzipFile(fileobj=raw)
@@ -55,9 +55,9 @@ def expansion_ratio(path: str) -> float:
 
 
 def describe_damage(error: Exception, path: str) -> str:
-    """What is wrong with a compressed stream; raises the error again if it is not that."""
+    """What is wrong with a compressed stream, in words; an error of the disk is raised again."""
     if isinstance(error, OSError) and error.errno is not None:
-        raise error  # the disk's, not the file's
+        raise error
     truncated = isinstance(error, EOFError) or "truncated" in str(error).lower()
     return f"{'truncated' if truncated else 'corrupt'} {'gzip' if path.endswith('.gz') else 'zst'}"
 
@@ -65,26 +65,29 @@ def describe_damage(error: Exception, path: str) -> str:
 # ---- JSON ----
 
 
-def json_kind(file: Path, columns: tuple[str, ...], alone: bool) -> str | None:
-    """How a .json is read: 'jsonl' (web corpora call it so), 'list' of objects (chat sets), None: as text.
+def json_kind(file: Path, columns: tuple[str, ...], named: bool) -> str | None:
+    """How a .json is read: 'jsonl' (many web corpora are named .json), 'list' of objects (chat data), None: as text.
 
-    In a folder only what has one of the columns is a list of rows: a setting's file is a text like any other.
+    In a folder it has to hold one of the columns: a file of settings is a text like any other.
+
+    Args:
+      named: the file is the whole source, not one of a folder's.
     """
     try:
         with open_unpacked(str(file)) as stream:
             head = stream.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
-            if not alone and not any(json.dumps(column).encode() in head for column in columns):
+            if not named and not any(json.dumps(column).encode() in head for column in columns):
                 return None
             if re.match(rb"\[\s*\{", head):
                 return "list"
             line = head if b"\n" in head else head + stream.readline(slices.LIMIT)
             return "jsonl" if isinstance(json.loads(line.splitlines()[0]), dict) else None
     except (*BROKEN, ValueError, IndexError, RecursionError):
-        return None  # reading it will say what is wrong
+        return None  # its reader reports what is wrong
 
 
 def json_lines(piece: Slice, report: Report) -> Iterator[Row]:
-    """The objects on the lines that begin in a slice; the origin is FILE@BYTE, counted in the unpacked file."""
+    """The objects on the lines that begin in a slice; the origin is FILE@BYTE of the unpacked file."""
     at = piece.start
     with open_unpacked(piece.file) as lines:
         if at:  # a line belongs to the slice that holds its first byte: finish the one that began before
@@ -110,7 +113,7 @@ def json_lines(piece: Slice, report: Report) -> Iterator[Row]:
 
 
 def _skip_line(lines: BinaryIO) -> int:
-    """Moves to the start of the next line, in bounded memory; the bytes skipped."""
+    """Moves to the next line, in bounded memory; returns the bytes skipped."""
     skipped = 0
     while part := lines.readline(1 << 20):
         skipped += len(part)
@@ -120,25 +123,25 @@ def _skip_line(lines: BinaryIO) -> int:
 
 
 def _object(line: bytes, origin: str, report: Report) -> dict | None:
-    """The object on a line."""
+    """The object on a line, or None."""
     if not line.strip():
         report.note("blank line", origin)
         return None
     try:
         value = json.loads(line.decode("utf-8").removeprefix("\ufeff"))
     except UnicodeDecodeError:
-        report.note("invalid UTF-8", origin)
+        report.note(slices.NOT_UTF8, origin)
     except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
-        report.note("NUL bytes (binary)" if b"\0" in line else "bad JSON line", origin)
+        report.note(slices.NUL_BYTES if b"\0" in line else "bad JSON line", origin)
     else:
         if isinstance(value, dict):
             return value
-        report.note("JSON line that is no object", origin)
+        report.note("JSON line that is not an object", origin)
     return None
 
 
 def json_list(piece: Slice, report: Report) -> Iterator[Row]:
-    """The objects of one JSON list, which has to be read whole; the origin is FILE#INDEX."""
+    """The objects of a JSON list, which is read at once; the origin is FILE#INDEX."""
     try:
         with open_unpacked(piece.file) as stream:
             data = stream.read(slices.LIMIT + 1)
@@ -149,14 +152,14 @@ def json_list(piece: Slice, report: Report) -> Iterator[Row]:
     except BROKEN as error:
         report.note(describe_damage(error, piece.file), piece.origin)
     except UnicodeDecodeError:
-        report.note("invalid UTF-8", piece.origin)
+        report.note(slices.NOT_UTF8, piece.origin)
     except (ValueError, RecursionError):
         report.note("bad JSON", piece.origin)
     else:
         for i, item in enumerate(items):
             here = f"{piece.origin}#{i}"
             if not isinstance(item, dict):
-                report.note("JSON item that is no object", here)
+                report.note("JSON item that is not an object", here)
             elif piece.needs_row(here):
                 yield here, item
 
@@ -165,14 +168,14 @@ def json_list(piece: Slice, report: Report) -> Iterator[Row]:
 
 
 def parquet_text(file: Path, columns: tuple[str, ...]) -> tuple[int, int]:
-    """(row groups, bytes of text in them) of a Parquet file, as its footer says; (0, 0) if it has none."""
+    """(row groups, bytes of text in them) of a Parquet file, from its footer; (0, 0) without one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         footer = pq.read_metadata(file)
     except (pa.ArrowException, OSError):
-        return 0, 0  # reading it will say what is wrong
+        return 0, 0  # its reader reports what is wrong
     size = 0
     for g in range(footer.num_row_groups):
         group = footer.row_group(g)
@@ -187,7 +190,7 @@ def parquet(piece: Slice, report: Report) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        # without pre_buffer and with a buffer, a row group is read page by page and never whole
+        # without pre_buffer and with a buffer, a row group is read page by page
         file = pq.ParquetFile(piece.file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -210,7 +213,7 @@ def parquet(piece: Slice, report: Report) -> Iterator[Row]:
                     values = _rows(batch.take(wanted) if len(wanted) < batch.num_rows else batch)
                     for i, row in zip(wanted, values):
                         yield f"{piece.origin}#{at + i}", blank | row if blank else row
-                        blank = {}  # the first row tells which columns there are
+                        blank = {}  # only the first row has to name all columns
                     at += batch.num_rows
             except (pa.ArrowException, OSError):
                 report.note("damaged row group (its rows)", f"{piece.origin}#{at}", end - at)
@@ -218,18 +221,18 @@ def parquet(piece: Slice, report: Report) -> Iterator[Row]:
 
 
 def _rows(batch) -> list[dict]:
-    """Rows of an Arrow record batch, with text as bytes: they may be no UTF-8, and only the reader of a row can say."""
+    """Rows of an Arrow record batch, with text as bytes: invalid UTF-8 is then reported row by row."""
     import pyarrow as pa
 
     if not batch.num_columns:
         return [{}] * batch.num_rows
-    held = {}
+    columns = {}
     for name, column in zip(batch.schema.names, batch.columns):
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             column = column.cast(kind).cast(pa.large_binary() if pa.types.is_large_string(kind) else pa.binary())
-        held[name] = column.to_pylist()
-    return [dict(zip(held, values)) for values in zip(*held.values())]
+        columns[name] = column.to_pylist()
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
 def _line(error: Exception) -> str:
@@ -256,13 +259,13 @@ def text(piece: Slice, report: Report) -> Iterator[Document]:
 
 
 def parts(piece: Slice, report: Report) -> Iterator[Document]:
-    """A text file as documents of about PART bytes that end where a line ends; the origin is FILE@BYTE."""
+    """A text file as documents of about `PART` bytes that end where a line ends; the origin is FILE@BYTE."""
     at = 0
     with open_unpacked(piece.file) as stream:
         while True:
             try:
                 part = stream.read(PART) + stream.readline(1 << 20)
-                for _ in range(3):  # a line without end may be cut here, but not inside a character
+                for _ in range(3):  # a very long line may be cut here, but not inside a character
                     if part.endswith(b"\n") or not (after := stream.peek(1)[:1]) or after[0] & 0xC0 != 0x80:
                         break
                     part += stream.read(1)

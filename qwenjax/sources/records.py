@@ -1,10 +1,10 @@
-"""Data sets of records that are read by row number: TensorFlow Datasets and Hugging Face `datasets`.
+"""Readers of data sets by row number: TensorFlow Datasets and Hugging Face `datasets`.
 
     tfds:NAME[/CONFIG][:VERSION][@SPLIT]     as prepared in array_record format; no TensorFlow is needed
-    tfds:DIRECTORY[@SPLIT]                   one prepared version, wherever it lies
+    tfds:FOLDER[@SPLIT]                      one prepared version, wherever it is
     hf:OWNER/NAME[#CONFIG][@SPLIT]           what `datasets.load_dataset` or `load_from_disk` reads; also a folder
 
-SPLIT is 'train' unless given, and may be a part of one as the library writes it: train[:10%].
+SPLIT is 'train' by default, and may be a part of one in the library's notation: train[:10%].
 """
 
 import os
@@ -26,8 +26,8 @@ SAMPLE = 64  # rows read to estimate how much text there is
 class Records(Protocol):
     """Rows by number."""
 
-    name: str  # the same on every machine
-    path: str  # where the data lies, or ''
+    name: str  # equal on every machine
+    path: str  # where the data is, or ''
     fields: tuple[str, ...]
 
     def __len__(self) -> int: ...
@@ -47,7 +47,7 @@ def slices(source: Source, report: Report) -> list[Slice]:
     Raises:
       ValueError: no such data set, split or column, or not one that can be read by row number.
     """
-    open_records.cache_clear()  # it may have been prepared anew since it was last looked at
+    open_records.cache_clear()  # it may have been prepared again meanwhile
     records = open_records(source.text)
     wanted = (*source.column, *filter(None, [source.group]))
     if missing := [name for name in wanted if name not in records.fields]:
@@ -61,7 +61,7 @@ def slices(source: Source, report: Report) -> list[Slice]:
         return []
     try:
         sample = records.read(sorted({i * count // SAMPLE for i in range(SAMPLE)}), source.column)
-    except RuntimeError:  # damaged: what can be read of it will be
+    except RuntimeError:  # damaged; reading it reports which records
         sample = []
     size = sum(len(value) for row in sample for value in row.values() if isinstance(value, str | bytes))
     size = max(1, size * count // max(len(sample), 1))
@@ -93,7 +93,7 @@ def _one_by_one(records: Records, numbers, fields, origin: str, report: Report) 
 
 @lru_cache(8)
 def open_records(text: str) -> Records:
-    """The data set that a source names; kept open, because opening takes longer than reading a slice."""
+    """The data set that a source names. It stays open, because opening takes longer than reading a slice."""
     if text.startswith(HF):
         return _hugging_face(text)
     return _tensorflow(text if text.startswith(TFDS) else TFDS + text)
@@ -105,7 +105,7 @@ def open_records(text: str) -> Records:
 @dataclass(frozen=True, eq=False)
 class _Tfds:
     name: str
-    place: str
+    path: str
     fields: tuple[str, ...]
     source: Sequence  # of serialised examples
     features: Mapping
@@ -116,7 +116,7 @@ class _Tfds:
     def read(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Mapping]:
         from tensorflow_datasets.core.features import FeaturesDict
 
-        # decodes these fields only: an image beside a text would need more libraries
+        # decode these fields only: an image would need more libraries
         features = FeaturesDict({name: self.features[name] for name in fields})
         return [features.deserialize_example_np(record) for record in self.source.__getitems__(list(numbers))]
 
@@ -132,14 +132,17 @@ def _tensorflow(text: str) -> _Tfds:
     elif folder.is_absolute() or name.startswith((".", "~")):
         inside = [str(version) for version in sorted(folder.glob("*")) if is_prepared(version)]
         hint = f"; wanted one version of it: {', '.join(inside)}" if inside else ""
-        raise ValueError(f"{folder} is no prepared TFDS data set: no dataset_info.json and features.json in it{hint}")
+        raise ValueError(
+            f"{folder} is not a prepared TFDS data set: no dataset_info.json and features.json in it{hint}"
+        )
     else:
-        try:  # from its files alone: the code of a data set may want TensorFlow, and may not be there
+        try:  # from its files only: the code of a data set may be missing, or need TensorFlow
             builder = read_only_builder.builder_from_files(name)
         except tfds.core.DatasetNotFoundError:
-            place = tfds.core.constants.DATA_DIR
+            data_dir = tfds.core.constants.DATA_DIR
             raise ValueError(
-                f"no prepared TFDS data set {name!r} in {place} (TFDS_DATA_DIR names another place). {_advice(name)}"
+                f"no prepared TFDS data set {name!r} in {data_dir} (TFDS_DATA_DIR names another folder). "
+                f"{_advice(name)}"
             ) from None
     split = split or "train"
     try:
@@ -149,14 +152,14 @@ def _tensorflow(text: str) -> _Tfds:
         raise ValueError(
             f"{builder.data_dir} is stored as {kind}, which cannot be read by row number. {_advice(builder.name)}"
         ) from None
-    features, place = builder.info.features, os.fspath(builder.data_dir)
-    return _Tfds(f"{TFDS}{builder.info.full_name}@{split}", place, tuple(features), source, features)
+    features, path = builder.info.features, os.fspath(builder.data_dir)
+    return _Tfds(f"{TFDS}{builder.info.full_name}@{split}", path, tuple(features), source, features)
 
 
 def _advice(name: str) -> str:
-    """How to prepare a TFDS data set so that it can be read here."""
+    """How to prepare a TFDS data set so that qwenjax can read it."""
     return (
-        "Prepare it, once, where TensorFlow is installed too if the data set's own code needs it: "
+        "Prepare it once (on a machine with TensorFlow if the data set's code needs that): "
         f"""python -c "import tensorflow_datasets as tfds; """
         f"""tfds.builder('{name}', file_format='array_record').download_and_prepare(file_format='array_record')" """
     ).rstrip()
@@ -168,7 +171,7 @@ def _advice(name: str) -> str:
 @dataclass(frozen=True, eq=False)
 class _HuggingFace:
     name: str
-    place: str
+    path: str
     fields: tuple[str, ...]
     source: object  # datasets.Dataset
 
@@ -176,7 +179,7 @@ class _HuggingFace:
         return len(self.source)
 
     def read(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Mapping]:
-        columns = self.source.select_columns(list(fields))[list(numbers)]  # decodes these only, as above
+        columns = self.source.select_columns(list(fields))[list(numbers)]  # decode these only
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
@@ -190,19 +193,19 @@ def _hugging_face(text: str) -> _HuggingFace:
     folder, split = Path(path).expanduser(), split or "train"
     try:
         if (folder / "state.json").is_file():  # save_to_disk of one split
-            found = datasets.load_from_disk(folder)
+            dataset = datasets.load_from_disk(folder)
             if split != "train":
                 raise ValueError(f"{folder} is one data set without splits; leave out @{split}")
         elif (folder / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(folder)
-            if split not in found:
-                raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(found)}")
-            found = found[split]
+            dataset = datasets.load_from_disk(folder)
+            if split not in dataset:
+                raise ValueError(f"{folder} has no split {split!r}; it has: {', '.join(dataset)}")
+            dataset = dataset[split]
         else:
-            found = datasets.load_dataset(path, configuration or None, split=split)
+            dataset = datasets.load_dataset(path, configuration or None, split=split)
     except datasets.exceptions.DatasetsError as error:
         raise ValueError(f"{text}: {error}") from error
     name = folder.name if folder.is_dir() else path
     name += f"#{configuration}" * bool(configuration)
-    files = found.cache_files
-    return _HuggingFace(f"{HF}{name}@{split}", files[0]["filename"] if files else "", tuple(found.features), found)
+    files = dataset.cache_files
+    return _HuggingFace(f"{HF}{name}@{split}", files[0]["filename"] if files else "", tuple(dataset.features), dataset)

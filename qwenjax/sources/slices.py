@@ -1,4 +1,4 @@
-"""From rows to documents: which fields are the text, which rows belong together, what is left out and counted.
+"""Document, Slice and Report; and from rows to documents: which fields are the text, which rows belong together.
 
 A row is a mapping of field names to values, from a line of JSON, a Parquet file or a data set of records.
 """
@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 
 from qwenjax.config import Source
 
-LIMIT = 64 << 20  # bytes of one document; more is a data file, not a text
-FIELDS = 12  # of a row, named in a message
+LIMIT = 64 << 20  # bytes of one document; anything longer is data, not a text
+MAX_NAMED = 12  # fields of a row that a message names
+NUL_BYTES = "NUL bytes (binary, or UTF-16: save it as UTF-8)"
+NOT_UTF8 = "invalid UTF-8 (save it as UTF-8)"
 
 
 @dataclass(frozen=True)
 class Document:
     """One text and where it came from: `FILE`, `FILE@BYTE` (offset of its line), `FILE#ROW` or `FILE:ENTRY`.
 
-    The origin is unique in its source, and the same on every machine.
+    The origin is unique in its source, and equal on every machine.
     """
 
     text: str
@@ -26,26 +28,26 @@ class Document:
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a source that one process reads: what begins in [start, stop) of `file`."""
+    """A part of a source that one process reads: the rows or documents that begin in [start, stop) of `file`."""
 
-    kind: str  # a key of `sources.ROWS` or `sources.TEXTS`
+    kind: str  # a key of `documents.ROWS` or `documents.TEXTS`
     file: str
-    origin: str  # name without the folders above the source: the same on every machine
-    size: int  # bytes of text, about; for balance and progress
-    start: int = 0  # counts bytes (jsonl), row groups (parquet) or rows (records)
-    stop: int | None = None  # None: to the end, by one process
+    origin: str  # its name without the folders above the source: equal on every machine
+    size: int  # bytes of text, estimated, for balance and progress
+    start: int = 0  # in bytes (jsonl), row groups (parquet) or rows (records)
+    stop: int | None = None  # None: one process reads to the end
     source: Source = field(default_factory=Source)  # how to read it
     share: float = 1.0  # of its documents that are kept
 
     def keeps(self, origin: str) -> bool:
-        """Whether a document is in the sample; by a hash of its name, so that it does not depend on who reads it."""
+        """Whether a document is in the sample. A hash of its origin decides, so the process that reads it does not."""
         if self.share >= 1:
             return True
         drawn = hashlib.blake2b(origin.encode("utf-8"), digest_size=8, key=b"limit").digest()
         return int.from_bytes(drawn, "little") < self.share * (1 << 64)
 
     def needs_row(self, origin: str) -> bool:
-        """Whether a row has to be read at all: a group is kept or not by the name of its first row."""
+        """Whether a row has to be read at all. A group is kept or dropped by the origin of its first row."""
         return bool(self.source.group) or self.keeps(origin)
 
 
@@ -60,23 +62,23 @@ class Report(dict):
             self.note(reason, origin, count)
 
     def lines(self) -> list[str]:
-        """For people, most frequent first."""
+        """A line per reason, most frequent first."""
         items = sorted(self.items(), key=lambda item: (-item[1][0], item[0]))
         return [f"skipped {count:,} x {reason} (first: {origin})" for reason, (count, origin) in items]
 
 
 def text_document(text: str | bytes, origin: str, report: Report) -> Iterator[Document]:
-    """The document, unless it is not text."""
+    """The document, or nothing if it is not text."""
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8").removeprefix("\ufeff")
         else:
-            text.encode("utf-8")  # JSON may carry half a surrogate pair, which is no character
+            text.encode("utf-8")  # JSON may hold half a surrogate pair, which is not a character
     except UnicodeError:
-        report.note("NUL bytes (binary)" if isinstance(text, bytes) and b"\0" in text else "invalid UTF-8", origin)
+        report.note(NUL_BYTES if isinstance(text, bytes) and b"\0" in text else NOT_UTF8, origin)
         return
     if "\0" in text:
-        report.note("NUL bytes (binary)", origin)
+        report.note(NUL_BYTES, origin)
     elif not text.strip():
         report.note("empty document", origin)
     else:
@@ -84,11 +86,11 @@ def text_document(text: str | bytes, origin: str, report: Report) -> Iterator[Do
 
 
 def rows_to_documents(rows: Iterable[tuple[str, Mapping]], piece: Slice, report: Report) -> Iterator[Document]:
-    """The documents of the rows of a slice, given with their origins: one each, or one per group of rows."""
-    source, fields = piece.source, _RowFields(piece.source, report)
-    texts, first, key, size = [], "", None, 0  # of the group at hand
+    """The documents of a slice's rows, which come with their origins: one for each row, or for each group of rows."""
+    source, fields = piece.source, _TextFields(piece.source, report)
+    texts, first, key, size = [], "", None, 0  # of the current group
 
-    def group() -> Iterator[Document]:
+    def current_group() -> Iterator[Document]:
         if size > LIMIT:
             report.note(f"group over {LIMIT >> 20} MiB", first)
         elif texts and piece.keeps(first):
@@ -102,29 +104,29 @@ def rows_to_documents(rows: Iterable[tuple[str, Mapping]], piece: Slice, report:
             continue
         mine = row.get(source.group)
         if mine is None or mine != key:
-            yield from group()
+            yield from current_group()
             texts, first, key, size = [], origin, mine, 0
         if text is not None:
             size += len(text)
-            if size <= LIMIT:  # beyond it the group is lost anyway: hold no more of it
+            if size <= LIMIT:  # a longer group is dropped: keep no more of it
                 texts.append(text)
-    yield from group()
+    yield from current_group()
     fields.close()
 
 
 @dataclass
-class _RowFields:
-    """The text of rows, and a memory of which fields there were: a column that no row has is a mistake to report."""
+class _TextFields:
+    """Takes the text out of rows, and remembers their fields: a column that no row has is a mistake to report."""
 
     source: Source
     report: Report
     found: set[str] = field(default_factory=set)
-    known: list[str] | None = None  # field names of the first row
+    known: list[str] | None = None  # fields of the first row
     first: str = ""  # its origin
-    without: list = field(default_factory=lambda: [0, ""])  # rows that have none of the columns: count, origin of first
+    without: list = field(default_factory=lambda: [0, ""])  # rows without any of the columns: count, first origin
 
     def text(self, row: Mapping, origin: str) -> str | None:
-        """The columns of a row, joined; None when it has none of them or one of them is no text."""
+        """The columns of a row, joined; None when it has none of them or one is not text."""
         if self.known is None:
             self.known, self.first = [str(name) for name in row], origin
         values = {name: row.get(name) for name in self.source.column}
@@ -137,7 +139,7 @@ class _RowFields:
                 try:
                     value = value.decode("utf-8")
                 except UnicodeDecodeError:
-                    self.report.note("NUL bytes (binary)" if b"\0" in value else "invalid UTF-8", origin)
+                    self.report.note(NUL_BYTES if b"\0" in value else NOT_UTF8, origin)
                     return None
             if value is not None and not isinstance(value, str):
                 self.report.note(f"field {name!r} is {_kind(value)}, not text", origin)
@@ -154,7 +156,7 @@ class _RowFields:
         """Reports the rows without text and, by name, the fields that no row of this slice had."""
         if self.known is None:
             return
-        there = ", ".join(self.known[:FIELDS]) + (", …" if len(self.known) > FIELDS else "")
+        there = ", ".join(self.known[:MAX_NAMED]) + (", …" if len(self.known) > MAX_NAMED else "")
         count, origin = self.without
         if count:
             reason = "no field " + " or ".join(repr(name) for name in self.source.column)
@@ -167,8 +169,8 @@ class _RowFields:
 
 
 def _kind(value: object) -> str:
-    """What a value that is no text is, in the words of JSON."""
-    if hasattr(value, "tolist"):  # an array or scalar of NumPy
+    """What a value is, in the words of JSON."""
+    if hasattr(value, "tolist"):  # NumPy
         value = value.tolist()
     kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return kinds.get(type(value), type(value).__name__)

@@ -68,7 +68,7 @@ def test_tokenize_reports_and_show_says_where_rows_come_from(tmp_path, as_bytes,
     (tmp_path / "exp.py").write_text(f"""
 from qwenjax.config import *
 def experiment():
-    data = Data(sources=(Source(shards={str(tmp_path / "shards")!r}),), tokenizer="bytes", length=128, batch=3)
+    data = Data(sources=(Source(shards={str(tmp_path / "shards")!r}),), tokenizer="bytes", seq_len=128, batch_size=3)
     return Experiment(name="e", model=ModelConfig(vocab=257, layers=1, embed=8, heads=2, ffn=8), data=data, steps=10)
 """)
     monkeypatch.chdir(tmp_path)
@@ -120,6 +120,8 @@ def test_exit_codes(tmp_path, as_bytes, capsys):
     assert main(["show", "--exp=x", "--step=1", "--set", "seed"]) == 2
     assert main(["show", "--exp=quickstart"]) == 2
     assert "wanted --step=N or --row=R" in capsys.readouterr().err
+    assert main(["show", "--exp=tiny_sft", "--step=0"]) == 2
+    assert "--step and --row show pretraining rows. For chat data: data show FILE" in capsys.readouterr().err
     for wrong in ([], ["tokenise"], ["show", "--exp=x", "--step=-1"], ["tokenize", "x"]):
         with pytest.raises(SystemExit) as end:
             main(wrong)

@@ -6,9 +6,9 @@ from collections import namedtuple
 import pytest
 
 from qwenjax.common import storage
-from qwenjax.data.shards import fetch as room
-from qwenjax.data.shards.fetch import fetch
+from qwenjax.data.shards import prepare as room
 from qwenjax.data.shards.format import Shards
+from qwenjax.data.shards.prepare import fetch, prepare
 
 pytest_plugins = ["data_fixtures", "bucket_fixtures"]
 
@@ -60,7 +60,7 @@ def test_a_copy_cut_short_goes_on_and_shards_made_anew_are_copied_anew(remote, t
 def test_what_cannot_be_copied_is_refused_with_a_remedy(remote, shards, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no finished shards: it has no index.json"):
         fetch(str(remote / "nothing"), tmp_path / "data")
-    with pytest.raises(ValueError, match=r"lies in a bucket.*mount the bucket"):
+    with pytest.raises(ValueError, match=r"is in a bucket.*mount the bucket"):
         Shards(str(remote))
     name = next(iter(shards.index["splits"]["train"]["files"]))["files"]["tokens"]["name"]
     storage.write_atomically(remote / name, b"other bytes")
@@ -77,7 +77,6 @@ def test_what_cannot_be_copied_is_refused_with_a_remedy(remote, shards, tmp_path
 
 def test_an_experiment_may_name_shards_in_a_bucket(remote, tokenizer, tmp_path, monkeypatch):
     from qwenjax.config import Data, Source
-    from qwenjax.data.shards.prepare import prepare
 
     monkeypatch.setattr("qwenjax.tokenizer.load_tokenizer", lambda name: tokenizer)
     _, (opened,), said = prepare(Data((Source(shards=str(remote)),), tokenizer="bytes"), 0, tmp_path / "data", False)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import tracemalloc
 
 import pyarrow as pa
@@ -125,12 +126,12 @@ def test_a_json_list_of_objects_is_rows(tmp_path, monkeypatch):
     report = Report()
     assert [(d.text, d.origin) for d in documents(path, report)] == [("one", "a.json#0"), ("three", "a.json#3")]
     assert report == {
-        "JSON item that is no object": [1, "a.json#1"],
+        "JSON item that is not an object": [1, "a.json#1"],
         "field 'text' is a number, not text": [1, "a.json#2"],
     }
-    for broken, reason in [(b'[{"text": "a"}, ', "bad JSON"), (b'[{"text": "caf\xe9"}]', "invalid UTF-8")]:
+    for broken, reason in [(b'[{"text": "a"}, ', "bad JSON"), (b'[{"text": "caf\xe9"}]', rows.NOT_UTF8)]:
         path.write_bytes(broken)
-        with pytest.raises(ValueError, match=f"1 x {reason}"):
+        with pytest.raises(ValueError, match=re.escape(f"1 x {reason}")):
             texts(path)
     monkeypatch.setattr(rows, "LIMIT", 100)
     path.write_text(json.dumps([{"text": "x" * 200}]))
@@ -201,7 +202,7 @@ def test_parquet_types_and_bad_text(tmp_path):
         pq.write_table(pa.table({"text": column}), path)
         report = Report()
         assert texts(path, report) == ["a", "b"]
-        assert report == {"invalid UTF-8": [1, "a.parquet#1"]}
+        assert report == {"invalid UTF-8 (save it as UTF-8)": [1, "a.parquet#1"]}
     pq.write_table(pa.table({"text": pa.array(["x", None, "x"]).dictionary_encode()}), path)
     assert texts(path, report := Report()) == ["x", "x"]
     assert report == {"no field 'text'": [1, "a.parquet#1"]}
@@ -289,4 +290,4 @@ def test_a_text_without_lines_or_characters_is_cut_all_the_same(tmp_path, monkey
     report = Report()
     assert texts(tmp_path / "a.bin", report) == ["good\n"]
     ((reason, (count, origin)),) = report.items()
-    assert (reason, count, origin) == ("invalid UTF-8", 3, "a.bin@0")
+    assert (reason, count, origin) == ("invalid UTF-8 (save it as UTF-8)", 3, "a.bin@0")

@@ -93,7 +93,7 @@ def test_what_cannot_be_read_says_what_to_do(news, tmp_path, monkeypatch):
         (f"tfds:{news}@dev", "Unknown split 'dev'"),
         ("tfds:nothing_such", rf"no prepared TFDS data set 'nothing_such' in .*{prepare}"),
         ("tfds:news/large:9.9.9", rf"no prepared TFDS data set .*{prepare}"),
-        (f"tfds:{news.parent}", r"is no prepared TFDS data set.*wanted one version of it: .*1\.2\.3"),
+        (f"tfds:{news.parent}", r"is not a prepared TFDS data set.*wanted one version of it: .*1\.2\.3"),
         (f"tfds:{other}", rf"stored as tfrecord, which cannot be read by row number.*builder\('news'.*{prepare}"),
     ]:
         with pytest.raises(ValueError, match=message):

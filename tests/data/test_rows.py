@@ -43,7 +43,7 @@ def test_columns_are_joined_in_the_order_asked_and_what_is_absent_is_left_out():
 
 def test_bytes_are_text():
     assert texts([{"text": "中".encode()}, {"text": b"caf\xe9"}, {"text": b"\xff\0"}], report := Report()) == ["中"]
-    assert report == {"invalid UTF-8": [1, "1"], "NUL bytes (binary)": [1, "2"]}
+    assert report == {slices.NOT_UTF8: [1, "1"], slices.NUL_BYTES: [1, "2"]}
 
 
 def test_mixed_schemas_are_counted_by_what_came():

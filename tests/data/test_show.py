@@ -16,7 +16,6 @@ from qwenjax.data.batches.text import TextMixture
 from qwenjax.data.commands import show as command
 from qwenjax.data.conversations.schema import validate
 from qwenjax.data.inspect.html import page
-from qwenjax.data.inspect.picture import draw_rows
 from qwenjax.data.inspect.show import (
     END,
     LOSS,
@@ -25,6 +24,7 @@ from qwenjax.data.inspect.show import (
     ShownRow,
     chat_row,
     chat_row_lines,
+    draw_rows,
     pieces,
     printable,
     text_row,

@@ -62,7 +62,7 @@ def test_folder_is_read_recursively_in_order_without_hidden_or_binary_files(tmp_
     ]
     assert report == {
         "file type not read: .png": [1, "top/logo.png"],
-        "NUL bytes (binary)": [1, "top/fake.txt"],
+        "NUL bytes (binary, or UTF-16: save it as UTF-8)": [1, "top/fake.txt"],
     }
 
 
@@ -108,19 +108,19 @@ def test_broken_lines_are_counted_by_reason_and_the_rest_is_read(tmp_path, monke
     report = Report()
     assert texts(tmp_path / "a.jsonl", report) == ["good 1", "good 2"]
     assert {reason: count for reason, (count, _) in report.items()} == {
-        "invalid UTF-8": 2,
-        "NUL bytes (binary)": 2,
+        "invalid UTF-8 (save it as UTF-8)": 2,
+        "NUL bytes (binary, or UTF-16: save it as UTF-8)": 2,
         "bad JSON line": 2,
         "no field 'text'": 1,
-        "JSON line that is no object": 1,
+        "JSON line that is not an object": 1,
         "field 'text' is a number, not text": 1,
         "empty document": 1,
         "blank line": 1,
         "line over 0 MiB": 1,
     }
-    assert report["invalid UTF-8"][1] == "a.jsonl@19"  # the first line is 18 bytes and its end
+    assert report["invalid UTF-8 (save it as UTF-8)"][1] == "a.jsonl@19"  # the first line is 18 bytes and its end
     at = sum(len(line) + 1 for line in lines[:3])
-    assert report.lines()[0] == f"skipped 2 x NUL bytes (binary) (first: a.jsonl@{at})"
+    assert report.lines()[0] == f"skipped 2 x NUL bytes (binary, or UTF-16: save it as UTF-8) (first: a.jsonl@{at})"
 
 
 def test_truncated_gzip_gives_what_is_whole(tmp_path):
@@ -168,7 +168,7 @@ def test_standard_library_has_modules_and_the_reference_but_no_tests():
     assert "class OrderedDict" in found["python-stdlib/collections/__init__.py"]
     assert "assert" in found["python-stdlib/pydoc_data/topics.py:assert"]
     assert not [o for o in found if "/test/" in o or "/tests/" in o or "-packages/" in o or "_sysconfigdata" in o]
-    assert set(report) <= {"empty document", "invalid UTF-8"}
+    assert set(report) <= {"empty document", "invalid UTF-8 (save it as UTF-8)"}
 
 
 def tree(folder, *names):
@@ -214,7 +214,7 @@ def test_what_is_no_file_is_said(tmp_path):
     assert report == {
         "link to a folder, not followed": [1, "top/linked"],
         "unreadable file": [1, "top/gone.txt"],
-        "no regular file": [1, "top/pipe.txt"],
+        "not a regular file": [1, "top/pipe.txt"],
     }
 
 

@@ -111,7 +111,13 @@ def test_text_and_its_shards_give_the_same(tmp_path, monkeypatch, capsys):
     assert got["skipped"] == {"bad JSON line": [1, got["skipped"]["bad JSON line"][1]]}
     assert "skipped 1 x bad JSON line" in done.err
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    assert main(["stats", *names]) == 0
-    assert "documents" in capsys.readouterr().out
+    assert main(["stats", *names, "--verify"]) == 0
+    done = capsys.readouterr()
+    assert f"{names[1]}: every file is as it was written" in done.err
+    assert "documents" in done.out
+    shard = next((tmp_path / "shards").glob("train-*[0-9].array_record"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert main(["stats", names[1], "--verify"]) == 1
+    assert f"{shard.name} has changed since it was written" in capsys.readouterr().err
     assert main(["stats", str(tmp_path / "nowhere")]) == 1
     assert "error: no file or folder" in capsys.readouterr().err

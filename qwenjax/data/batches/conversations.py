@@ -1,8 +1,8 @@
 """Batches from chat files: what their three mixtures share, and the conversations that fine-tuning reads.
 
-b rows per batch, L inputs per row. A file is divided into bins once, and a bin is a row: several packed conversations,
-the responses to one prompt (`preferences`), or one prompt (`prompts`). Bins are read in the order of `order`, with bins
-in place of windows. So row r of a run is a pure function of (seed, r), and every bin is read once per epoch of its file.
+b rows per batch, L inputs per row. A file is divided into bins once, and a bin is a row: some packed conversations, the
+responses to one prompt (`preferences`), or one prompt (`prompts`). Bins are read in the order of `order`, with bins in
+place of windows. So row r of a run is a pure function of (seed, r), and each bin is read once per epoch of its file.
 """
 
 from collections.abc import Callable, Sequence

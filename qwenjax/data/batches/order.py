@@ -1,4 +1,4 @@
-"""Which window of which source row r of a run is: index arithmetic, no state and no files (docs/design.md, section 3).
+"""Which window of which source row r of a run is: index arithmetic, no state and no files (docs/design.md, Decisions).
 
     row(r):  b, j = divmod(r, BLOCK);   k = perm(seed, b)(j; BLOCK)
              s: cum[s] <= k < cum[s+1]                                  c_s = exact shares of a block

@@ -120,8 +120,9 @@ class Batches:
 
         rows = np.asarray(rows, np.int64)
         if not rows.size or rows.min() < 0 or rows.max() >= batch_size:
+            last = batch_size - 1
             raise ValueError(
-                f"this process wants rows {rows.tolist()} of a batch of {batch_size}; wanted some of 0 to {batch_size - 1}"
+                f"this process wants rows {rows.tolist()} of a batch of {batch_size}; wanted some of 0 to {last}"
             )
         if next_row < 0:
             raise ValueError(f"next_row={next_row} is negative; a run starts at row 0")

@@ -1,1 +1,1 @@
-"""The subcommands of `python -m qwenjax.data`, a module each; see `qwenjax.common.command_line` for their form."""
+"""The data commands, a module each: its docstring and `EXAMPLES` are the help, `arguments` and `run` the work."""

@@ -1,7 +1,7 @@
-"""Documents of token shards as a TensorFlow Datasets data set (array_record), for anybody who reads TFDS.
+"""The documents of token shards as a TensorFlow Datasets data set (array_record).
 
-The text is decoded from the tokens; splits are train and validation, features `text` and `origin`. What was written
-before is found again; a killed run leaves nothing that looks complete, and the same command starts over.
+The text is decoded from the tokens. Splits are train and validation, features `text` and `origin`. A finished data set
+is kept. A killed run leaves nothing that looks finished, and the same command starts again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ examples:
 
 def arguments(add) -> None:
     """Declares the options."""
-    add("shards", metavar="SHARDS", help="directory written by `python -m qwenjax.data tokenize`")
+    add("shards", metavar="SHARDS", help="folder written by `python -m qwenjax.data tokenize`")
     add("--out", required=True, metavar="DIR", help="the data_dir of TFDS: the result is DIR/NAME/1.0.0")
     add("--name", metavar="NAME", help="of the data set, in snake_case (default: the name of SHARDS)")
 
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from qwenjax.data.shards.publish import publish
     from qwenjax.tokenizer import load_tokenizer
 
-    tfds.disable_progress_bar()  # ours knows how much there is to do
+    tfds.disable_progress_bar()  # `publish` has its own
     shards = Shards(options.shards)
     tokenizer = load_tokenizer(str(shards.directory / "tokenizer"))
     name = options.name or shards.directory.resolve().name.lower().replace("-", "_")

@@ -1,8 +1,8 @@
-"""What a model is trained on, row by row: chat data with its loss mask, or the documents of a training step.
+"""What a model is trained on, row by row: chat data with its loss mask, or the documents of a pretraining step.
 
-FILE is chat, preference or prompt data, in our schema or in any format that `convert` knows: each dialogue is shown as
-ChatML, what carries loss in green (between ⟪ and ⟫ where there is no colour), tool turns as ReAct text; a preference as
-its prompt and the responses. With --exp, the rows of a pretraining step, and the documents that they were cut from.
+FILE is chat, preference or prompt data in any format that `convert` knows. A conversation is shown as ChatML, with tool
+turns as ReAct text; what carries loss is green, or between ⟪ and ⟫ where there is no colour. A preference is shown as
+its prompt and its responses. With --exp it shows rows of pretraining, and the documents that they were cut from.
 """
 
 import argparse
@@ -20,31 +20,31 @@ examples:
   python -m qwenjax.data show --exp=runs/a/config.json --step=1200 --rows=8 --html=step.html
   python -m qwenjax.data show --exp=quickstart --row=81234 --set data.seq_len=256
 
-Step N reads rows N*batch to (N+1)*batch - 1, unless the run skipped data; its telemetry has next_row, for --row.
-Documents end in ⟦end⟧; a row begins where the one before it in the document stream ended. Loss masks: assistant (the
-report: only what the assistant says), finetune_py (the released code), all_but_user_content (the tech memo).
+Step N reads rows N*batch_size to (N+1)*batch_size - 1, unless the run skipped data; its metrics have next_row, for
+--row. Documents end in ⟦end⟧; … marks where the row cuts one. Loss masks: assistant (the report: only what the
+assistant says), finetune_py (the released code), all_but_user_content (the tech memo).
 """
 
 
-AHEAD = 1000  # rows of a run that are drawn, at least
+MIN_DRAWN = 1000  # rows of a run that --png draws, at least
 
 
 def arguments(add) -> None:
     """Declares the options."""
     add("file", nargs="?", metavar="FILE", help="chat data: .jsonl (also .gz, .zst), a .json list or .parquet")
-    add("--loss-mask", default="assistant", help="of FILE: which tokens carry loss (default: assistant)")
+    add("--loss-mask", default="assistant", help="of FILE: the tokens that carry loss (default: assistant)")
     add("--tokenizer", default="qwen", metavar="NAME", help="of FILE: qwen, a .tiktoken or .model file, or a folder")
     experiment_arguments(add)
-    add("--step", type=natural, metavar="N", help="of --exp: step whose batch to show; the first is 0")
+    add("--step", type=natural, metavar="N", help="of --exp: the pretraining step to show; the first is 0")
     add("--row", type=natural, metavar="R", help="first row to show; the first of a file or a run is 0")
     add("--rows", type=positive, default=4, metavar="K", help="how many rows (default: 4)")
     add("--html", metavar="OUT", help="write one self-contained page instead")
-    add("--png", metavar="OUT", help="of --exp: draw the rows, and where their run reads up to them")
+    add("--png", metavar="OUT", help="of --exp: draw the rows, and their positions in the corpus")
     add("--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the rows, or writes their page; what else there is to know goes to stderr."""
+    """Prints the rows, or writes a page of them; everything else goes to stderr."""
     if (options.file is None) == (options.exp is None):
         raise Usage("wanted a FILE of chat data or --exp=NAME, one of them")
     return _chat(options) if options.file else _pretraining(options)
@@ -61,7 +61,7 @@ def _chat(options: argparse.Namespace) -> int:
     if options.loss_mask not in LOSS_MASKS:
         raise Usage(f"--loss-mask={options.loss_mask} is unknown; known: {', '.join(LOSS_MASKS)}")
     if options.step is not None:
-        raise Usage("--step is of --exp; a FILE has rows: --row=R")
+        raise Usage("--step belongs to --exp; name rows of a FILE with --row=R")
     tokenizer, report = load_tokenizer(options.tokenizer), ConversionReport()
     first = options.row or 0
     shown = []
@@ -88,15 +88,17 @@ def _pretraining(options: argparse.Namespace) -> int:
     if (options.step is None) == (options.row is None):
         raise Usage("wanted --step=N or --row=R, one of them")
     exp = experiment_from(options)
+    if not exp.data.sources:
+        raise Usage(f"{exp.name} reads no text; --step and --row show pretraining rows. For chat data: data show FILE")
     from qwenjax.config import INIT_FROM
     from qwenjax.data.batches.text import TextMixture
     from qwenjax.data.inspect.show import text_row, text_row_lines
     from qwenjax.data.shards.prepare import prepare
     from qwenjax.tokenizer import load_tokenizer
 
-    given = load_tokenizer(exp.init_from) if exp.data.tokenizer == INIT_FROM else None
-    tokenizer, shards, said = prepare(exp.data, exp.seed, options.data_root, tokenizer=given)
-    print(*said, sep="\n", file=sys.stderr)
+    own = load_tokenizer(exp.init_from) if exp.data.tokenizer == INIT_FROM else None
+    tokenizer, shards, lines = prepare(exp.data, exp.seed, options.data_root, tokenizer=own)
+    print(*lines, sep="\n", file=sys.stderr)
     mixture = TextMixture(shards, [source.weight for source in exp.data.sources], exp.data.seq_len, exp.seed)
     first, end = options.row, None
     if first is None:
@@ -105,9 +107,9 @@ def _pretraining(options: argparse.Namespace) -> int:
     if end is not None and last < end:
         print(f"({end - last} more rows in this step; --rows shows them)", file=sys.stderr)
     if options.png:
-        from qwenjax.data.inspect.picture import draw_rows
+        from qwenjax.data.inspect.show import draw_rows
 
-        draw_rows(mixture, first, last - first, max(last, AHEAD), options.png)
+        draw_rows(mixture, first, last - first, max(last, MIN_DRAWN), options.png)
         print(f"{options.png}: rows {first} to {last - 1}")
         return DONE
     if options.html:

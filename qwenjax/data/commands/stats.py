@@ -1,6 +1,6 @@
 """What a corpus is made of: documents, tokens, lengths, languages, repeated lines.
 
-TEXT is as in `tokenize`, or a directory of shards, whose text is then decoded. Several are shown side by side.
+TEXT is as in `tokenize`, or a folder of shards, whose text is decoded. Several are shown side by side.
 """
 
 import argparse
@@ -16,19 +16,21 @@ EXAMPLES = """
 examples:
   python -m qwenjax.data stats python-stdlib --tokenizer=qwen
   python -m qwenjax.data stats shards/web shards/books --png=corpora.png
+  python -m qwenjax.data stats shards/web --verify
   python -m qwenjax.data stats web.parquet --column=content --limit=1GB --lines=50 --json > web.json
 
-It reads 5 MB/s or so; --limit takes a sample of a large corpus. Length percentiles are right to 9 %, languages are
+It reads about 5 MB/s; --limit takes a sample of a large corpus. Percentiles of lengths are right to 9 %. Languages are
 those of 2,000 sampled documents (pip install 'qwenjax[data]').
 """
 
 
 def arguments(add) -> None:
     """Declares the options."""
-    add("text", nargs="+", metavar="TEXT", help="what to read, or directories of shards")
+    add("text", nargs="+", metavar="TEXT", help="what to read, or folders of shards")
     add("--tokenizer", default="qwen", metavar="NAME", help="for text: qwen, a .tiktoken or .model file, or a folder")
     add("--lines", type=natural, default=10, metavar="N", help="repeated lines to list (default: 10)")
     add("--png", metavar="FILE", help="draw lengths and languages into this file")
+    add("--verify", action="store_true", help="first compare every file of shards with its checksum")
     add("--json", action="store_true", help="print JSON")
     reading_arguments(add)
 
@@ -39,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from qwenjax.sources.documents import Report
 
     report = Report()
-    stats = {source.text: _read(source, options.tokenizer, report) for source in sources(options)}
+    stats = {source.text: _read(source, options, report) for source in sources(options)}
     print(*report.lines(), sep="\n", end="\n" * bool(report), file=sys.stderr)
     if options.json:
         value = {name: s.to_dict(options.lines) for name, s in stats.items()} | {"skipped": report}
@@ -52,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _read(source, tokenizer_name: str, report):
+def _read(source, options: argparse.Namespace, report):
     """The statistics of one corpus, with a progress bar over its bytes."""
     from qwenjax.data.inspect.stats import Stats
     from qwenjax.data.shards.format import SPLITS, Shards
@@ -62,6 +64,9 @@ def _read(source, tokenizer_name: str, report):
     stats, name = Stats(), f"reading {Path(source.text).name}"
     if (Path(source.text) / "index.json").is_file():
         shards = Shards(source.text)
+        if options.verify:
+            shards.verify()
+            print(f"{source.text}: every file is as it was written", file=sys.stderr)
         tokenizer = load_tokenizer(shards.directory / "tokenizer")
         with meter(name, sum(map(shards.text_bytes, SPLITS))) as step:
             for split in SPLITS:
@@ -69,7 +74,7 @@ def _read(source, tokenizer_name: str, report):
                     stats.add(tokenizer.decode(tokens[:-1].tolist()), len(tokens) - 1, span.bytes, span.origin)
                     step(span.bytes)
     else:
-        tokenizer, size = load_tokenizer(tokenizer_name), sum(piece.size for piece in slices(source, Report()))
+        tokenizer, size = load_tokenizer(options.tokenizer), sum(piece.size for piece in slices(source, Report()))
         with meter(name, size) as step:
             for document in documents(source, report):
                 text_bytes = len(document.text.encode())

@@ -1,12 +1,12 @@
-"""Text to shuffled token shards, in parallel. Killed or interrupted, the same command goes on where it was.
+"""Text to shuffled token shards, in parallel. After an interruption the same command resumes.
 
 TEXT is one of
-  a file         .jsonl .ndjson .json (a list of objects) .parquet: a row is a document; or text, cut into 16 KB at line
-                 ends. Each but .parquet also as .gz or .zst
+  a file         .jsonl .ndjson .json (a list of objects) .parquet: each row is a document; or text, cut into 16 KB at
+                 line ends. All but .parquet also as .gz or .zst
   a folder       of such files and of source code; each file of text is one document
   python-stdlib  the library and reference that come with every Python
-  tfds:NAME[/CONFIG][:VERSION][@SPLIT]   a data set of TensorFlow Datasets, prepared as array_record, or tfds:DIRECTORY
-  hf:OWNER/NAME[#CONFIG][@SPLIT]         a data set, or a folder, that Hugging Face `datasets` loads (qwenjax[hf])
+  tfds:NAME[/CONFIG][:VERSION][@SPLIT]   a TensorFlow Datasets data set, prepared as array_record; or tfds:FOLDER
+  hf:OWNER/NAME[#CONFIG][@SPLIT]         a data set or folder that Hugging Face `datasets` loads (qwenjax[hf])
 """
 
 import argparse
@@ -23,20 +23,20 @@ examples:
   python -m qwenjax.data tokenize news.parquet --column title,body --limit=500MB --out=shards/news
   python -m qwenjax.data tokenize tfds:imdb_reviews@unsupervised --out=shards/reviews
 
-The options of reading hold for every TEXT of the command. Plain .jsonl, .parquet and data sets are read by all workers,
-any other single file by one. Text that cannot be read is left out, counted by reason and reported; --strict makes that
-a failure. A training run uses the result with --set data.sources.0.shards=shards/web
+The options of reading hold for every TEXT. All workers share a plain .jsonl, a .parquet or a data set; one worker reads
+any other file. Text that cannot be read is left out, counted by reason and reported; with --strict it is an error. A
+training run reads the result with --set data.sources.0.shards=shards/web
 """
 
 
 def arguments(add) -> None:
     """Declares the options."""
     add("text", nargs="+", metavar="TEXT", help="what to read, see above")
-    add("--out", required=True, metavar="DIR", help="directory for the shards")
+    add("--out", required=True, metavar="DIR", help="folder for the shards")
     add("--tokenizer", default="qwen", metavar="NAME", help="qwen, a .tiktoken or .model file, or a folder")
     add("--workers", type=positive, metavar="N", help="processes (default: one per core, fewer for little text)")
     add("--validation", type=float, default=0.01, metavar="SHARE", help="share of documents held out (default: 0.01)")
-    add("--seed", type=int, default=0, help="of the shuffle and the held-out choice (default: 0)")
+    add("--seed", type=int, default=0, help="of the shuffle and of the held-out documents (default: 0)")
     add("--strict", action="store_true", help="fail if any text cannot be read")
     reading_arguments(add)
 

@@ -1,1 +1,1 @@
-"""inspect."""
+"""What a corpus is made of, and what single rows hold."""

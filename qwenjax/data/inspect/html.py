@@ -1,6 +1,6 @@
 """Rows as one HTML page that needs nothing else: every token with its id, coloured by loss mask or by document.
 
-Text from data reaches the page only through `html.escape`, and the page's policy forbids scripts and requests besides.
+Text from data enters the page through `html.escape` only, and the page's content policy forbids scripts and requests.
 """
 
 import html
@@ -36,7 +36,7 @@ def page(heading: str, legend: str, rows: Iterable[ShownRow], by_document: bool 
     """The page of rows.
 
     Args:
-      by_document: a colour for each block instead of one for what carries loss.
+      by_document: a colour for each block, instead of one colour for what carries loss.
     """
     parts = [
         "<!DOCTYPE html>",
@@ -59,18 +59,18 @@ def page(heading: str, legend: str, rows: Iterable[ShownRow], by_document: bool 
 
 
 def _block(block: ShownBlock, number: int | None) -> str:
-    # neighbours are 137.5 degrees of hue apart, and no hue comes back soon
+    # the golden angle: neighbours are 137.5 degrees of hue apart, and no hue comes back soon
     style = "" if number is None else f' style="background: hsl({(210 + number * 137.5) % 360:g} 55% var(--hues))"'
     text = "".join(_piece(piece, number is None) for piece in block.pieces)
     return f'<section><h3>{html.escape(block.title)}</h3><div class="text" dir="auto"{style}>{text}</div></section>'
 
 
 def _piece(piece: Piece, marked: bool) -> str:
-    said = html.escape(printable(piece.text)).replace("\n", "<i>↵</i>\n")
+    text = html.escape(printable(piece.text)).replace("\n", "<i>↵</i>\n")
     if not piece.ids:
-        return f"<i>{said}</i>"
+        return f"<i>{text}</i>"
     ids = f"id {piece.ids[0]}" if len(piece.ids) == 1 else f"ids {', '.join(map(str, piece.ids))}"
     kind = (' class="l"' if piece.mark else ' class="n"') if marked else ""
-    # in a line from right to left, the signs of a control token would change places
+    # in a right-to-left line the signs of a control token would be reordered
     direction = ' dir="ltr"' if re.fullmatch(r"<\|\w+\|>", piece.text) and len(piece.ids) == 1 else ""
-    return f'<span title="{ids}"{kind}{direction}>{said}</span>'
+    return f'<span title="{ids}"{kind}{direction}>{text}</span>'

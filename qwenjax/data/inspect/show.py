@@ -1,28 +1,31 @@
-"""Rows as people read them: which documents a row was cut from; which tokens of a dialogue carry loss.
+"""Rows as people read them: which documents a row of text was cut from; which tokens of a chat row carry loss.
 
-A row becomes a `Shown`: titles, and blocks of tokens with a mark each. `describe` and `terminal` write it as lines,
-`show_html` as a page.
+A row becomes a `ShownRow`: titles, and blocks of tokens with a mark each. `text_row_lines` and `chat_row_lines` make
+lines of it, `html.page` a page. `draw_rows` is a picture of what a run reads.
 """
 
 import codecs
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from qwenjax.chat_format import chatml
 from qwenjax.chat_format.loss_mask import turns_with_mask
 from qwenjax.chat_format.react import react_messages
+from qwenjax.common import figures
 from qwenjax.data.batches.text import TextMixture
 from qwenjax.data.conversations.schema import ConversationRow, PreferenceRow, PromptRow, Turn, kind_of
 
 END = "⟦end⟧"  # where a document ends; "…" is where the row cuts one
 LOSS = "⟪⟫"  # around what carries loss, where there is no colour
+NAMED_FROM = 60  # tokens of 256 from which a document's name fits into its bar
 GREEN, DIM, BOLD, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
 class Piece(NamedTuple):
-    """Text and the ids that spell it: one, or several that share a character."""
+    """Text and its token ids: one, or several that share a character."""
 
     text: str
     ids: tuple[int, ...]
@@ -37,7 +40,7 @@ class ShownBlock(NamedTuple):
 
 
 class ShownRow(NamedTuple):
-    """A row: its title, what else is to be said of it, and its blocks, the last of which may be alternatives."""
+    """A row: its title, other facts, and its blocks, of which the last `alternatives` exclude each other."""
 
     title: str
     facts: list[str]
@@ -49,29 +52,29 @@ def pieces(tokenizer, ids: Sequence[int], marks: Iterable[int]) -> list[Piece]:
     """Ids as pieces; their texts are those of `tokenizer.decode(ids)`."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     out: list[Piece] = []
-    held: tuple[int, ...] = ()
+    pending: tuple[int, ...] = ()
     for token, mark in zip(ids, marks):
-        held = (*held, token)
+        pending = (*pending, token)
         if text := decoder.decode(tokenizer.decode_bytes([token])):
-            out.append(Piece(text, held, mark))
-            held = ()
-    if rest := decoder.decode(b"", final=True):  # a character that never became whole
-        if not held:
+            out.append(Piece(text, pending, mark))
+            pending = ()
+    if rest := decoder.decode(b"", final=True):  # a character whose last bytes are missing
+        if not pending:
             last = out.pop()
-            rest, held = last.text + rest, last.ids
-        out.append(Piece(rest, held, mark))
+            rest, pending = last.text + rest, last.ids
+        out.append(Piece(rest, pending, mark))
     return out
 
 
-# ---- rows of pretraining ----
+# ---- rows of text ----
 
 
 def text_row(mixture: TextMixture, row: int, tokenizer) -> ShownRow:
-    """A row of the training stream: a block for each document."""
-    place, tokens = mixture.locate(row), mixture.row(row)
-    first, end = place.offset, place.offset + len(tokens)
-    directory = mixture.shards[place.source].directory
-    where = f"source {place.source} ({directory}), epoch {place.epoch}, window {place.window}"
+    """A row of pretraining: a block for each document."""
+    location, tokens = mixture.locate(row), mixture.row(row)
+    first, end = location.offset, location.offset + len(tokens)
+    directory = mixture.shards[location.source].directory
+    where = f"source {location.source} ({directory}), epoch {location.epoch}, window {location.window}"
     blocks = []
     for span in mixture.documents(row):
         a, b = max(span.start, first), min(span.stop, end)
@@ -87,12 +90,58 @@ def text_row(mixture: TextMixture, row: int, tokenizer) -> ShownRow:
 
 
 def text_row_lines(mixture: TextMixture, row: int, tokenizer) -> list[str]:
-    """A row as lines: where it is, then for each document its origin, its tokens here, and the text they spell."""
+    """A row as lines: where it is, then each document's origin, its tokens in the row, and their text."""
     shown = text_row(mixture, row, tokenizer)
     lines = [shown.title]
     for block in shown.blocks:
         lines += [f"--- {block.title}", "".join(piece.text for piece in block.pieces)]
     return [*lines, ""]
+
+
+def draw_rows(mixture: TextMixture, first: int, rows: int, ahead: int, path: Path | str | None = None) -> Any:
+    """A matplotlib figure of what a run reads.
+
+    On the left, where in its source each of the first `ahead` rows is. Every epoch is a permutation, so points fill the
+    height evenly, and none comes twice before the next epoch. On the right, `rows` rows from `first` on, with a bar and
+    the name of each document in them.
+
+    Args:
+      path: also write it there, as a PNG.
+    """
+    figure, (left, right) = figures.canvas(13, 1.6 + 0.45 * max(rows, 5), 2)
+    locations = [mixture.locate(row) for row in range(ahead)]
+    for source, shards in enumerate(mixture.shards):
+        windows = mixture.order.windows[source]
+        at = [(row, l.window / windows, l.epoch) for row, l in enumerate(locations) if l.source == source]
+        color, share = figures.COLORS[source % len(figures.COLORS)], len(at) / len(locations)
+        label = f"{shards.directory.name}: {share:.0%} of the rows, {len(at) / windows:.2f} epochs"
+        if at:
+            xs, ys, epochs = zip(*at)
+            left.scatter(
+                xs, ys, s=6, color=color, label=label, alpha=[0.9 if epoch % 2 == 0 else 0.45 for epoch in epochs]
+            )
+    left.set(
+        title="position in the corpus, by row", xlabel="row (odd epochs are fainter)", ylabel="share of the source"
+    )
+    left.legend(frameon=True, facecolor=figures.CARD, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+
+    for line in range(rows):
+        row = first + line
+        location = mixture.locate(row)
+        begin, end = location.offset, location.offset + mixture.seq_len + 1
+        for n, span in enumerate(mixture.documents(row)):
+            a, b = max(span.start, begin) - begin, min(span.stop, end) - begin
+            color = figures.COLORS[location.source % len(figures.COLORS)]
+            right.barh(line, b - a, left=a, color=color, alpha=0.55 if n % 2 else 0.3, edgecolor=figures.CARD, lw=1.5)
+            if b - a >= NAMED_FROM * mixture.seq_len / 256:
+                name = span.origin.rsplit("/", 1)[-1]
+                right.text(a + 2, line, name, va="center", fontsize=7, clip_on=True)
+    right.set_yticks(range(rows), range(first, first + rows))
+    right.invert_yaxis()
+    right.set(title="the documents in a batch", xlabel="token of the row", ylabel="row", xlim=(0, mixture.seq_len + 1))
+    if path:
+        figures.save(figure, Path(path))
+    return figure
 
 
 # ---- rows of chat data ----
@@ -103,11 +152,11 @@ def chat_row(
 ) -> ShownRow:
     """A row of chat data as a model reads it, tool turns as ReAct text; what carries loss is marked.
 
-    Of a conversation that is what the loss mask (`chat_format.loss_mask.LOSS_MASKS`) says; of a preference, what the responses add to
-    the prompt; of a prompt, nothing.
+    In a conversation `loss_mask` (one of `chat_format.loss_mask.LOSS_MASKS`) decides; in a preference it is what the
+    responses add to the prompt; in a prompt, nothing.
 
     Raises:
-      ValueError: an unknown loss mask, or calls that ReAct text cannot say.
+      ValueError: an unknown loss mask, or calls that ReAct text cannot express.
     """
     facts = [f"{name}: {value}" for name, value in (("id", row.id), ("source", row.source)) if value]
     if isinstance(row, ConversationRow):
@@ -135,11 +184,12 @@ def chat_row(
 
 
 def _ids(tokenizer, turns: list[Turn], tools: list[dict]) -> list[int]:
-    """Ids of turns; if the assistant is to speak next, up to where it does."""
+    """Ids of turns, up to where the assistant begins if the next turn is its."""
     messages = react_messages(turns, tools, "first")
-    speaks = turns[-1]["role"] != "assistant"
-    ids = chatml.encode_chat(tokenizer, messages, speaks and messages[-1]["role"] != "assistant")
-    return ids[:-1] if speaks and messages[-1]["role"] == "assistant" else ids  # after a result, its turn goes on
+    is_next = turns[-1]["role"] != "assistant"
+    ids = chatml.encode_chat(tokenizer, messages, is_next and messages[-1]["role"] != "assistant")
+    # after a tool's result the assistant's turn goes on
+    return ids[:-1] if is_next and messages[-1]["role"] == "assistant" else ids
 
 
 def _counted(number: int, what: str) -> str:
@@ -166,7 +216,7 @@ def chat_row_lines(shown: ShownRow, colour: bool) -> list[str]:
 
     def text(run: Iterable[Piece]) -> str:
         parts = [(mark, printable("".join(p.text for p in same))) for mark, same in groupby(run, lambda p: p.mark)]
-        return "".join(f"{before}{said}{after}" if mark else f"{dim}{said}{plain}" for mark, said in parts)
+        return "".join(f"{before}{part}{after}" if mark else f"{dim}{part}{plain}" for mark, part in parts)
 
     lines = [f"{bold}{printable(shown.title)}{plain}", *(f"  {printable(fact)}" for fact in shown.facts)]
     if shown.alternatives:

@@ -17,12 +17,10 @@ from pathlib import Path
 from qwenjax.common import figures
 
 SAMPLE = 2000  # documents whose language is identified: 1 ms each; shares are then right to about 2 %
-EXCERPT = (
-    1000  # characters that are looked at, from the middle of a document: beginnings and ends are often boilerplate
-)
+EXCERPT = 1000  # characters whose language is identified, from the middle: beginnings and ends are often boilerplate
 LINES = 1 << 20  # lines counted at a time
-LINE = (24, 200)  # bytes from which a repeated line says something; characters that are compared
-CODE = 0.02  # share of signs from which text is code or markup: 95 % of Python files reach it, no novel of 600 does
+LINE = (24, 200)  # bytes from which a repeated line is worth listing; characters that are compared
+CODE = 0.02  # share of signs from which text counts as code or markup: 95 % of Python files have it, none of 600 novels
 _SIGNS = re.compile(r"[{}()\[\];=<>_#\\|&*+/]")
 
 
@@ -38,7 +36,7 @@ class Stats:
     lengths: Counter = field(default_factory=Counter)  # class of length -> documents; see `length_of`
     excerpts: list[tuple[str, int]] = field(default_factory=list)  # of sampled documents: text, bytes of the document
     lines: Counter = field(default_factory=Counter)  # line -> times seen, at least
-    counted: int = 0  # lines counted, also those forgotten since
+    counted: int = 0  # lines counted, including those dropped since
     _random: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
 
     def add(self, text: str, tokens: int, text_bytes: int, origin: str) -> None:
@@ -56,7 +54,7 @@ class Stats:
                 self.lines[line[: LINE[1]]] += 1
                 self.counted += 1
         if len(self.lines) > LINES:
-            self._forget()
+            self._drop_rare_lines()
 
     def _sample(self, text: str, text_bytes: int) -> None:
         """Keeps each document so far with the same probability (reservoir sampling)."""
@@ -65,8 +63,8 @@ class Stats:
             start = max(0, (len(text) - EXCERPT) // 2)
             self.excerpts[at : at + 1] = [(text[start : start + EXCERPT], text_bytes)]
 
-    def _forget(self) -> None:
-        """Drops the lines that cannot be frequent: those seen no more often than an average line in full memory."""
+    def _drop_rare_lines(self) -> None:
+        """Drops lines that cannot be frequent: those seen no more often than the average of `LINES` lines."""
         least = max(1, self.counted // LINES)
         self.lines = Counter({line: n for line, n in self.lines.items() if n > least})
 
@@ -83,7 +81,7 @@ class Stats:
     def languages(self) -> dict[str, tuple[float, float]] | None:
         """Language -> share of the documents and of the bytes, most frequent first; None without py3langid.
 
-        Ask when all documents have been added: the answer is kept.
+        Ask after the last document was added: the answer is cached.
         """
         if importlib.util.find_spec("py3langid") is None:
             return None
@@ -92,16 +90,16 @@ class Stats:
             name = language(text)
             documents[name] += 1
             size[name] += text_bytes
-        whole = max(sum(size.values()), 1)
-        return {name: (n / len(self.excerpts), size[name] / whole) for name, n in documents.most_common()}
+        total = max(sum(size.values()), 1)
+        return {name: (n / len(self.excerpts), size[name] / total) for name, n in documents.most_common()}
 
-    def repeated(self, most: int) -> list[tuple[int, str]]:
-        """The lines that were seen most often, and how often; none that was seen once."""
+    def repeated(self, limit: int) -> list[tuple[int, str]]:
+        """The lines that were seen most often, more than once, and how often."""
         ranked = sorted(self.lines.items(), key=lambda item: (-item[1], item[0]))
-        return [(n, line) for line, n in ranked[:most] if n > 1]
+        return [(n, line) for line, n in ranked[:limit] if n > 1]
 
-    def to_dict(self, most: int) -> dict:
-        """For machines."""
+    def to_dict(self, limit: int) -> dict:
+        """All of it, for JSON."""
         return {
             "documents": self.documents,
             "tokens": self.tokens,
@@ -116,7 +114,7 @@ class Stats:
             },
             "histogram": [[length_of(c), length_of(c + 1), n] for c, n in sorted(self.lengths.items())],
             "languages": {name: {"documents": a, "bytes": b} for name, (a, b) in (self.languages or {}).items()},
-            "repeated_lines": [[n, line] for n, line in self.repeated(most)],
+            "repeated_lines": [[n, line] for n, line in self.repeated(limit)],
         }
 
 
@@ -140,7 +138,7 @@ def language(text: str) -> str:
 
 
 def table(stats: dict[str, Stats], most: int) -> str:
-    """What people read: a column of numbers per corpus, then languages and repeated lines of each."""
+    """A column of numbers for each corpus, then the languages and repeated lines of each."""
     rows = [
         ("documents", lambda s: f"{s.documents:,}"),
         ("tokens", lambda s: f"{s.tokens:,}"),
@@ -151,16 +149,14 @@ def table(stats: dict[str, Stats], most: int) -> str:
         *((f"  {100 * p:.0f} % have at most", lambda s, p=p: f"{s.percentile(p):,}") for p in (0.1, 0.5, 0.9, 0.99)),
         ("  longest", lambda s: f"{s.longest[0]:,}"),
     ]
-    cells = [["", *stats], *([name, *(show(s) for s in stats.values())] for name, show in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in cells]
+    lines = figures.aligned([["", *stats], *([name, *(show(s) for s in stats.values())] for name, show in rows)])
     for name, s in stats.items():
         lines += ["", f"{name}: the longest document is {s.longest[1]}"]
-        found = s.languages
-        if found is None:
+        languages = s.languages
+        if languages is None:
             lines.append("languages: not identified; pip install 'qwenjax[data]'")
         else:
-            top = ", ".join(f"{lang} {a:.1%} ({b:.1%} of the bytes)" for lang, (a, b) in list(found.items())[:8])
+            top = ", ".join(f"{lang} {a:.1%} ({b:.1%} of the bytes)" for lang, (a, b) in list(languages.items())[:8])
             lines.append(f"languages of {len(s.excerpts):,} sampled documents: {top}")
         repeated = s.repeated(most)
         lines.append("lines repeated most:" if repeated else f"no line of {LINE[0]} bytes or more is repeated")

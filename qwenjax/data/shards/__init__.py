@@ -1,1 +1,1 @@
-"""shards."""
+"""Token shards: text tokenised once, shuffled, for random access."""
