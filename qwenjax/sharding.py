@@ -113,7 +113,7 @@ def per_device(f: Callable, in_names: tuple, out_names: tuple, keep: tuple[str, 
     """Runs `f` on every device, on the block that the device has of each argument (shard_map by logical names).
 
     Args:
-      f: arrays -> tuple of arrays; without collectives, except those of model/attention/zigzag.py.
+      f: arrays -> tuple of arrays; without collectives, except those of model/attention/splash.py.
       in_names, out_names: a tuple of logical axis names per array. A dimension named None is not split: if the
         argument is stored split, it is gathered once, before `f` runs.
       keep: mesh axes that the partitioner handles inside `f` ("tensor": a softmax over a split vocabulary).

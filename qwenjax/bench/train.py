@@ -1,8 +1,8 @@
-"""How fast is a training step: ours, and transformers' Qwen2 of the same shape in eager PyTorch.
+"""Speed of a training step: ours, and transformers' Qwen2 of the same shape in eager PyTorch.
 
-Both do the whole step on the same random tokens: forward, cross entropy over the full vocabulary, backward, clipping
-by global norm, AdamW. Ours is the program that `python -m qwenjax.train` runs. Where PyTorch offers a choice
-(attention, AdamW implementation) the faster one is found first and used.
+Both sides do the whole step on the same random tokens: forward, cross entropy over the full vocabulary, backward,
+clipping by global norm, AdamW. Ours is the program that `python -m qwenjax.train` runs. Where PyTorch has several
+implementations (attention, AdamW) the fastest one is found first and used.
 """
 
 import importlib.util
@@ -19,14 +19,14 @@ from qwenjax.bench.workers import BenchTurn, BenchWorker
 from qwenjax.common.processes import cores, quiet_logs
 from qwenjax.config import Experiment
 
-TURN_SECONDS = 3.0  # a turn is as many steps as fit: long against a timer, short against the machine's moods
+TURN_SECONDS = 3.0  # of one turn: long for a timer, short for the drift of a machine's load
 
 
 def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, threads: int | None = None) -> dict:
     """Measures and returns {"ours": …, "torch": …, "ratio": …}; see `table` for what is in it. Progress on stderr.
 
     Raises:
-      ValueError: PyTorch is asked for and absent, or cannot run the same model; or a worker failed.
+      ValueError: PyTorch is not installed or cannot run the same model, or a worker failed.
     """
     threads = threads or cores()
     if against and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
@@ -35,21 +35,21 @@ def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, t
     specification = {"experiment": config.to_dict(experiment), "threads": threads}
     with ExitStack() as stack:
         workers, facts = [], {}
-        for name in names:  # one after the other: a compilation must not slow the choices of the next worker
-            progress(f"{name}: building and warming up")
+        for name in names:  # one after the other: a compilation must not disturb the measurements of the next worker
+            log(f"{name}: building and warming up")
             workers.append(stack.enter_context(BenchWorker(name, f"{__name__}:{name}", specification, threads)))
             facts[name] = workers[-1].facts()
         sizes = {name: fact["params"] for name, fact in facts.items()}
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"these are different models, by their number of parameters: {sizes}")
+            raise ValueError(f"the two sides have different numbers of parameters: {sizes}")
         steps = {name: max(1, round(TURN_SECONDS / fact["step_seconds"])) for name, fact in facts.items()}
         turns: dict[str, list[BenchTurn]] = {name: [] for name in names}
         for number in range(rounds):
-            # the order alternates, so that a steady drift of the machine favours nobody
+            # the order alternates, so that a steady drift of the machine favours neither side
             for worker in workers if number % 2 == 0 else reversed(workers):
                 turns[worker.name].append(worker.turn(steps[worker.name]))
             rates = ", ".join(f"{n} {rate(experiment, turns[n][-1]):,.0f} tokens/s" for n in names)
-            progress(f"round {number + 1}/{rounds}: {rates}")
+            log(f"round {number + 1}/{rounds}: {rates}")
     result = {
         "benchmark": "train",
         "experiment": experiment.name,
@@ -67,12 +67,12 @@ def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, t
     return result
 
 
-def progress(line: str) -> None:
+def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def rate(experiment: Experiment, turn: BenchTurn, clock: str = "wall") -> float:
-    """Tokens per second of a clock: "wall" or "cpu"."""
+    """Tokens per second by the "wall" or "cpu" clock."""
     return turn.steps * experiment.tokens_per_step / getattr(turn, clock)
 
 
@@ -81,7 +81,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def ratio(experiment: Experiment, ours: list[BenchTurn], theirs: list[BenchTurn], clock: str) -> dict[str, float]:
-    """Our rate by theirs, taken within each round, where both met the same machine."""
+    """Our rate divided by theirs within each round, in which both have the same machine load."""
     return spread([rate(experiment, a, clock) / rate(experiment, b, clock) for a, b in zip(ours, theirs)])
 
 
@@ -99,7 +99,7 @@ def summary(experiment: Experiment, facts: dict, turns: list[BenchTurn]) -> dict
 
 
 def table(result: dict) -> str:
-    """The result for people."""
+    """The result as text."""
     names = [name for name in ("ours", "torch") if name in result]
     lines = [
         f"train step of {result['experiment']}: {result['params']:,} parameters, "
@@ -119,8 +119,8 @@ def table(result: dict) -> str:
         )
     for clock, title in (("wall", "ratio"), ("cpu", "by CPU-s")):
         if "ratio" in result:
-            of = result["ratio"][clock]
-            lines.append(f"{title:<10}{of['median']:>10.3f}{of['low']:>10.3f}{of['high']:>10.3f}")
+            times = result["ratio"][clock]
+            lines.append(f"{title:<10}{times['median']:>10.3f}{times['low']:>10.3f}{times['high']:>10.3f}")
     return "\n".join(lines)
 
 
@@ -141,7 +141,7 @@ def random_tokens(experiment: Experiment):
     return np.random.default_rng(experiment.seed).integers(0, experiment.model.vocab, shape)
 
 
-def timed(run: Callable[[int], None], steps: int) -> float:
+def seconds_per_step(run: Callable[[int], None], steps: int) -> float:
     """Seconds per step."""
     start = time.perf_counter()
     run(steps)
@@ -156,13 +156,14 @@ def ours(specification: dict):
 
     from qwenjax import sharding
     from qwenjax.data.batches import text
+    from qwenjax.model import attention
     from qwenjax.train import step
     from qwenjax.train.backbone import Backbone
 
     experiment = config.from_dict(specification["experiment"])
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
     platform = mesh.devices.flat[0].platform
-    compute = experiment.compute_on(platform, mesh.shape)
+    compute = attention.resolve(experiment, platform, mesh.shape)
     loss_fn = Backbone(experiment, compute).loss()
     shapes = text.batch_shapes(experiment.data.batch_size, experiment.data.seq_len, experiment.data.document_mask)
     program = step.build(experiment, loss_fn, mesh, shapes)
@@ -191,8 +192,8 @@ def ours(specification: dict):
         "how": f"jax {jax.__version__} on {platform}, {compute.dtype}, remat {compute.remat}, scan {compute.scan}",
         "params": experiment.model.params,
         "compile_seconds": compile_seconds,
-        "first_step_seconds": timed(run, 1),
-        "step_seconds": timed(run, 3),
+        "first_step_seconds": seconds_per_step(run, 1),
+        "step_seconds": seconds_per_step(run, 3),
     }
     return facts, run
 
@@ -232,20 +233,20 @@ def torch(specification: dict):
 
         return run
 
-    first = timed(stepper("sdpa", "fused"), 1)
+    first = seconds_per_step(stepper("sdpa", "fused"), 1)
     runs, seconds = {}, {}
     for attention, adamw in (("sdpa", "fused"), ("eager", "fused"), (None, "foreach")):
-        attention = attention or min(seconds, key=seconds.get)[0]  # the optimizers compete at the better attention
+        attention = attention or min(seconds, key=seconds.get)[0]  # optimizers with the faster attention
         run = stepper(attention, adamw)
         run(1)
         runs[attention, adamw] = run
-        seconds[attention, adamw] = timed(run, 3)
+        seconds[attention, adamw] = seconds_per_step(run, 3)
     best = min(seconds, key=seconds.get)
     model.set_attn_implementation(best[0])
-    rejected = ", ".join(f"{'+'.join(k)} {s / seconds[best]:.2f}x" for k, s in seconds.items() if k != best)
+    slower = ", ".join(f"{'+'.join(k)} {s / seconds[best]:.2f}x" for k, s in seconds.items() if k != best)
     facts = {
         "how": f"torch {torch.__version__} on {device}, {experiment.compute.dtype}, "
-        f"{best[0]} attention, {best[1]} AdamW (time of {rejected})",
+        f"{best[0]} attention, {best[1]} AdamW (time of {slower})",
         "params": sum(p.numel() for p in model.parameters()),
         "compile_seconds": 0.0,
         "first_step_seconds": first,
@@ -255,10 +256,10 @@ def torch(specification: dict):
 
 
 def _torch_model(experiment: Experiment):
-    """The same decoder in transformers, in float32 masters.
+    """The same decoder in transformers, with float32 parameters.
 
     Raises:
-      ValueError: Qwen2 has no such option.
+      ValueError: Qwen2 lacks an option of the model.
     """
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

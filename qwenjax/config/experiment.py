@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from qwenjax.config import overrides
@@ -40,7 +39,7 @@ class Compute:
 
         Args:
           platform: 'cpu', 'gpu' or 'tpu'. tensor: size of the mesh axis.
-          attention: the backend that 'auto' stands for; `Experiment.compute_on` finds it.
+          attention: the backend that 'auto' stands for; model/attention's `resolve` finds it.
         """
         fuse = self.fuse if self.fuse != "auto" else ("yes" if platform == "cpu" and tensor == 1 else "no")
         return replace(self, attention=attention if self.attention == "auto" else self.attention, fuse=fuse)
@@ -201,18 +200,6 @@ class Experiment:
         """Tokens of one batch, padding included; an example of preferences has several responses."""
         sequences = self.preference.responses if self.task in ("reward", "dpo") else 1
         return self.data.batch_size * self.data.seq_len * sequences
-
-    def compute_on(self, platform: str, mesh: Mapping[str, int]) -> Compute:
-        """`compute` with every 'auto' decided, for a platform ('cpu', 'gpu', 'tpu') and sizes of the mesh axes."""
-        width, length, context = self.model.head_size, self.data.seq_len, mesh["context"]
-        chunks = 1 if context == 1 else 2 * context  # model/attention/zigzag.py
-        # a kernel has no dropout, does not split a KV head, and has one window for all layers
-        kernel = not self.dropout and self.model.kv % mesh["tensor"] == 0 and len(set(self.model.windows)) < 2
-        splash = kernel and width % 128 == 0 and length % (128 * chunks) == 0
-        cudnn = kernel and width % 8 == 0 and width <= 128 and length % 2 == 0 and context == 1
-        able = {"tpu": splash, "gpu": cudnn and self.compute.dtype == "bfloat16"}
-        backend = {"tpu": "splash", "gpu": "cudnn"}[platform] if able.get(platform) else "xla"
-        return self.compute.resolved(platform, mesh["tensor"], backend)
 
 
 def to_dict(experiment: Experiment) -> dict:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import qwenjax
-from qwenjax.model.attention import attend, cudnn, splash
+from qwenjax.model.attention import attend, cudnn, resolve, splash
 
 # The TPU kernel runs here in the interpreter, in float32; tests/plan compiles it for a TPU. Of cuDNN the call is tested
 # here, through jax's other implementation of the same function, and the kernel below, where there is a GPU.
@@ -263,7 +263,7 @@ def test_cudnn_kernel_equals_the_reference(name):
 )
 def test_auto_takes_what_can_do_the_run(platform, changes, wanted):
     experiment = qwenjax.experiment("qwen1b8", overrides=changes)
-    assert experiment.compute_on(platform, {"tensor": 2, "context": 1}).attention == wanted
+    assert resolve(experiment, platform, {"tensor": 2, "context": 1}).attention == wanted
 
 
 @pytest.mark.parametrize(
@@ -272,4 +272,4 @@ def test_auto_takes_what_can_do_the_run(platform, changes, wanted):
 def test_auto_where_four_devices_share_a_row(platform, length, wanted):
     """Splash wants eight chunks of 128 positions, or multiples."""
     experiment = qwenjax.experiment("qwen1b8", overrides={"data.seq_len": length})
-    assert experiment.compute_on(platform, {"tensor": 1, "context": 4}).attention == wanted
+    assert resolve(experiment, platform, {"tensor": 1, "context": 4}).attention == wanted

@@ -11,7 +11,7 @@ from align_doubles import make_mesh
 from qwenjax.api.checkpoint_path import detect
 from qwenjax.api.parameters import read_params, read_reward_model
 from qwenjax.config import Lora, MeshShape
-from qwenjax.model import transformer
+from qwenjax.model import attention, transformer
 from qwenjax.train.backbone import Backbone
 
 IDS = np.random.default_rng(0).integers(0, 500, (2, 12), dtype=np.int32)
@@ -30,7 +30,7 @@ def mesh():
 
 def backbone(chats, head: bool = True, **change) -> Backbone:
     experiment = runs.experiment(chats, **change)
-    return Backbone(experiment, experiment.compute_on("cpu", {"tensor": 1, "context": 1}), head)
+    return Backbone(experiment, attention.resolve(experiment, "cpu", {"tensor": 1, "context": 1}), head)
 
 
 def loaded(made: Backbone, path, mesh):

@@ -1,24 +1,30 @@
-"""Attention: one contract, several backends.
+"""Attention: one contract, three backends.
 
 Training on packed rows, prefill and decoding with a cache are the same call: positions and segments carry the
-difference. Every backend passes tests/model/test_attention.py or refuses what it cannot do:
+difference. A backend is a file with `attend`, which passes tests/model/test_attention.py, and `cannot`, which says why
+a call is refused:
 
-  backend  on    takes                                                     keeps, of [b t n h] queries
-  xla      any   everything: the reference                                 scores [b n t s]
-  splash   TPU   whole rows, width and length (each chunk) multiples of    results, per query one float32; rows may
-                 128; no dropout                                           be split by position: model/zigzag.py
-  cudnn    GPU   whole rows in one piece, bfloat16, width to 128, length   the same, and of packed rows a mask
-                 even; no dropout                                          [b 1 t t]
+  backend  on    takes                                                    the backward pass keeps, for q [b t n h]
+  xla      any   everything: the reference                                scores [b n t s]
+  splash   TPU   t (each chunk of it) and h multiples of 128; no          the result and a float32 per query and head;
+                 dropout, no cache                                        t may be split over devices
+  cudnn    GPU   bfloat16, t even, h up to 128; no dropout, no cache, t   the same, and for packed rows a mask
+                 not split over devices                                   [b 1 t t]
 
-`compute.attention=auto` takes the kernel of the platform if it can do the run (`config.Experiment.compute_on`), and
-caches are always read by xla. Where the mesh splits positions, the partitioner gathers keys and values for xla.
+`compute.attention=auto` takes the platform's kernel if it can do the run (`resolve`). Caches are always read by xla.
+Where the mesh splits positions, the partitioner gathers keys and values for xla.
 """
 
-import jax
-import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
 
-MASKED = -1e30  # finite: a row that sees nothing must not become NaN
+import jax
+
+from qwenjax.config import Compute, Experiment
+
+BACKENDS = ("xla", "splash", "cudnn")
+KERNELS = {"tpu": "splash", "gpu": "cudnn"}  # by platform, what 'auto' prefers to xla
 
 
 def attend(
@@ -42,61 +48,41 @@ def attend(
 
     Args:
       q: [b t n h], rotary applied. k, v: [b s k h] with n a multiple of k; s > t when a cache is read.
-      q_pos: [b t] int32; -1 marks padding. k_pos: [b s] int32; -1 marks an empty slot.
+      q_pos: [b t] int32; -1 marks padding. k_pos: [b s] int32; -1 marks an empty slot. For a kernel the two are the
+        same array.
       q_segment, k_segment: [b t], [b s] int32, or None when every row is one document.
       window: see only this many latest positions, the own one included; None sees all.
       dropout, rng: probability of dropping an attention weight, and the key to draw with.
-      backend: a key of BACKENDS; one that cannot do a case raises.
+      backend: one of BACKENDS.
     Returns: [b t n h] in v's dtype; 0 where a query sees no key. Scores and softmax are float32.
+    Raises:
+      ValueError: an unknown backend, or one that cannot do this call.
     """
     if backend not in BACKENDS:
         raise ValueError(f"no attention backend {backend!r}; known: {', '.join(BACKENDS)}")
-    return BACKENDS[backend](q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng)
+    return _module(backend).attend(q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng)
 
 
-def visible(q_pos, k_pos, q_segment, k_segment, window) -> jax.Array:
-    """[b t s] bool: which keys each query sees; see `attend`."""
-    age = q_pos[:, :, None] - k_pos[:, None, :]
-    seen = (age >= 0) & (k_pos >= 0)[:, None, :]
-    if window is not None:
-        seen &= age < window
-    if q_segment is not None:
-        seen &= q_segment[:, :, None] == k_segment[:, None, :]
-    return seen
+def resolve(experiment: Experiment, platform: str, mesh: Mapping[str, int]) -> Compute:
+    """The experiment's `compute` with every 'auto' replaced: the kernel of the platform, if it can do the run.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu'. mesh: sizes by axis; "tensor" and "context" count.
+    """
+    compute, model, kernel = experiment.compute, experiment.model, KERNELS.get(platform)
+    # one kernel runs in all layers, so they need one window; and no kernel splits a KV head over devices
+    able = kernel and len(set(model.windows)) < 2 and model.kv % mesh["tensor"] == 0
+    if not able or _module(kernel).cannot(
+        length=experiment.data.seq_len,
+        head_dim=model.head_size,
+        dtype=compute.dtype,
+        dropout=experiment.dropout,
+        context=mesh["context"],
+    ):
+        kernel = "xla"
+    return compute.resolved(platform, mesh["tensor"], kernel)
 
 
-def _xla(q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng):
-    b, t, n, h = q.shape
-    # heads before positions: CPU matmuls then read and write every [t s] array as it lies
-    q = (q * h**-0.5).reshape(b, t, k.shape[2], n // k.shape[2], h).transpose(0, 2, 3, 1, 4)
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    seen = visible(q_pos, k_pos, q_segment, k_segment, window)[:, None, None]
-    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
-    scores += jnp.where(seen, 0.0, MASKED)  # a sum, because its gradient needs no mask
-    # Softmax divided out of the result: its gradient then takes sums over h, not over s, of arrays of [t h]
-    exps = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    norm = jnp.sum(exps, axis=-1)
-    if dropout:
-        keep = jax.random.bernoulli(rng, 1 - dropout, exps.shape)
-        exps = jnp.where(keep, exps / (1 - dropout), 0.0)
-    out = jnp.einsum("bkgts,bksh->bkgth", exps.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    # a query without any key would otherwise average all of them
-    out = jnp.where(jnp.any(seen, axis=-1, keepdims=True), out / norm[..., None], 0.0)
-    out = out.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
-    return checkpoint_name(out, "attn_out")  # what a recomputing backward pass may keep
-
-
-# Imported when called, because kernels take as long to import as the rest of the model.
-def _splash(*args):
-    from qwenjax.model.attention import splash
-
-    return splash.attend(*args)
-
-
-def _cudnn(*args):
-    from qwenjax.model.attention import cudnn
-
-    return cudnn.attend(*args)
-
-
-BACKENDS = {"xla": _xla, "splash": _splash, "cudnn": _cudnn}
+def _module(backend: str) -> ModuleType:
+    """Imported when needed, because the kernels take as long to import as the rest of the model."""
+    return importlib.import_module(f"qwenjax.model.attention.{backend}")

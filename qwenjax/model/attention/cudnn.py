@@ -1,10 +1,10 @@
-"""Flash attention on NVIDIA GPUs: cuDNN's kernel, through `jax.nn`, under our contract (attention.py).
+"""Flash attention on NVIDIA GPUs: cuDNN's kernel, through `jax.nn`, under our contract.
 
-Rows are self-attention without a cache, causal by position in the row, as for splash. Packed rows cost a mask
-[b 1 t t] that all heads share: jax's public function takes neither segments nor their offsets.
+Self-attention without a cache, causal by index in the row, as for splash. Packed rows cost a mask [b 1 t t] that all
+heads share: jax's public function takes neither segments nor their offsets.
 
-Its backward pass adds up in no fixed order: with it runs repeat, and resume, to rounding only, unless
-XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=true asks for the slower one.
+The backward pass sums in no fixed order. So runs repeat and resume only up to rounding, unless
+XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=true asks for the slower kernel.
 """
 
 import jax
@@ -17,59 +17,68 @@ WIDTH = 128  # widest head on every architecture that the kernel runs on
 DTYPES = ("bfloat16", "float16")
 
 
+def cannot(
+    *, length: int, head_dim: int, dtype: str, dropout: float = 0.0, context: int = 1, cached: bool = False
+) -> str:
+    """Why this backend cannot do a call, or ''; see `splash.cannot`."""
+    if dropout:
+        return "has no dropout; use compute.attention=xla"
+    if cached:
+        return "is for whole rows, not for a cache; use compute.attention=xla"
+    if dtype not in DTYPES:
+        return f"computes in {' or '.join(DTYPES)}, got {dtype}; use compute.dtype=bfloat16 or compute.attention=xla"
+    if length % 2 or head_dim % 8 or head_dim > WIDTH:
+        return (
+            f"wants even lengths and head widths of 8, 16, … {WIDTH}, got length {length} and head width {head_dim}; "
+            "use compute.attention=xla"
+        )
+    return "wants rows in one piece (mesh.context=1); use compute.attention=xla" if context > 1 else ""
+
+
 def attend(
     q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng, *, implementation: str = "cudnn"
 ) -> jax.Array:
-    """See `attention.attend`. Without segments padding must come last in a row: a row in which it does not becomes NaN.
+    """See `attention.attend`. Without segments padding must come last in a row; a row where it does not becomes NaN.
 
     Args:
       implementation: "xla" makes the same call without the kernel: on any platform, in any dtype.
     Raises:
-      ValueError: what this backend cannot do: dropout, a cache, positions split over devices, float32, odd lengths,
-        head widths that are wide or no multiples of 8.
+      ValueError: a call that `cannot` refuses.
     """
     t, h = q.shape[1], q.shape[3]
-    if dropout:
-        raise ValueError("attention backend cudnn has no dropout; use compute.attention=xla")
-    if q_pos is not k_pos:
-        raise ValueError("attention backend cudnn is for whole rows, not for a cache; use compute.attention=xla")
-    if implementation == "cudnn" and q.dtype not in DTYPES:
-        raise ValueError(
-            f"attention backend cudnn computes in {' or '.join(DTYPES)}, got {q.dtype}; "
-            "use compute.dtype=bfloat16 or compute.attention=xla"
-        )
-    if t % 2 or h % 8 or h > WIDTH:
-        raise ValueError(
-            f"attention backend cudnn wants even lengths and head widths of 8, 16, … {WIDTH}, got length {t} and "
-            f"head width {h}; use compute.attention=xla"
-        )
 
     def local(q, k, v, positions, *segments):
-        if q.shape[1] != t:
-            raise ValueError(
-                "attention backend cudnn wants rows in one piece (mesh.context=1); use compute.attention=xla"
-            )
+        reason = cannot(
+            length=t,
+            head_dim=h,
+            dtype=str(q.dtype) if implementation == "cudnn" else DTYPES[0],
+            dropout=dropout,
+            context=t // q.shape[1],
+            cached=q_pos is not k_pos,
+        )
+        if reason:
+            raise ValueError(f"attention backend cudnn {reason}")
         padding = positions < 0
-        mask, back = None, window
+        mask, kernel_window = None, window
         if segments:
-            of = jnp.where(padding, -1, segments[0])  # padding sees only padding
-            mask = of[:, None, :, None] == of[:, None, None, :]
-            if window is not None:  # in the mask, because cuDNN before 9.10.2 takes no window beside one
+            segment = jnp.where(padding, -1, segments[0])  # padding sees only padding
+            mask = segment[:, None, :, None] == segment[:, None, None, :]
+            if window is not None:  # goes into the mask, because cuDNN before 9.10.2 takes a mask or a window, not both
                 index = jnp.arange(t)
                 mask &= index[:, None] - index < window
-                back = None
+                kernel_window = None
         out = jax.nn.dot_product_attention(
             q,
             k,
             v,
             mask=mask,
-            is_causal=True,  # also beside a window: without it jax's cuDNN path lets queries see what follows
-            local_window_size=None if back is None else (back - 1, 0),
+            is_causal=True,  # needed with a window, too: without it jax's cuDNN path lets queries see later keys
+            local_window_size=None if kernel_window is None else (kernel_window - 1, 0),
             implementation=implementation,
         )
         if not segments:
-            early = jnp.any(padding[:, :-1] & ~padding[:, 1:], axis=1)
-            out = jnp.where(early[:, None, None, None], jnp.nan, out)
+            padded_early = jnp.any(padding[:, :-1] & ~padding[:, 1:], axis=1)
+            out = jnp.where(padded_early[:, None, None, None], jnp.nan, out)
         return (jnp.where(padding[:, :, None, None], 0, out).astype(v.dtype),)
 
     rows = ("batch", "length")
