@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from qwenjax.common import storage
 
 VERSION = 1
+STATE = "rest"  # folder of the training state in a checkpoint: everything but the parameters
 
 
 class SaveFailed(RuntimeError):
@@ -29,7 +30,7 @@ class SaveFailed(RuntimeError):
 class Restored(NamedTuple):
     step: int
     params: Any
-    rest: Any  # None when only parameters were asked for
+    train_state: Any  # steps and optimizer; None when only parameters were asked for
     meta: dict  # what `save` was given (next_row, experiment, …), and the tokenizer: file name -> base64
 
 
@@ -83,7 +84,7 @@ class Checkpoints:
         """Complete steps, newest first."""
         return sorted(self.manager.all_steps(), reverse=True)
 
-    def save(self, step: int, params: Any, rest: Any, meta: dict, tokenizer_dir: Path) -> None:
+    def save(self, step: int, params: Any, train_state: Any, meta: dict, tokenizer_dir: Path) -> None:
         """Copies the state, then writes it in the background.
 
         Raises:
@@ -91,9 +92,9 @@ class Checkpoints:
           FloatingPointError: a value of the state is not finite; nothing is written.
         """
         self.check()
-        if not bool(all_finite((params, rest))):
+        if not bool(all_finite((params, train_state))):
             raise FloatingPointError(f"the state of step {step} holds NaN or infinite values; it was not saved")
-        tree = {"params": params, "rest": rest}
+        tree = {"params": params, STATE: train_state}
         meta = {
             **meta,
             "version": VERSION,
@@ -108,7 +109,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
-                    rest=ocp.args.StandardSave(rest),
+                    **{STATE: ocp.args.StandardSave(train_state)},
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
@@ -137,7 +138,7 @@ class Checkpoints:
             "Check disk space and permissions, then run the same command again"
         )
 
-    def restore(self, params: Any, rest: Any) -> Restored | None:
+    def restore(self, params: Any, train_state: Any) -> Restored | None:
         """The newest sound checkpoint, in the shapes and shardings of these ShapeDtypeStructs; None if there is none.
 
         Newer steps that cannot be read, or whose hashes differ, are moved to the folder `damaged/` and noted in
@@ -150,7 +151,7 @@ class Checkpoints:
         broken: dict[int, str] = {}
         for step in self.steps():
             try:
-                restored = load(self.directory / str(step), params, rest)
+                restored = load(self.directory / str(step), params, train_state)
             except Damaged as error:
                 broken[step] = str(error)
                 continue
@@ -196,14 +197,14 @@ class Damaged(ValueError):
         super().__init__(f"{path} is damaged: {why}")
 
 
-def load(path: Any, params: Any, rest: Any = None) -> Restored:
+def load(path: Any, params: Any, train_state: Any = None) -> Restored:
     """Reads and verifies one checkpoint directory into the given abstract trees (ShapeDtypeStructs with shardings).
 
     Raises:
       Damaged: unreadable, or not what was saved. ValueError: of another model or format.
     """
     path = storage.path(path)
-    tree = {"params": params} if rest is None else {"params": params, "rest": rest}
+    tree = {"params": params} if train_state is None else {"params": params, STATE: train_state}
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(path / "meta")
@@ -215,7 +216,9 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
     if meta["version"] != VERSION:
         raise ValueError(f"{path} has checkpoint format {meta['version']}, this code reads {VERSION}")
     _same_shapes(
-        {k: v for k, v in meta["shapes"].items() if rest is not None or k.startswith("['params']")}, _shapes(tree), path
+        {k: v for k, v in meta["shapes"].items() if train_state is not None or k.startswith("['params']")},
+        _shapes(tree),
+        path,
     )
     try:
         with ocp.StandardCheckpointer() as reader:
@@ -225,7 +228,7 @@ def load(path: Any, params: Any, rest: Any = None) -> Restored:
     for leaf, value in _hex(hashes(got)).items():
         if meta["hashes"][leaf] != value:
             raise Damaged(path, f"{leaf} is not what was saved")
-    return Restored(meta["step"], got["params"], got.get("rest"), meta)
+    return Restored(meta["step"], got["params"], got.get(STATE), meta)
 
 
 def newest(path: Path | str) -> Path:

@@ -49,7 +49,7 @@ def restore(folder):
 def test_round_trip_is_bit_identical(saved):
     got, _ = restore(saved)
     assert (got.step, got.meta["next_row"]) == (3, 30)
-    for a, b in zip(jax.tree.leaves((got.params, got.rest)), jax.tree.leaves(tree(3))):
+    for a, b in zip(jax.tree.leaves((got.params, got.train_state)), jax.tree.leaves(tree(3))):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert base64.b64decode(got.meta["tokenizer"]["tokenizer.model"]) == b"pieces"
@@ -58,7 +58,7 @@ def test_round_trip_is_bit_identical(saved):
 def test_restores_into_another_sharding_and_parameters_alone(saved):
     mesh = Mesh(np.array(jax.devices()), ("x",))
     got = checkpoint.load(checkpoint.newest(saved), abstract(tree()[0], NamedSharding(mesh, P("x"))))
-    assert got.rest is None
+    assert got.train_state is None
     assert got.params["w"].addressable_shards[0].data.shape == (8, 32)
     np.testing.assert_array_equal(got.params["w"], tree(3)[0]["w"])
 

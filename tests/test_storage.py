@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_whole_and_its_place_is_fr
     assert inside(saved / "damaged" / "3") == aside[0]  # what was set aside first is still there
     got = checkpoint.load(checkpoint.newest(saved), *abstract(tree()))
     assert got.step == 3
-    for a, b in zip(jax.tree.leaves((got.params, got.rest)), jax.tree.leaves(tree(3))):
+    for a, b in zip(jax.tree.leaves((got.params, got.train_state)), jax.tree.leaves(tree(3))):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 

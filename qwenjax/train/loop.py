@@ -214,8 +214,8 @@ class Run:
         }
         if self.experiment.recovery.deviations:
             meta["spikes"] = self.spikes.state
-        rest = {"step": self.state.step, "opt_state": self.state.opt_state}
-        self.checkpoints.save(self.step, self.state.params, rest, meta, self.workdir / "tokenizer")
+        train_state = {"step": self.state.step, "opt_state": self.state.opt_state}
+        self.checkpoints.save(self.step, self.state.params, train_state, meta, self.workdir / "tokenizer")
 
     @contextmanager
     def saving_first(self, row: int) -> Iterator[None]:

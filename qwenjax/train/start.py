@@ -13,19 +13,9 @@ from qwenjax.config import Experiment
 from qwenjax.train.step import State
 from qwenjax.train.task import Task
 
-# What may change between the two halves of a resumed run without changing what is learned.
-FREE = (
-    "log_every",
-    "eval_every",
-    "sample_every",
-    "save_every",
-    "keep",
-    "keep_every",
-    "prompts",
-    "mesh",
-    "compute",
-    "recovery",
-)
+# Fields that may change between the two halves of a resumed run, as they do not change what is learned.
+FREE = {"log_every", "eval_every", "sample_every", "save_every", "keep", "keep_every", "prompts"}
+FREE |= {"mesh", "compute", "recovery"}
 
 
 def restore(task: Task, checkpoints: checkpoint.Checkpoints, say: Callable[[str], None]) -> tuple[State, dict]:
@@ -41,8 +31,8 @@ def restore(task: Task, checkpoints: checkpoint.Checkpoints, say: Callable[[str]
         return task.first_state(say), {}
     task.check_tokenizer(restored.meta["tokenizer_fingerprint"], checkpoints.directory)
     say(f"resuming    from step {restored.step}, row {restored.meta['next_row']:,}")
-    rest, frozen = restored.rest, task.load_frozen(restored.meta)
-    return State(rest["step"], restored.params, rest["opt_state"], frozen), restored.meta
+    saved, frozen = restored.train_state, task.load_frozen(restored.meta)
+    return State(saved["step"], restored.params, saved["opt_state"], frozen), restored.meta
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:
@@ -66,7 +56,7 @@ def claim(workdir: Path, experiment: Experiment) -> None:
             )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        storage.write_atomically(path, json.dumps(config.to_dict(experiment), indent=2) + "\n")
+        storage.write_json(path, config.to_dict(experiment))
 
 
 def _began(workdir: Path) -> bool:
