@@ -17,6 +17,7 @@ from qwenjax.xla.costs import BETWEEN_SLICES, Collective, Costs, program_costs
 from qwenjax.xla.hardware import Topology
 from qwenjax.xla.hlo import HloProgram
 
+GIB = 1 << 30
 ATTENTION_EFFICIENCY = 0.5  # of peak
 BLOCK = 1024  # causal attention computes whole blocks: half of them, and the diagonal
 # Matmuls of each attention kernel, relative to the forward pass. A fused dkv also computes dq.

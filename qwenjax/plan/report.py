@@ -2,9 +2,8 @@
 
 from dataclasses import asdict
 
-from qwenjax.plan.estimate import Plan
+from qwenjax.plan.estimate import GIB, Plan
 
-GIB = 1 << 30
 MEMORY = {
     "parameters": "parameters, float32",
     "optimizer": "optimizer state",

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 
 from qwenjax.config import Experiment
-from qwenjax.plan.estimate import DoesNotFit, bytes_per_device, collective_seconds, compile_lowered
+from qwenjax.plan.estimate import GIB, DoesNotFit, bytes_per_device, collective_seconds, compile_lowered
 from qwenjax.xla.costs import program_costs
 from qwenjax.xla.hardware import Topology
 from qwenjax.xla.hlo import HloProgram
-
-GIB = 1 << 30
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from qwenjax.config import Experiment, MeshShape
 from qwenjax.model.transformer import SAVED
-from qwenjax.plan.estimate import DoesNotFit, Plan, plan
+from qwenjax.plan.estimate import GIB, DoesNotFit, Plan, plan
 from qwenjax.xla.hardware import Topology
 
 MATMUL_EFFICIENCY = 0.85  # of peak, with the element-wise work around matmuls
@@ -94,15 +94,15 @@ def search(
     experiment: Experiment, topology: Topology, tries: int, say: Callable[[str], None]
 ) -> tuple[Candidate, Plan] | None:
     """Compiles the most promising candidates until `tries` of them fit; the quickest, or None if none fits."""
-    best, fitted, gib = None, 0, 1 << 30
+    best, fitted = None, 0
     for candidate in likely(candidates(experiment, topology), topology):
-        predicted = f"predicted {candidate.memory / gib:.1f} GiB, {candidate.seconds:.2f} s"
+        predicted = f"predicted {candidate.memory / GIB:.1f} GiB, {candidate.seconds:.2f} s"
         try:
             compiled = plan(candidate.experiment, topology)
         except DoesNotFit as error:
             say(f"  no     {candidate.settings}: {error} ({predicted})")
             continue
-        result = f"{compiled.peak / gib:.2f} GiB, {compiled.step_seconds:.3f} s per step"
+        result = f"{compiled.peak / GIB:.2f} GiB, {compiled.step_seconds:.3f} s per step"
         say(f"  fits   {candidate.settings}: {result} ({predicted})")
         if best is None or compiled.step_seconds < best[1].step_seconds:
             best = candidate, compiled

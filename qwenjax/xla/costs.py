@@ -37,7 +37,6 @@ class Costs:
     matmul_flops: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
     kernels: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # Pallas kernel -> calls
-    ops: list[tuple[float, HloOp, int]] = field(default_factory=list)  # cycles of all trips, instruction, trips
 
 
 def program_costs(program: HloProgram) -> Costs:
@@ -66,9 +65,7 @@ def _add_computation(program: HloProgram, name: str, times: int, costs: Costs) -
             cycles = op.cycles
             if cycles is None and op.opcode == "fusion":
                 cycles = sum(_fused_cycles(program, name) for name in op.called("calls"))
-            if cycles:
-                costs.cycles += cycles * times
-                costs.ops.append((cycles * times, op, times))
+            costs.cycles += (cycles or 0) * times
 
 
 def _fused_cycles(program: HloProgram, name: str) -> int:

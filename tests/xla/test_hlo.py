@@ -81,8 +81,6 @@ def test_loops_count_by_their_trips(program):
     assert found.matmul_flops == 2 * 8 * 16 * 4 * (3 + 1)
     assert found.cycles == 3 * (100 + 2) + 1000
     assert found.kernels == {"flash_fwd": 3}
-    cycles, op, times = max(found.ops, key=lambda item: item[0])
-    assert (cycles, op.name, times) == (1000, "dot.2", 1)
 
 
 def test_collectives_by_kind_size_and_group(program):
