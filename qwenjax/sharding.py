@@ -46,7 +46,7 @@ def spec(
     """The PartitionSpec of logical axis names; None is an axis that is never split.
 
     With `shape` and `mesh` given, each dimension is checked against the devices it is split over; one that does not
-    divide raises an error, or is not split with `uneven="whole"` (such as one prompt on eight devices).
+    divide raises an error, or is not split with `uneven="replicate"` (such as one prompt on eight devices).
 
     Raises:
       ValueError: a name without a rule (a typo would silently replicate 14B parameters), or a dimension that does not
@@ -106,7 +106,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*names, shape=x.shape, mesh=mesh, uneven="whole"))
+    return jax.lax.with_sharding_constraint(x, spec(*names, shape=x.shape, mesh=mesh, uneven="replicate"))
 
 
 def per_device(f: Callable, in_names: tuple, out_names: tuple, keep: tuple[str, ...] = ()) -> Callable:

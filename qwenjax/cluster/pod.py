@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwenjax.common.storage import write_json
 from qwenjax.xla.hardware import SliceType, slice_type
 
 THROUGH = ("queued", "vm", "gke")
@@ -133,7 +134,7 @@ def remember(one: Pod) -> None:
     """Keeps the description under its name."""
     path = _folder() / f"{one.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(one), indent=2) + "\n")
+    write_json(path, dataclasses.asdict(one))
 
 
 def forget(name: str) -> None:

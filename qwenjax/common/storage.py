@@ -47,8 +47,8 @@ def remote(where: str | os.PathLike) -> bool:
 
 def absolute(where: str | os.PathLike) -> Path:
     """`path`, from the root of the disk or the bucket."""
-    found = path(where)
-    return found if remote(found) else found.resolve()  # epath would resolve gs://… below the current directory
+    location = path(where)
+    return location if remote(location) else location.resolve()  # epath resolves gs://… below the current directory
 
 
 def write_atomically(file: Path, data: str | bytes) -> None:
@@ -80,9 +80,9 @@ def lfs_hint(file: Path) -> str:
     return " (a pointer of Git LFS: run `git lfs pull` there)" if pointer else ""
 
 
-def write_json(file: Path, value: Any, indent: int = 2) -> None:
+def write_json(file: Path, value: Any) -> None:
     """Writes a JSON file in UTF-8, atomically."""
-    write_atomically(file, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    write_atomically(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def replace_durably(temporary: Path, final: Path) -> None:

@@ -76,20 +76,20 @@ class MeshShape:
           ValueError: the axes do not multiply to the number of devices, or slices would share parameters.
         """
         fixed = math.prod(n for n in self._asked if n != -1)
-        rest, uneven = divmod(devices, fixed)
+        free, uneven = divmod(devices, fixed)
         asked = " x ".join(f"{f.name}={n}" for f, n in zip(dataclasses.fields(self), self._asked))
-        if uneven or (-1 not in self._asked and rest != 1):
+        if uneven or (-1 not in self._asked and free != 1):
             raise ValueError(
                 f"mesh {asked} does not fit {devices} device{'s' * (devices > 1)}; "
                 "axes must multiply to the device count, one may be -1 (--set mesh.fsdp=-1)"
             )
         sizes = dataclasses.asdict(self)
         if self.data == self.fsdp == -1:
-            slice_size = rest // slices
+            slice_size = free // slices
             even = [n for n in range(1, slice_size + 1) if slice_size % n == 0 and embed % (8 * n) == 0]
             sizes["fsdp"] = max(even, default=1)
-            rest //= sizes["fsdp"]
-        sizes = {axis: rest if n == -1 else n for axis, n in sizes.items()}
+            free //= sizes["fsdp"]
+        sizes = {axis: free if n == -1 else n for axis, n in sizes.items()}
         if sizes["data"] % slices:
             raise ValueError(
                 f"mesh {asked} has data={sizes['data']}, which {slices} slices cannot share: a slice holds whole "

@@ -73,12 +73,12 @@ def _load(name: str) -> config.Experiment:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     if path.suffix != ".py":
-        found = known()
-        if name not in found:
-            width = max(map(len, found))
-            listed = "\n  ".join(f"{key:<{width}}  {_summary(file)}" for key, file in found.items())
-            raise ValueError(f"no experiment {name!r}.{suggest(name, found)} Known:\n  {listed}")
-        path = found[name]
+        experiments = known()
+        if name not in experiments:
+            width = max(map(len, experiments))
+            listed = "\n  ".join(f"{key:<{width}}  {_summary(file)}" for key, file in experiments.items())
+            raise ValueError(f"no experiment {name!r}.{suggest(name, experiments)} Known:\n  {listed}")
+        path = experiments[name]
     if not path.is_file():
         raise ValueError(f"no experiment file {path}")
     make = runpy.run_path(str(path)).get("experiment")
