@@ -41,10 +41,8 @@ def overview() -> str:
 
 def _summary(name: str) -> str:
     """First sentence of the docstring of a command."""
-    folder = Path(__file__).parent / name
-    file = folder / "command.py"
-    text = (file if file.exists() else folder / "__main__.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0].partition(". ")[0]
+    text = (Path(__file__).parent / name / "__main__.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(text)).partition("\n")[0].partition(". ")[0].rstrip(".")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluates a model: a table of the report, or tasks by name, beside what was published.
+"""Evaluate a model: a table of the report, or tasks by name, beside what was published.
 
 --table=3       perplexity of a long text by context length, with dynamic NTK, LogN and layer windows switched on one
                 after the other, where the text is longer than what the model was trained on

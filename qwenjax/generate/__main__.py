@@ -1,4 +1,4 @@
-"""What a model writes after a prompt, on the screen; or after every row of a JSONL file, into another.
+"""Complete prompts on the screen, or every row of a JSONL file into another file.
 
 In the file every row has "prompt", a text, or "messages", a conversation [{"role": "user", "content": …}]; it may have
 its own "seed". The output repeats the row and adds completion, reason (stop or length), tokens and logprob. Interrupted

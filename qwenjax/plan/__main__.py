@@ -1,4 +1,4 @@
-"""What an experiment takes on a TPU slice: memory, time, days. Compiled here, before anyone rents one.
+"""Estimate what an experiment takes on a TPU slice: memory, time, days. Compiled here, before anyone rents one.
 
 The step that `qwenjax.train` would run is compiled by the TPU compiler, which needs no TPU, for the topology: v4-128,
 v5e-256, v5p-256, v6e-256, tpu7x-256 and the like (names of v4, v5p and tpu7x count two cores per chip), or a shape as

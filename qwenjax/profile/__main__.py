@@ -1,4 +1,4 @@
-"""What a captured trace says, as text: step times, time by kind of op and by part of the model, memory, input wait.
+"""Report what a captured trace says: step times, time by kind of op and part of the model, memory, input wait.
 
 DIR is a run, its profile folder, or one trace (*.xplane.pb); of several recordings the newest is read, with the traces
 of all its hosts. Where several ops of a device run at once, on the threads of a CPU or the streams of a GPU, they share

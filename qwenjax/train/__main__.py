@@ -1,4 +1,4 @@
-"""Trains, in every stage: pretraining, fine-tuning, reward models, DPO, PPO, GRPO, REINFORCE."""
+"""Train, in every stage: pretraining, fine-tuning, reward models, DPO, PPO, GRPO, REINFORCE."""
 
 import argparse
 import json
@@ -19,11 +19,11 @@ EPILOG = """examples:
   python -m qwenjax.train --exp=qwen14b --print-config
       the report's 14B recipe as JSON
   python -m qwenjax.train --exp=runs/books/config.json --set steps=2000 --set init_from=runs/books --workdir=runs/more
-      go on from the parameters of a run, with a fresh optimizer and schedule
+      start from the parameters of a run, with a fresh optimizer and schedule
   python -m qwenjax.train --exp=tiny_sft --set init_from=runs/quickstart --set chat.files.0.path=chat.jsonl
       supervised fine-tuning on dialogues; tiny_rm and tiny_ppo come next (docs/alignment.md)
   python -m qwenjax.train --exp=qwen14b --coordinator=10.0.0.2:8476 --processes=4 --process=0 --restarts=100
-      one process of four (a TPU slice, SLURM and Open MPI need no flags), started again after whatever ends it early
+      one process of four, restarted after crashes (on a TPU slice, SLURM and Open MPI leave out the first three flags)
   python -m qwenjax.train --exp=qwen14b --profile=10:15 --profiler-port=9012
       record steps 11 to 15, for `python -m qwenjax.profile runs/qwen14b`; later, have xprof attach to localhost:9012
 
@@ -65,22 +65,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=command_line.natural,
         default=0,
         metavar="N",
-        help="start again after a crash or preemption, N times",
+        help="start again after a crash or preemption, up to N times",
     )
     group = parser.add_argument_group("several processes (detected on TPU slices, SLURM and Open MPI)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is (JAX_COORDINATOR_ADDRESS)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (JAX_COORDINATOR_ADDRESS)")
     group.add_argument(
         "--processes", type=command_line.positive, metavar="N", help="how many there are (JAX_NUM_PROCESSES)"
     )
     group.add_argument(
-        "--process", type=command_line.natural, metavar="I", help="which one this is, from 0 (JAX_PROCESS_ID)"
+        "--process", type=command_line.natural, metavar="I", help="the number of this one, from 0 (JAX_PROCESS_ID)"
     )
     group.add_argument(
         "--peer-timeout",
         type=float,
         default=float(os.environ.get("QWENJAX_PEER_TIMEOUT", 300)),
         metavar="SECONDS",
-        help="how long they wait for each other at the start (QWENJAX_PEER_TIMEOUT; default: 300)",
+        help="how long to wait for the others at the start (QWENJAX_PEER_TIMEOUT; default: 300)",
     )
     parser.add_argument("--print-config", action="store_true", help="print the experiment as JSON and stop")
     return parser.parse_args(argv)
