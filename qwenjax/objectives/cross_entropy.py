@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from qwenjax.sharding import constrain, per_device
 
+TOKENS = ("batch", "length")  # logical axes of an array [b t]
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def next_token_loss(
@@ -47,14 +49,6 @@ def _chunks(hidden, head, targets, weights, chunk, gradients):
     """(total, d_hidden [b t d], d_head [d v] float32); without gradients the last two are None."""
 
     def local(hidden, head, targets, weights):
-        d, tokens = hidden.shape[-1], targets.size
-        size = min(chunk, tokens)
-        pad = -tokens % size
-
-        def cut(x):  # [b t …] -> [chunks, size, …]; the tail is padded with weight 0
-            x = x.reshape(tokens, *x.shape[2:])
-            return jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
-
         def one(carry, xs):
             total, d_head = carry
             h, y, w = xs
@@ -72,16 +66,36 @@ def _chunks(hidden, head, targets, weights, chunk, gradients):
             return (total, d_head), jnp.einsum("tv,dv->td", d_scores, head)
 
         start = (jnp.float32(0), jnp.zeros(head.shape, jnp.float32) if gradients else None)
-        (total, d_head), d_hidden = jax.lax.scan(one, start, (cut(hidden), cut(targets), cut(weights)))
+        (total, d_head), d_hidden = jax.lax.scan(one, start, into_chunks(chunk, hidden, targets, weights))
         if not gradients:
             return (total[None],)
-        return total[None], d_hidden.reshape(-1, d)[:tokens].reshape(hidden.shape), d_head[None]
+        return total[None], from_chunks(d_hidden, hidden.shape), d_head[None]
 
-    rows = ("batch", "length")
-    out = (("shards",), (*rows, None), ("shards", None, "vocab")) if gradients else (("shards",),)
-    weight = constrain(head.astype(hidden.dtype), None, "vocab")
-    run = per_device(local, ((*rows, None), (None, "vocab"), rows, rows), out, keep=("tensor",))
-    total, *grads = run(hidden, weight, targets, weights)
+    out = (("shards",), (*TOKENS, None), ("shards", None, "vocab")) if gradients else (("shards",),)
+    run = per_device(local, ((*TOKENS, None), (None, "vocab"), TOKENS, TOKENS), out, keep=("tensor",))
+    total, *grads = run(hidden, gathered_head(head, hidden), targets, weights)
     if not gradients:
         return jnp.sum(total), None, None
     return jnp.sum(total), grads[0], constrain(jnp.sum(grads[1], axis=0), "embed", "vocab")
+
+
+def gathered_head(head: jax.Array, hidden: jax.Array) -> jax.Array:
+    """The head [d v] in hidden's dtype, gathered over fsdp once rather than in every chunk."""
+    return constrain(head.astype(hidden.dtype), None, "vocab")
+
+
+def into_chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Each [b t …] -> [chunks, size, …] with size <= chunk; the tail is padded with zeros: tokens of weight 0."""
+
+    def one(x):
+        tokens = x.shape[0] * x.shape[1]
+        size = min(chunk, tokens)
+        x = x.reshape(tokens, *x.shape[2:])
+        return jnp.pad(x, [(0, -tokens % size)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, size, *x.shape[1:])
+
+    return tuple(map(one, arrays))
+
+
+def from_chunks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse: [chunks, size, …] -> `shape` = [b t …], without the padding."""
+    return x.reshape(-1, *shape[2:])[: shape[0] * shape[1]].reshape(shape)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwenjax.objectives.grpo import reinforce_loss
 from qwenjax.objectives.masked import masked_sum
 from qwenjax.objectives.ppo import (
     adaptive_kl,
@@ -16,6 +15,7 @@ from qwenjax.objectives.ppo import (
     truncated_mass,
     value_loss,
 )
+from qwenjax.objectives.reinforce import reinforce_loss
 
 NAN = jnp.nan
 ONE = jnp.ones(1, bool)

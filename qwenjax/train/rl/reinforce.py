@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from qwenjax.objectives.grpo import leave_one_out, reinforce_loss
 from qwenjax.objectives.ppo import kl_k1
+from qwenjax.objectives.reinforce import leave_one_out, reinforce_loss
 from qwenjax.train.rl.experience import Algorithm
 
 

@@ -1,11 +1,10 @@
-"""Group-relative advantages, GRPO and REINFORCE."""
+"""Group-relative advantages and the loss of GRPO."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from qwenjax.objectives.grpo import group_advantages, grpo_loss, leave_one_out, reinforce_loss
+from qwenjax.objectives.grpo import group_advantages, grpo_loss
 from qwenjax.objectives.ppo import kl_k3, policy_loss
 
 
@@ -24,29 +23,6 @@ def test_group_advantages_by_hand():
 def test_groups_do_not_see_each_other():
     scores = jnp.array([[0.0, 2.0, 4.0], [100.0, 102.0, 104.0]])
     close(jax.vmap(group_advantages)(scores), [[-1, 0, 1]] * 2)
-
-
-def test_leave_one_out_by_hand():
-    close(leave_one_out(jnp.array([1.0, 2.0, 6.0])), [1 - 4, 2 - 3.5, 6 - 1.5])
-    with pytest.raises(ValueError, match="got 1"):
-        leave_one_out(jnp.array([1.0]))
-
-
-def test_reinforce_is_unbiased_with_a_baseline_and_its_gradient_is_the_true_one():
-    """Bandit with three arms: Σ_a π(a) ∇loss(a) = -∇ Σ_a π(a) r(a), whatever constant is the baseline."""
-    logits, reward = jnp.array([0.3, -0.5, 0.1]), jnp.array([1.0, 0.0, 5.0])
-    probs = jax.nn.softmax(logits)
-    want = -jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * reward))(logits)
-    for baseline in (0.0, 3.0):
-
-        def loss(x, baseline=baseline):
-            each = [reinforce_loss(jax.nn.log_softmax(x)[a][None], reward[a] - baseline, jnp.ones(1, bool))[0]
-                    for a in range(3)]  # fmt: skip
-            return jnp.sum(probs * jnp.stack(each))
-
-        close(jax.grad(loss)(logits), want)
-    advantage_grad = jax.grad(lambda a: reinforce_loss(jnp.array([-1.0]), a, jnp.ones(1, bool))[0])(jnp.array([2.0]))
-    close(advantage_grad, [0.0])
 
 
 def test_grpo_weighs_responses_alike_whatever_their_length():
