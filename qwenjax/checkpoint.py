@@ -248,17 +248,18 @@ def newest(path: Path | str) -> Path:
 
 
 def _flat(tree: Any) -> dict[str, Any]:
+    """Leaf path -> leaf."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _shapes(tree: Any) -> dict[str, list]:
+    """Leaf path -> [*shape, dtype]."""
     return {path: [*leaf.shape, str(leaf.dtype)] for path, leaf in _flat(tree).items()}
 
 
 def _hex(sums: Any) -> dict[str, str]:
     """Leaf path -> its hash in hexadecimal."""
-    pairs = jax.tree_util.tree_flatten_with_path(jax.device_get(sums))[0]
-    return {jax.tree_util.keystr(path): f"{int(h[0]):08x}{int(h[1]):08x}" for path, h in pairs}
+    return {path: f"{int(h[0]):08x}{int(h[1]):08x}" for path, h in _flat(jax.device_get(sums)).items()}
 
 
 def fingerprint(tree: Any) -> str:
