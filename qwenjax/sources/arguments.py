@@ -58,7 +58,7 @@ def escaped(text: str) -> str:
 
 def size(text: str) -> int:
     """The type of an option that is a number of bytes."""
-    found = re.fullmatch(r"([\d_]+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.upper().strip())
-    if not found or found[2] not in UNITS:
+    match = re.fullmatch(r"([\d_]+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.upper().strip())
+    if not match or match[2] not in UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; wanted e.g. 500MB, 2GB or 1_000_000")
-    return int(float(found[1].replace("_", "")) * UNITS[found[2]])
+    return int(float(match[1].replace("_", "")) * UNITS[match[2]])

@@ -243,7 +243,7 @@ def _line(error: Exception) -> str:
 
 
 def text(piece: Slice, report: Report) -> Iterator[Document]:
-    """A whole file as one document."""
+    """A file as one document."""
     if not piece.keeps(piece.origin):
         return
     try:

@@ -42,7 +42,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def slices(source: Source, report: Report) -> list[Slice]:
-    """The whole data set as one slice.
+    """The data set as one slice.
 
     Raises:
       ValueError: no such data set, split or column, or not one that can be read by row number.
@@ -76,10 +76,10 @@ def read(piece: Slice, report: Report) -> Iterator[Row]:
     size = max(1, min(1024, BATCH * (piece.stop - piece.start) // piece.size))
     while numbers := list(islice(wanted, size)):
         try:
-            held = list(zip(numbers, records.read(numbers, fields)))
+            batch = list(zip(numbers, records.read(numbers, fields)))
         except RuntimeError:
-            held = list(_one_by_one(records, numbers, fields, piece.origin, report))
-        for number, row in held:
+            batch = list(_one_by_one(records, numbers, fields, piece.origin, report))
+        for number, row in batch:
             yield f"{piece.origin}#{number}", row
 
 

@@ -61,10 +61,10 @@ class Report(dict):
         for reason, (count, origin) in other.items():
             self.note(reason, origin, count)
 
-    def lines(self) -> list[str]:
-        """A line per reason, most frequent first."""
+    def lines(self, verb: str = "skipped") -> list[str]:
+        """A line per reason, most frequent first; `verb` says what happened to the rows."""
         items = sorted(self.items(), key=lambda item: (-item[1][0], item[0]))
-        return [f"skipped {count:,} x {reason} (first: {origin})" for reason, (count, origin) in items]
+        return [f"{verb} {count:,} x {reason} (first: {origin})" for reason, (count, origin) in items]
 
 
 def text_document(text: str | bytes, origin: str, report: Report) -> Iterator[Document]:
@@ -120,7 +120,7 @@ class _TextFields:
 
     source: Source
     report: Report
-    found: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)  # wanted fields that some row has
     known: list[str] | None = None  # fields of the first row
     first: str = ""  # its origin
     without: list = field(default_factory=lambda: [0, ""])  # rows without any of the columns: count, first origin
@@ -130,9 +130,9 @@ class _TextFields:
         if self.known is None:
             self.known, self.first = [str(name) for name in row], origin
         values = {name: row.get(name) for name in self.source.column}
-        self.found.update(name for name, value in values.items() if value is not None)
+        self.seen.update(name for name, value in values.items() if value is not None)
         if self.source.group and row.get(self.source.group) is not None:
-            self.found.add(self.source.group)
+            self.seen.add(self.source.group)
         texts = []
         for name, value in values.items():
             if isinstance(value, bytes):
@@ -160,11 +160,11 @@ class _TextFields:
         count, origin = self.without
         if count:
             reason = "no field " + " or ".join(repr(name) for name in self.source.column)
-            self.report.note(reason if self.found else f"{reason}; there are: {there}", origin, count)
+            self.report.note(reason if self.seen else f"{reason}; there are: {there}", origin, count)
         wanted = (*self.source.column, *filter(None, [self.source.group]))
-        if self.found:
+        if self.seen:
             for name in wanted:
-                if name not in self.found:
+                if name not in self.seen:
                     self.report.note(f"field {name!r}, which no row has; there are: {there}", self.first)
 
 

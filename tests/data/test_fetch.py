@@ -68,7 +68,7 @@ def test_what_cannot_be_copied_is_refused_with_a_remedy(remote, shards, tmp_path
         fetch(str(remote), tmp_path / "data", progress=False)
     assert not list((tmp_path / "data").glob("*/index.json"))
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
-    with pytest.raises(ValueError, match=r"has room for 1,000: mount the bucket"):
+    with pytest.raises(ValueError, match=r"has 1,000 bytes free: mount the bucket"):
         fetch(str(remote), tmp_path / "data", progress=False)
     storage.write_atomically(remote / "index.json", "{}")
     with pytest.raises(ValueError, match="is not an index of shards"):

@@ -90,11 +90,11 @@ class ChatMixture:
         """A line per file on what is read of it."""
         lines = []
         for file, bins in zip(self.files, self._bins):
-            held = file.num_rows - len(np.unique(file.table["group"][bins.items]))
+            num_held_out = file.num_rows - len(np.unique(file.table["group"][bins.items]))
             few = self.kind != "conversation" and file.too_few_prompts
             note = f" (only {file.num_prompts} different prompts)" if few else ""
             what = f"{file.index['source']}: {self._trained(bins)}, {bins.utilisation:.1%} filled"
-            lines.append(f"{what}; {held:,} held out{note}")
+            lines.append(f"{what}; {num_held_out:,} held out{note}")
         return lines
 
     def _trained(self, bins: Bins) -> str:

@@ -7,7 +7,7 @@
              tokens [phase(seed, s, e) + w*L, … + L + 1) of source s
 
 Every window of a source is seen once per epoch, and the cut between windows moves from epoch to epoch. All of this is
-part of the format: a change here changes what every saved `next_row` means, so the functions are frozen by a test.
+part of the format: a change here changes what every saved `next_row` means, so a test freezes these functions.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def _round_keys(key: int) -> tuple[int, ...]:
 
 
 def _feistel(x, bits: int, keys: tuple[int, ...]):
-    """A bijection of [0, 2^bits): each half is xored with a hash of the other, in turn."""
+    """A bijection of [0, 2^bits): the halves are in turn xored with a hash of the other (a Feistel network)."""
     low = bits // 2
     left, right = x >> low, x & ((1 << low) - 1)
     for a, b in zip(keys[::2], keys[1::2]):
@@ -54,9 +54,9 @@ def _feistel(x, bits: int, keys: tuple[int, ...]):
 
 
 def permute(i: int | np.ndarray, n: int, key: int) -> int | np.ndarray:
-    """Position of i in the permutation of [0, n) that `key` names; i an int, or int64 [...] -> int64 [...].
+    """Position of i in the permutation of [0, n) that `key` selects; i an int, or int64 [...] -> int64 [...].
 
-    Values that leave [0, n) are sent through again until they come back (cycle walking): under 2 rounds on average.
+    Values outside [0, n) are permuted again until they are inside (cycle walking): under 2 rounds on average.
     """
     bits, keys = (n - 1).bit_length(), _round_keys(key)
     if not isinstance(i, np.ndarray):
@@ -71,7 +71,7 @@ def permute(i: int | np.ndarray, n: int, key: int) -> int | np.ndarray:
 
 
 def shares(weights: tuple[float, ...], rows: int = BLOCK) -> tuple[int, ...]:
-    """Rows per source in a block: proportional, whole, and exactly `rows` in sum (largest remainders round up).
+    """Rows of each source in a block: in proportion, and exactly `rows` in sum (largest remainders round up).
 
     Raises:
       ValueError: a source so light that it would get no row at all.
@@ -90,11 +90,11 @@ def shares(weights: tuple[float, ...], rows: int = BLOCK) -> tuple[int, ...]:
 
 
 def windows(tokens: int, seq_len: int) -> int:
-    """Windows of `length` in an epoch over `tokens`: one fewer than fit, so that the cut may move by up to a window."""
+    """Windows of `seq_len` in an epoch of `tokens`: one fewer than fit, so that the cut can move by up to a window."""
     return (tokens - 1) // seq_len - 1
 
 
-@lru_cache(8)  # 1 MB each; all rows that are read at a time lie in one block or two
+@lru_cache(8)  # 1 MB each; rows that are read together lie in one block or two
 def _schedule(seed: int, shares: tuple[int, ...], block: int) -> tuple[np.ndarray, np.ndarray]:
     """Source of each row of a block, and how many rows of that source come before it there; int64 [BLOCK] both."""
     k = permute(np.arange(BLOCK), BLOCK, key(seed, "block", block))
@@ -134,7 +134,7 @@ class Order:
                     f"source {s} has {n} tokens, rows of length {self.seq_len} need {2 * self.seq_len + 1}: "
                     "give more text or a shorter data.seq_len"
                 )
-        _ = self.shares  # refuses weights that are too small now, not in the middle of a run
+        _ = self.shares  # raises now, not in the middle of a run, when a weight is too small
 
     @cached_property
     def shares(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from qwenjax.data.batches.order import Order, RowLocation
 from qwenjax.data.shards.format import Shards, Span
 
-THREADS = 4  # batches read at a time, and held ready
+THREADS = 4  # batches read at the same time, and kept ready
 Read = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of rows, int [n], to these rows as a batch [n …]
 BatchShapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # (shape, dtype) of every array of a batch
 

@@ -1,8 +1,8 @@
 """Chat, preference and prompt data of any known format into our schema (docs/data.md), one JSON object a line.
 
-The format of each row is recognised by its fields; a row that cannot be used is left out, counted by reason and
-reported with the file and line of the first. The result holds rows of one kind: conversations for SFT, preferences for
-reward models, prompts for PPO.
+The format of each row is recognised by its fields. A row that cannot be used is left out, counted by reason, and
+reported with the file and line of the first. The result has rows of one kind: conversations for SFT, preferences for
+reward models and DPO, prompts for PPO.
 """
 
 import argparse
@@ -23,8 +23,8 @@ Known formats, and what their rows become without --to:
   hh, pairs, ranked                                                            preference
   question (GSM8K, BELLE), mt_bench, prompt                                    prompt
 --to=conversation takes the best response, --to=prompt none, but keeps the reference answer.
-python-stdlib needs no file: functions of this Python's library, whose docstrings are the answers.
-`show` shows the result.
+python-stdlib needs no file: it asks about functions of this Python's library, and their docstrings are the answers.
+Look at the result with `show`.
 """
 
 
@@ -36,7 +36,7 @@ def arguments(add) -> None:
         metavar="FILE",
         help=".jsonl (also .gz, .zst), a .json list, .parquet, or python-stdlib",
     )
-    add("--out", required=True, metavar="OUT", help=".jsonl or .jsonl.gz; appears whole or not at all")
+    add("--out", required=True, metavar="OUT", help=".jsonl or .jsonl.gz; appears when it is complete")
     add(
         "--format", default="auto", metavar="NAME", help="take every row for this format (default: auto, by its fields)"
     )

@@ -65,12 +65,12 @@ def _chat(options: argparse.Namespace) -> int:
     tokenizer, report = load_tokenizer(options.tokenizer), ConversionReport()
     first = options.row or 0
     shown = []
-    for n, (place, format, row) in enumerate(islice(convert_rows(options.file, report), first + options.rows)):
+    for n, (origin, format, row) in enumerate(islice(convert_rows(options.file, report), first + options.rows)):
         if n >= first:
             try:
-                shown.append(chat_row(row, tokenizer, options.loss_mask, f"row {n} ({place}, {format})"))
+                shown.append(chat_row(row, tokenizer, options.loss_mask, f"row {n} ({origin}, {format})"))
             except ValueError as error:
-                print(f"row {n} ({place}) cannot be shown: {error}", file=sys.stderr)
+                print(f"row {n} ({origin}) cannot be shown: {error}", file=sys.stderr)
     print(*report.skipped.lines(), sep="\n", end="\n" * bool(report.skipped), file=sys.stderr)
     if report.rows <= first:
         raise ValueError(f"{options.file} has {report.rows} rows that can be shown; wanted row {first}")

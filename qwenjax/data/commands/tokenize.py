@@ -58,8 +58,10 @@ def run(options: argparse.Namespace) -> int:
     )
     for line in Report(shards.index["skipped"]).lines():
         print(line)
-    for split, held in shards.index["splits"].items():
-        files = f"{len(held['files'])} file" + "s" * (len(held["files"]) != 1)
-        print(f"{split}: {held['tokens']:,} tokens, {held['documents']:,} documents, {held['bytes']:,} bytes, {files}")
+    for split, entry in shards.index["splits"].items():
+        files = f"{len(entry['files'])} file" + "s" * (len(entry["files"]) != 1)
+        print(
+            f"{split}: {entry['tokens']:,} tokens, {entry['documents']:,} documents, {entry['bytes']:,} bytes, {files}"
+        )
     print(f"{shards.directory} is complete")
     return DONE

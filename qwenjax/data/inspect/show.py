@@ -58,11 +58,11 @@ def pieces(tokenizer, ids: Sequence[int], marks: Iterable[int]) -> list[Piece]:
         if text := decoder.decode(tokenizer.decode_bytes([token])):
             out.append(Piece(text, pending, mark))
             pending = ()
-    if rest := decoder.decode(b"", final=True):  # a character whose last bytes are missing
+    if remainder := decoder.decode(b"", final=True):  # a character whose last bytes are missing
         if not pending:
             last = out.pop()
-            rest, pending = last.text + rest, last.ids
-        out.append(Piece(rest, pending, mark))
+            remainder, pending = last.text + remainder, last.ids
+        out.append(Piece(remainder, pending, mark))
     return out
 
 
@@ -204,8 +204,8 @@ def printable(text: str) -> str:
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", _visible, text)
 
 
-def _visible(found: re.Match) -> str:
-    code = ord(found[0])
+def _visible(match: re.Match) -> str:
+    code = ord(match[0])
     return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else f"⟨{code:04X}⟩"
 
 

@@ -137,7 +137,7 @@ def language(text: str) -> str:
     return py3langid.classify(text)[0]
 
 
-def table(stats: dict[str, Stats], most: int) -> str:
+def table(stats: dict[str, Stats], num_lines: int) -> str:
     """A column of numbers for each corpus, then the languages and repeated lines of each."""
     rows = [
         ("documents", lambda s: f"{s.documents:,}"),
@@ -158,14 +158,14 @@ def table(stats: dict[str, Stats], most: int) -> str:
         else:
             top = ", ".join(f"{lang} {a:.1%} ({b:.1%} of the bytes)" for lang, (a, b) in list(languages.items())[:8])
             lines.append(f"languages of {len(s.excerpts):,} sampled documents: {top}")
-        repeated = s.repeated(most)
+        repeated = s.repeated(num_lines)
         lines.append("lines repeated most:" if repeated else f"no line of {LINE[0]} bytes or more is repeated")
         lines += [f"{n:>9,} x {line}" for n, line in repeated]
     return "\n".join(lines)
 
 
 def figure(stats: dict[str, Stats], path: str) -> None:
-    """Draws lengths and languages of the corpora beside each other into a PNG."""
+    """Draws lengths and languages of the corpora side by side into a PNG."""
     drawing, (left, right) = figures.canvas(11, 4, 2)
     for name, s in stats.items():
         classes = [c for c in sorted(s.lengths) if c >= 0]
@@ -176,13 +176,13 @@ def figure(stats: dict[str, Stats], path: str) -> None:
         left.step([2 ** (c / 8) for c in every], shares, where="post", label=Path(name).name)
     left.set(xscale="log", xlabel="tokens per document", ylabel="% of documents", title="lengths")
     left.legend()
-    found = {name: s.languages or {} for name, s in stats.items()}
+    languages = {name: s.languages or {} for name, s in stats.items()}
     top = Counter()
-    for shares in found.values():
+    for shares in languages.values():
         top.update({language: size for language, (_, size) in shares.items()})
     names = [language for language, share in top.most_common(10) if share > 0.005]
-    height = 0.8 / max(len(found), 1)
-    for i, shares in enumerate(found.values()):
+    height = 0.8 / max(len(languages), 1)
+    for i, shares in enumerate(languages.values()):
         sizes = [100 * shares.get(language, (0, 0))[1] for language in names]
         right.barh([j + i * height for j in range(len(names))], sizes, height, align="edge")
     right.set(xlabel="% of bytes", title="languages of a sample" if names else "languages: not identified")

@@ -136,9 +136,9 @@ class Shards:
             self.index = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not valid JSON ({error}); tokenise again") from None
-        found = self.index.get("version")
-        if found != VERSION:
-            raise ValueError(f"{path} has version {found}, this program reads {VERSION}; tokenise again")
+        version = self.index.get("version")
+        if version != VERSION:
+            raise ValueError(f"{path} has version {version}, this program reads {VERSION}; tokenise again")
         self.page = self.index["page"]
         self.dtype = np.dtype(self.index["dtype"])
         self.tokenizer = self.index["tokenizer"]
@@ -253,9 +253,9 @@ class Shards:
 def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
         raise ValueError(f"{path} is missing, though index.json lists it: copy it again or tokenise again")
-    found = path.stat().st_size
-    if found != size:
-        raise ValueError(f"{path} has {found:,} bytes, wanted {size:,}: it is truncated or altered; copy it again")
+    actual = path.stat().st_size
+    if actual != size:
+        raise ValueError(f"{path} has {actual:,} bytes, wanted {size:,}: it is truncated or altered; copy it again")
 
 
 def _open(path: str):

@@ -134,7 +134,7 @@ def sample_text(sources: Sequence[str | Path | Source], size: int) -> list[str]:
 
 def _sample_source(source: Source, size: int) -> Iterator[str]:
     report = Report()
-    pieces = [piece for whole in slices(source, report) for piece in cut(whole, 1 << 20)]
+    pieces = [piece for file in slices(source, report) for piece in cut(file, 1 << 20)]
     pieces.sort(key=lambda p: keyed_hash("sample", 0, f"{p.origin}@{p.start}"))  # a fixed shuffle
     share, taken = size // min(max(len(pieces), 1), 16), 0
     for piece in pieces:
@@ -189,8 +189,8 @@ def fetch(where: str, root: Path, progress: bool = True) -> Path:
         size, free = sum(file["size"] for file in missing), shutil.disk_usage(folder).free
         if size > free:
             raise ValueError(
-                f"{where} has {size:,} bytes to copy, and {folder} has room for {free:,}: mount the bucket as a folder "
-                "(tpu_setup/README.md, section 3) and name that, or give a --data-root with more room"
+                f"{where} has {size:,} bytes to copy, and {folder} has {free:,} bytes free: mount the bucket "
+                "(tpu_setup/README.md, section 3) and name its folder, or give a --data-root with more space"
             )
         with meter(f"copying {where}", size, "B", hidden=not progress) as step, ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda file: _copy(source, folder, file, step), missing))

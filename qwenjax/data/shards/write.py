@@ -155,13 +155,13 @@ def plan_units(sources: Sequence[str | Path | Source], report: Report) -> tuple[
 
     They depend on the input files only, so a resumed run has the same units.
     """
-    pieces = [(number, piece) for number, source in enumerate(sources) for piece in slices(source, report)]
-    total = sum(piece.size for _, piece in pieces)
+    files = [(number, file) for number, source in enumerate(sources) for file in slices(source, report)]
+    total = sum(file.size for _, file in files)
     target = min(max(total // UNITS, UNIT_BYTES[0]), UNIT_BYTES[1])
     units: Units = []
     size = target
-    for number, whole in pieces:
-        for piece in cut(whole, target):
+    for number, file in files:
+        for piece in cut(file, target):
             if size >= target:
                 units.append([])
                 size = 0
@@ -260,18 +260,19 @@ class ShardWorker:
         """Pass 1: writes unit u from (source number, slice) pairs; returns u."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        report, groups, held, size = Report(), [], defaultdict(list), 0
+        report, groups, size = Report(), [], 0
+        by_group = defaultdict(list)  # documents not yet written
         eot = np.uint32(self.tokenizer.eot)
         temporary = self.job.unit(u).with_suffix(".tmp")
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")  # read once, then deleted
 
         def flush() -> None:
-            for group in sorted(held):
-                rows, tokens = zip(*held[group])
+            for group in sorted(by_group):
+                rows, tokens = zip(*by_group[group])
                 head = json.dumps(rows).encode()
                 writer.write(len(head).to_bytes(8, "little") + head + np.concatenate(tokens).tobytes())
                 groups.append(group)
-            held.clear()
+            by_group.clear()
 
         for source, piece in pieces:
             for document in read(piece, report):
@@ -279,7 +280,7 @@ class ShardWorker:
                 order = keyed_hash("order", self.job.seed, f"{source}/{document.origin}")
                 text_bytes = len(document.text.encode("utf-8"))
                 row = (order, len(tokens), text_bytes, document.origin)
-                held[self.job.group(document.text, order)].append((row, tokens))
+                by_group[self.job.group(document.text, order)].append((row, tokens))
                 if self.stop.is_set():
                     raise Stopped
                 size += len(tokens)
