@@ -217,9 +217,9 @@ def test_what_cannot_work_is_refused(tmp_path):
         Encoding(truncate="cut")
     with pytest.raises(ValueError, match="kind='pairs' is unknown; known: conversation, preference, prompt"):
         Encoding(kind="pairs")
-    with pytest.raises(ValueError, match="truncate='end' would cut a preference's end, the token where its score"):
+    with pytest.raises(ValueError, match="would cut off the token where its score is read in a preference"):
         Encoding(truncate="end", kind="preference")
-    with pytest.raises(ValueError, match=r"truncate='end' would cut a prompt's end, .*; wanted 'turns' or 'leave_out'"):
+    with pytest.raises(ValueError, match=r"truncate='end' would cut off .* in a prompt; wanted 'turns' or 'leave_out'"):
         Encoding(truncate="end", kind="prompt")
     with pytest.raises(
         ValueError, match="loss_mask='finetune_py' is for conversations; a preference takes 'assistant'"

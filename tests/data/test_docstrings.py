@@ -47,7 +47,7 @@ def rows() -> list[tuple[str, dict]]:
 
 def test_functions_and_methods_of_a_module_with_what_they_say():
     found = list(functions(MODULE, "box.py"))
-    assert [one.place for one in found] == ["box.py:3", "box.py:17"]
+    assert [one.origin for one in found] == ["box.py:3", "box.py:17"]
     assert found[0].signature == "def plain(a, b=1, *, c: int=2) -> int"
     assert found[0].summary == "Return the sum of it all."
     assert found[1].signature == "class Box:\n    async def open(self)"

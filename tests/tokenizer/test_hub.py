@@ -134,7 +134,7 @@ def test_gguf_and_back(hub, tmp_path):
 
 
 def test_gguf_of_our_own_vocabularies(small, qwen_vocab):
-    from qwenjax.interop.gguf.vocabulary import vocabulary
+    from qwenjax.interop.gguf.write import vocabulary
 
     again = gguf.tokenizer_of(vocabulary(small, small.size + 3), "x.gguf")
     assert type(again) is type(small)

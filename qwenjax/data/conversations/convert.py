@@ -23,9 +23,9 @@ PLACEHOLDER = re.compile(r"\{\{([A-Za-z_]\w*)\}\}")
 
 
 class ConvertedRow(NamedTuple):
-    """A row, the place that it comes from ('NAME:LINE'), and the format it had."""
+    """A row, its origin ('NAME:LINE'), and the format it had."""
 
-    place: str
+    origin: str
     format: str
     row: ConversationRow | PreferenceRow | PromptRow
 
@@ -48,11 +48,7 @@ class ConversionReport:
         """A table of what was written, and what was changed, for people."""
         header = ("file", "format", "kind", "rows")
         table = [header, *((*key, f"{rows:,}") for key, rows in self.written.items())]
-        changes = sorted(self.changed.items(), key=lambda item: (-item[1][0], item[0]))
-        return [
-            *aligned(table, left=3),
-            *(f"changed {count:,} x {reason} (first: {place})" for reason, (count, place) in changes),
-        ]
+        return [*aligned(table, left=3), *self.changed.lines("changed")]
 
 
 def convert_rows(
@@ -82,7 +78,7 @@ def convert_rows(
     source, objects = Path(path).name.split(".")[0], files.read_objects(path, report.skipped, strict, progress)
     if str(path) == STDLIB:
         objects, to = docstrings.rows(), to or "conversation"
-    for place, value in objects:
+    for origin, value in objects:
         report.read += 1
         changes: list[str] = []
         try:
@@ -92,18 +88,16 @@ def convert_rows(
                 _row(exchange, to or formats.FORMATS[name].kind, source, changes.append)
                 for exchange in _read(name, value, changes.append)
             ]
-        except RecursionError:
-            files.skip_row(RowError("nested too deeply"), place, report.skipped, strict)
-            continue
-        except RowError as error:
-            files.skip_row(error, place, report.skipped, strict)
+        except (RowError, RecursionError) as error:
+            row_error = error if isinstance(error, RowError) else RowError("nested too deeply")
+            files.skip_row(row_error, origin, report.skipped, strict)
             continue
         for reason in changes:
-            report.changed.note(reason, place)
+            report.changed.note(reason, origin)
         for row in rows:
             key = (Path(path).name, name, schema.kind_of(row))
             report.written[key] = report.written.get(key, 0) + 1
-            yield ConvertedRow(place, name, row)
+            yield ConvertedRow(origin, name, row)
 
 
 def convert(
@@ -124,12 +118,12 @@ def convert(
     def rows() -> Iterator[schema.ChatRow]:
         first: tuple[str, str] | None = None
         for path in paths:
-            for place, name, row in convert_rows(path, report, format, to, strict, fill, step):
+            for origin, name, row in convert_rows(path, report, format, to, strict, fill, step):
                 kind = schema.kind_of(row)
-                first = first or (kind, place)
+                first = first or (kind, origin)
                 if kind != first[0]:
                     raise ValueError(
-                        f"{place} ({name}) is a {kind}, but {first[1]} a {first[0]}; a file holds one kind: "
+                        f"{origin} ({name}) is a {kind}, but {first[1]} a {first[0]}; a file holds one kind: "
                         f"use --to={first[0]} or --to={kind}, or convert them separately"
                     )
                 yield row

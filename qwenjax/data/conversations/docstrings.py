@@ -27,13 +27,13 @@ SENTENCE = re.compile(r".+?[.!?](?=\s+[A-Z'\"`(]|$)|.+")
 class DocumentedFunction(NamedTuple):
     """A function or method with a docstring."""
 
-    place: str  # 'python-stdlib/MODULE.py:LINE'
+    origin: str  # 'python-stdlib/MODULE.py:LINE'
     signature: str
     summary: str  # the first sentence of its docstring
 
 
 def rows() -> Iterator[tuple[str, dict]]:
-    """(place, row) of every function whose docstring begins with a sentence that no earlier function has.
+    """(origin, row) of every function whose docstring begins with a sentence that no earlier function has.
 
     A row has 'prompt', 'responses' (best first) and 'scores', as the format `ranked` reads them. The only function of a
     module has one response. The same Python gives the same rows in the same order.
@@ -50,11 +50,11 @@ def rows() -> Iterator[tuple[str, dict]]:
                 found.append(function)
         # Each function gets the sentence of the next one in a shuffled circle, so never its own
         order = sorted(found, key=lambda f: keyed_hash("docstrings", 0, f"{f.signature}\n{f.summary}"))
-        other = {this.place: following.summary for this, following in zip(order, [*order[1:], *order[:1]])}
-        for place, signature, summary in found:
+        other = {this.origin: following.summary for this, following in zip(order, [*order[1:], *order[:1]])}
+        for origin, signature, summary in found:
             prompt = ASK.format(module=module.replace("/", "."), signature=signature)
-            responses = [summary] if len(found) == 1 else [summary, other[place], shuffled(other[place])]
-            yield place, {"prompt": prompt, "responses": responses, "scores": SCORES[: len(responses)]}
+            responses = [summary] if len(found) == 1 else [summary, other[origin], shuffled(other[origin])]
+            yield origin, {"prompt": prompt, "responses": responses, "scores": SCORES[: len(responses)]}
 
 
 def shuffled(sentence: str) -> str:

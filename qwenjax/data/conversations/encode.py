@@ -233,38 +233,38 @@ class EncodedPart:
     ids: np.ndarray  # uint16 or uint32 [tokens]
     mask: np.ndarray  # uint8 [tokens]
     table: np.ndarray  # TABLE [dialogues]; groups count from 0 in each part
-    places: list[str]  # of each dialogue: 'NAME:LINE' in its file
+    origins: list[str]  # of each dialogue: 'NAME:LINE' in its file
     texts: list[bytes]  # of each prompt: a line of JSON
     left_out: Report = field(default_factory=Report)
     shortened: Report = field(default_factory=Report)
 
 
 def encode_part(objects: Sequence[tuple[str, object]], tokenizer, encoding: Encoding) -> EncodedPart:
-    """The dialogues of some parsed lines, each given with its place ('NAME:LINE')."""
+    """The dialogues of some parsed lines, each given with its origin ('NAME:LINE')."""
     left_out, shortened = Report(), Report()
     all_ids: list[int] = []
     all_mask: list[int] = []
-    table, places, texts, group = [], [], [], 0
-    for place, value in objects:
+    table, origins, texts, group = [], [], [], 0
+    for origin, value in objects:
         try:
             row = validate(value)
             dialogues, change, text = encode(row, tokenizer, encoding)
         except RowError as error:
-            left_out.note(error.reason, error.at(place))
+            left_out.note(error.reason, error.at(origin))
             continue
         if change:
-            shortened.note(change, place)
+            shortened.note(change, origin)
         line = b"" if text is None else json.dumps(text, ensure_ascii=False).encode() + b"\n"
         hashes = _hashes(row, encoding)
         for ids, mask, rating in dialogues:
             all_ids += ids
             all_mask += mask
             table.append((len(ids), sum(mask[1:]), *hashes, group, rating, len(line)))
-            places.append(place)
+            origins.append(origin)
             texts.append(line)
         group += 1
     ids = np.array(all_ids, token_dtype(tokenizer.size))
-    return EncodedPart(ids, np.array(all_mask, np.uint8), np.array(table, TABLE), places, texts, left_out, shortened)
+    return EncodedPart(ids, np.array(all_mask, np.uint8), np.array(table, TABLE), origins, texts, left_out, shortened)
 
 
 def _hashes(row: Row, encoding: Encoding) -> tuple[int, int]:

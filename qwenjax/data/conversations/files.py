@@ -1,6 +1,6 @@
-"""Files of chat data: reads rows of the schema, or any JSON objects, with their places; writes rows durably.
+"""Files of chat data: reads rows of the schema, or any JSON objects, with their origins; writes rows durably.
 
-A place is 'NAME:LINE', or 'NAME[ENTRY]' (from 0) in a .json list or a .parquet.
+An origin is 'NAME:LINE', or 'NAME[ENTRY]' (from 0) in a .json list or a .parquet.
 """
 
 import gzip
@@ -36,7 +36,7 @@ def read_chat(
 
     Args:
       kind: one of `KINDS`; rows of another are refused.
-      report: counts what was left out, by reason, with the first place.
+      report: counts what was left out, by reason, with the first origin.
       strict: raise at the first bad row instead.
     Raises:
       ValueError: no such file, not a single valid row in it, or (strict) a bad row: the message has file and line.
@@ -45,14 +45,14 @@ def read_chat(
         raise ValueError(f"kind={kind!r} is unknown; known: {', '.join(KINDS)}")
     report = Report() if report is None else report
     empty = True
-    for place, value in read_objects(path, report, strict):
+    for origin, value in read_objects(path, report, strict):
         try:
             row = validate(value)
             if kind_of(row) != kind:
                 detail = f"a {kind_of(row)}, not a {kind}; `qwenjax.data convert --to={kind}` may make it one"
                 raise RowError(f"a {kind_of(row)}, not a {kind}", detail)
         except RowError as error:
-            skip_row(error, place, report, strict)
+            skip_row(error, origin, report, strict)
             continue
         empty = False
         yield row
@@ -60,17 +60,17 @@ def read_chat(
         raise ValueError(f"no {kind} in {path}: {'; '.join(report.lines()) or 'it is empty'}")
 
 
-def skip_row(error: RowError, place: str, report: Report, strict: bool) -> None:
-    """Counts a bad row, or raises it with its place."""
+def skip_row(error: RowError, origin: str, report: Report, strict: bool) -> None:
+    """Counts a bad row, or raises it with its origin."""
     if strict:
-        raise ValueError(f"{place}: {error}") from None
-    report.note(error.reason, error.at(place))
+        raise ValueError(f"{origin}: {error}") from None
+    report.note(error.reason, error.at(origin))
 
 
 def read_objects(
     path: str | Path, report: Report, strict: bool = False, progress: Callable[[int], object] = lambda size: None
 ) -> Iterator[tuple[str, object]]:
-    """(place, value) of every line that is not blank, entry of a .json list, or row of a .parquet.
+    """(origin, value) of every line that is not blank, entry of a .json list, or row of a .parquet.
 
     `progress` is called with the bytes of each line, unpacked.
     """
@@ -79,22 +79,22 @@ def read_objects(
         raise ValueError(f"no file {path}; wanted .jsonl (or .jsonl.gz, .jsonl.zst), a .json list or .parquet")
     name = path.name.removesuffix(".gz").removesuffix(".zst")
     read = _list if name.endswith(".json") else _parquet if name.endswith(".parquet") else _lines
-    place = path.name
+    origin = path.name
     try:
-        for place, value in read(path):
+        for origin, value in read(path):
             if isinstance(value, bytes):
                 progress(len(value))
                 try:
                     value = _parse(value)
                 except RowError as error:
-                    skip_row(error, place, report, strict)
+                    skip_row(error, origin, report, strict)
                     continue
-            yield place, value
+            yield origin, value
     except RowError as error:  # the whole file cannot be read
-        skip_row(error, place, report, strict)
+        skip_row(error, origin, report, strict)
     except BROKEN as error:
         what = describe_damage(error, path.name)
-        skip_row(RowError(f"{what}, the rest of the file", f"{what} after this: {error}"), place, report, strict)
+        skip_row(RowError(f"{what}, the rest of the file", f"{what} after this: {error}"), origin, report, strict)
 
 
 def unpacked_size(path: str | Path) -> float:

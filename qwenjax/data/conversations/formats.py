@@ -110,10 +110,8 @@ def _labelled(row: dict, note_change: NoteChange) -> list[Exchange]:
     label = row["label"]
     if label is not True:
         raise RowError("labelled undesirable", f"label is {label!r}, and there is no better answer to pair it with")
-    if _first(row, TURNS):
-        return _dialogue({name: row[name] for name in row if name != "label"}, note_change)
-    turns = [*_prompt(row, note_change, "prompt"), _assistant(parse_text(row.get("completion"), "completion"))]
-    return [_exchange(row, turns, ("prompt", "completion", "label"))]
+    read = _dialogue if _first(row, TURNS) else _plain
+    return read({name: row[name] for name in row if name != "label"}, note_change)
 
 
 def _prompt(row: dict, note_change: NoteChange, name: str) -> list[Turn]:
@@ -146,14 +144,13 @@ def _instruction(row: dict, note_change: NoteChange) -> list[Exchange]:
 def _seeds(row: dict, note_change: NoteChange) -> list[Exchange]:
     if not isinstance(row["instances"], list) or not row["instances"]:
         raise RowError("no turns", "instances is not a list of inputs and outputs")
-    out = []
+    common = {name: row[name] for name in row if name != "instances"}
+    exchanges = []
     for one in row["instances"]:
         if not isinstance(one, dict):
             raise RowError("malformed turn", "an entry of instances is not an object")
-        filled = {**row, "input": one.get("input")}
-        turns = [*_prompt(filled, note_change, "instruction"), _assistant(parse_text(one.get("output"), "output"))]
-        out.append(_exchange(row, turns, ("instruction", "instances", *_PROMPT_USES)))
-    return out
+        exchanges += _instruction(common | {"input": one.get("input"), "output": one.get("output")}, note_change)
+    return exchanges
 
 
 def _question(row: dict, note_change: NoteChange) -> list[Exchange]:

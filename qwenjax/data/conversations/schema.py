@@ -86,9 +86,9 @@ class RowError(ValueError):
         super().__init__(detail or reason)
         self.reason = reason
 
-    def at(self, place: str) -> str:
-        """The place with the message, unless that only repeats the reason."""
-        return place if str(self) == self.reason else f"{place}: {self}"
+    def at(self, origin: str) -> str:
+        """The origin with the message, unless that only repeats the reason."""
+        return origin if str(self) == self.reason else f"{origin}: {self}"
 
 
 def kind_of(row: ChatRow) -> str:

@@ -166,8 +166,8 @@ class ChatDataset:
         }
         return [
             f"{self.index['source']}: {first[self.kind]}",
-            *report_lines("left out", self.index["left_out"]),
-            *report_lines("shortened", self.index["shortened"]),
+            *Report(self.index["left_out"]).lines("left out"),
+            *Report(self.index["shortened"]).lines("shortened"),
         ]
 
 
@@ -240,14 +240,14 @@ def _write(directory: Path, parts: Iterable[EncodedPart], left_out: Report, path
             part.table["group"] += rows
             if len(part.table):
                 number, rows = number + len(part.table), int(part.table["group"][-1]) + 1
-            places = "".join(place + "\n" for place in part.places).encode()
-            for file, data in zip(open_files, (part.ids, part.mask, part.table, places, b"".join(part.texts))):
+            origins = "".join(origin + "\n" for origin in part.origins).encode()
+            for file, data in zip(open_files, (part.ids, part.mask, part.table, origins, b"".join(part.texts))):
                 file.write(data)
         for file in open_files:
             file.flush()
             os.fsync(file.fileno())
     if not number:
-        reasons = "; ".join(report_lines("left out", left_out)) or "it is empty"
+        reasons = "; ".join(left_out.lines("left out")) or "it is empty"
         raise ValueError(f"no {kind} to train on in {path}: {reasons}")
     sizes = {name: size_and_crc32(directory / name) for name in names}
     return {"dialogues": number, "files": sizes, "left_out": left_out, "shortened": shortened}
@@ -277,8 +277,3 @@ def _settings(tokenizer, encoding: Encoding) -> tuple:
 
 def _encode_chunk(settings: tuple, chunk: list[tuple[str, object]]) -> EncodedPart:
     return encode_part(chunk, *settings)
-
-
-def report_lines(what: str, report: dict) -> list[str]:
-    """The lines of a report on what was `what` instead of skipped."""
-    return [line.replace("skipped", what, 1) for line in Report(report).lines()]

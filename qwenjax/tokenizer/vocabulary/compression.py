@@ -4,12 +4,8 @@ Counting needs no end-of-text token and no bytes of tokens, so `open_vocabulary`
 `load_tokenizer`, such as XLM-R's, the base of the report's figure.
 """
 
-import gzip
-import itertools
-import json
 import re
 import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +13,11 @@ from pathlib import Path
 
 from qwenjax.common.processes import cores
 from qwenjax.common.progress import meter
-from qwenjax.sources.documents import STDLIB, Report, documents
+from qwenjax.sources.documents import STDLIB, documents
+from qwenjax.sources.files import json_lines
+from qwenjax.sources.slices import Report, Slice
 from qwenjax.tokenizer import gguf, hub, sentencepiece
+from qwenjax.tokenizer.base import replace_surrogates
 from qwenjax.tokenizer.bpe import QwenBPE, read_ranks
 from qwenjax.tokenizer.load import load_tokenizer
 
@@ -266,26 +265,15 @@ def language(code: str) -> str | None:
 
 def _lines(path: Path, report: Report) -> Iterator[tuple[str, str]]:
     """(language, text) of the lines of a .jsonl file that name their language."""
-    with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as lines:
-        for number in itertools.count(1):
-            try:
-                line = lines.readline()
-            except (EOFError, gzip.BadGzipFile, zlib.error):
-                report.note("damaged gzip, the rest of the file", f"{path.name}, line {number}")
-                break
-            if not line:
-                break
-            try:
-                row = json.loads(line)
-                text, tag = row["text"], next(row[key] for key in ("bcp47", "iso6393", "language") if row.get(key))
-                text.encode()
-            except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
-                report.note('line without "text" and "bcp47", "iso6393" or "language"', f"{path.name}, line {number}")
-                continue
-            code = language(str(tag))
-            # The UDHR's own code begins with the language's; others are dialects under its tag, or second texts
-            other = str(row.get("code", "")) and not str(row["code"]).startswith(str(row.get("iso6393", "")))
-            if code is None or other:
-                report.note("text of another language", f"{path.name}, line {number}")
-            elif text.strip():
-                yield code, text
+    for origin, row in json_lines(Slice("jsonl", str(path), path.name, path.stat().st_size), report):
+        text, tag = row.get("text"), next((row[key] for key in ("bcp47", "iso6393", "language") if row.get(key)), None)
+        if tag is None or not isinstance(text, str) or text != replace_surrogates(text):
+            report.note('line without "text" and "bcp47", "iso6393" or "language"', origin)
+            continue
+        code = language(str(tag))
+        # The UDHR's own code begins with the language's; others are dialects under its tag, or second texts
+        other = str(row.get("code", "")) and not str(row["code"]).startswith(str(row.get("iso6393", "")))
+        if code is None or other:
+            report.note("text of another language", origin)
+        elif text.strip():
+            yield code, text
