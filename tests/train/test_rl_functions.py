@@ -36,7 +36,7 @@ def test_a_function_that_fails_at_once_leaves_a_run_to_resume(chats, sft, grpo, 
     file = tmp_path / "letters.py"
     file.write_text("def letters(prompts, responses, answers):\n    return [float('nan')] * len(responses)\n")
     experiment = rl_stage(chats, "grpo", sft, f"{file}:letters", steps=3)
-    with pytest.raises(RewardFailed, match="gives nan, no finite number, for the response"):
+    with pytest.raises(RewardFailed, match="gives nan, which is no finite number, for the response"):
         run(experiment, chats, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
     file.write_text(LETTERS)
@@ -61,21 +61,21 @@ def numpys(p, r, a): return np.float32([0.7, 1])
 def arrays(p, r, a): return jnp.array([0.7, 1.0])
 def given(p, r, a): return [len(p[0]) + len(r[0]), float(a[0] is None)]
 """
-ROWS = [{"prompt": [{"role": "user", "content": "a"}], "answer": None}] * 2
+EXAMPLES = [{"prompt": [{"role": "user", "content": "a"}], "answer": None}] * 2
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def call(tmp_path_factory):
     """Calls a function of FUNCTIONS; the processes end with the module."""
     file = tmp_path_factory.mktemp("functions") / "f.py"
     file.write_text(FUNCTIONS)
     started = []
 
-    def call(name: str, seconds: float = 60.0) -> np.ndarray:
-        started.append(RewardFunction(f"{file}:{name}", "rl.reward", seconds))
-        return started[-1](ROWS, ["b", "c"])
+    def run_function(name: str, timeout: float = 60.0) -> np.ndarray:
+        started.append(RewardFunction(f"{file}:{name}", "rl.reward", timeout))
+        return started[-1](EXAMPLES, ["b", "c"])
 
-    yield call
+    yield run_function
     for function in started:
         function.close()
 
@@ -89,30 +89,30 @@ def told(tmp_path_factory):
         ("dies", r"ended its process \(exit code 7\)"),
         ("few", r"gives 1 scores for 2 responses"),
         ("none", r"raises TypeError"),
-        ("nan", r"gives nan, no finite number, for the response 'c'"),
-        ("inf", r"gives inf, no finite number"),
-        ("huge", r"gives 1e.300, no finite number"),
-        ("text", r"gives '1', no finite number"),
+        ("nan", r"gives nan, which is no finite number, for the response 'c'"),
+        ("inf", r"gives inf, which is no finite number"),
+        ("huge", r"gives 1e.300, which is no finite number"),
+        ("text", r"gives '1', which is no finite number"),
     ],
 )
-def test_what_a_function_may_not_do(told, name, message):
+def test_what_a_function_may_not_do(call, name, message):
     with pytest.raises(RewardFailed, match=message):
-        told(name)
+        call(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "want"), [("bools", [1, 2]), ("numpys", [0.7, 1]), ("arrays", [0.7, 1]), ("given", [2, 1])]
 )
-def test_numbers_of_any_kind_are_scores(told, name, want):
-    found = told(name)
+def test_numbers_of_any_kind_are_scores(call, name, want):
+    found = call(name)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, np.float32(want))
 
 
-def test_a_function_that_hangs_is_given_up(told):
+def test_a_function_that_hangs_is_given_up(call):
     with pytest.raises(RewardFailed, match=r"f.py:hangs has not answered within 0.05 seconds"):
-        told("hangs", seconds=0.05)
+        call("hangs", timeout=0.05)
 
 
 def test_a_failure_is_exit_code_1_and_a_line(monkeypatch, capsys, tmp_path):

@@ -18,7 +18,7 @@ from qwenjax.model import reward_head, transformer
 from qwenjax.objectives import advantages, ppo
 from qwenjax.objectives.advantages import RunningMean
 from qwenjax.objectives.log_probs import token_log_probs
-from qwenjax.objectives.masked import kept, masked_mean, masked_variance
+from qwenjax.objectives.masked import zero_outside, masked_mean, masked_variance
 from qwenjax.train.backbone import Backbone
 from qwenjax.train.step import LossFn, TrainState, optimizer_step, split_batch
 
@@ -57,7 +57,7 @@ def log_probs(
     hidden, _ = network.apply(variables, responses.tokens, responses.positions, rngs=rngs)
     head, targets = transformer.head(variables["params"]), jnp.roll(responses.tokens, -1, axis=1)
     logp, entropy = token_log_probs(hidden, head, targets, network.compute.loss_chunk)
-    return kept(logp, responses.mask), kept(entropy, responses.mask)
+    return zero_outside(logp, responses.mask), zero_outside(entropy, responses.mask)
 
 
 def values(backbone: Backbone, params: dict, frozen: Any, responses: Responses) -> jax.Array:
@@ -159,7 +159,7 @@ class Algorithm:
     def per_prompt(self, f: Callable[[jax.Array], jax.Array], scores: jax.Array, mask: jax.Array) -> jax.Array:
         """[b t]: f(scores of the responses to one prompt [g]) -> [g], the same for all tokens of a response."""
         compared = jax.vmap(f)(scores.reshape(-1, self.rl.num_samples))
-        return kept(compared.reshape(-1, 1), mask)
+        return zero_outside(compared.reshape(-1, 1), mask)
 
 
 def compute_advantages(
@@ -183,7 +183,7 @@ def compute_advantages(
     rl, mask = algorithm.rl, outputs.responses.mask
     running = running.add(scores, ended)
     normalised = running.normalise(scores, rl.normalize_std)
-    normalised = advantages.unfinished(normalised, ended, rl.missing_eos_score)
+    normalised = advantages.score_unfinished(normalised, ended, rl.missing_eos_score)
     normalised = normalised if order is None else normalised[order]
     advantage, returns, metrics = algorithm.advantages(normalised, outputs, kl_coef)
     experience = Experience(outputs.responses, outputs.logp, outputs.ref_logp, outputs.values, advantage, returns)
@@ -244,18 +244,13 @@ def update(
       loss_fn: of `policy_loss` or `value_loss`.
       extra: the language-modelling loss, a batch of pretraining text, and its coefficient; see `optimizer_step`.
     """
-    rng = jax.random.key(0)  # nothing is dropped
-    state, sums, metrics = optimizer_step(
-        loss_fn,
-        tx,
-        state,
-        frozen,
-        batch,
-        rng,
-        accumulate=accumulate,
-        weight_of=lambda sums: jnp.maximum(sums["weight"], 1),
-        extra=extra,
-    )
+
+    def weight_of(sums):
+        return jnp.maximum(sums["weight"], 1)
+
+    rng = jax.random.key(0)  # not used: nothing drops
+    options = {"accumulate": accumulate, "weight_of": weight_of, "extra": extra}
+    state, sums, metrics = optimizer_step(loss_fn, tx, state, frozen, batch, rng, **options)
     if extra is not None:
         metrics["lm_loss"] = metrics.pop("extra_loss")
     weight = sums.pop("weight")
@@ -270,7 +265,7 @@ def sampler_metrics(rollout: Rollout, logp: jax.Array) -> Metrics:
       logp: [b t] of `log_probs`, aligned to actions.
     """
     mask, sampled, drawn = map(align_to_actions, (rollout.mask, rollout.logp, rollout.drawn_logp))
-    error = jnp.abs(jnp.expm1(kept(logp - sampled, mask)))
+    error = jnp.abs(jnp.expm1(zero_outside(logp - sampled, mask)))
     return {
         "ratio_error": jnp.max(error),
         "ratio_error_mean": masked_mean(error, mask),

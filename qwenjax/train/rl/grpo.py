@@ -25,7 +25,7 @@ class GRPO(Algorithm):
         mask, clip = batch.responses.mask, self.rl.clip_ratio
         advantage = jnp.max(jnp.where(mask, batch.advantages, -jnp.inf), axis=1)  # the same for a response's tokens
         advantage = jnp.where(mask.any(axis=1), advantage, 0)
-        loss = jax.vmap(lambda *xs: grpo_loss(*xs, clip=clip, kl_coef=self.rl.kl_coef))
+        loss = jax.vmap(lambda *xs: grpo_loss(*xs, clip_ratio=clip, kl_coef=self.rl.kl_coef))
         total, weight = map(jnp.sum, loss(logp, batch.old_logp, batch.ref_logp, advantage, mask))
         clipped, _ = ppo.clip_fraction(logp, batch.old_logp, batch.advantages, mask, clip)
         return total, {"weight": weight, "clip_fraction": clipped}

@@ -55,7 +55,7 @@ class Iteration:
             prompts,
             lengths,
             seeds,
-            new=settings.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens,
             sampling=Sample(top_p=settings.top_p),
             stops=self.ids.stops,
             size=self.ids.size,
@@ -109,8 +109,8 @@ class Iteration:
         """One update of the policy on the responses `index`, and on a batch of pretraining text if there is one."""
         models, settings = self.models, self.experiment.rl
         loss, batch = rl.policy_loss(models.algorithm, models.policy), experience.take(index)
-        also = (models.policy.loss(learning=False), text, settings.ptx_coef) if settings.ptx_coef else None
-        return rl.update(loss, models.tx, state, frozen, batch, self.experiment.accumulate, also)
+        extra = (models.policy.loss(learning=False), text, settings.ptx_coef) if settings.ptx_coef else None
+        return rl.update(loss, models.tx, state, frozen, batch, self.experiment.accumulate, extra)
 
     def value_step(self, state, frozen, experience: Experience, index):
         """One update of the value model on the responses `index`."""

@@ -1,9 +1,10 @@
-"""Scores by a Python function of texts, in a process of its own: it may raise, hang or crash, and the run knows.
+"""Scores from a user's Python function. It runs in its own process, so the run notices if it hangs or crashes.
 
     def score(prompts, responses, answers): ...
 
-`prompts` are lists of turns, `responses` texts, `answers` the rows' reference answers or None; wanted is one number for
-each response. A hang cannot be stopped from within Python: a regular expression that backtracks holds the interpreter.
+`prompts` are lists of turns, `responses` are texts, `answers` are the reference answers of the data or None. The
+function returns one number for each response. A hang cannot be stopped within one process: a regular expression that
+backtracks holds the interpreter.
 """
 
 import importlib
@@ -20,43 +21,43 @@ from jax.experimental import multihost_utils
 
 from qwenjax.common import storage
 
-LOADING = 120.0  # seconds that a function's module may take to load
+LOAD_TIMEOUT = 120.0  # seconds to import the function's module
 LARGEST = float(np.finfo(np.float32).max)
 
 
 class RewardFailed(RuntimeError):
-    """A step could not be made, for a reason outside of the model; the state is as it was before."""
+    """The reward function failed, so a step could not be made. The state is as it was before the step."""
 
 
 def is_function(spec: str) -> bool:
-    """Whether `rl.reward` names a Python function rather than a model's path."""
-    place, _, name = spec.rpartition(":")
-    return bool(place) and name.isidentifier() and not storage.remote(spec) and not Path(spec).exists()
+    """Whether the value of `rl.reward` names a Python function, not a path of a model."""
+    module, _, name = spec.rpartition(":")
+    return bool(module) and name.isidentifier() and not storage.remote(spec) and not Path(spec).exists()
 
 
 class RewardFunction:
-    """A function of 'FILE.py:NAME' or 'MODULE:NAME', called in another process.
+    """The function 'FILE.py:NAME' or 'MODULE:NAME', called in another process.
 
     Args:
-      field: of the experiment, for messages. seconds: after which a call hangs.
+      field: of the experiment, for messages. timeout: seconds after which a call counts as hung.
     """
 
-    def __init__(self, spec: str, field: str, seconds: float):
-        self.spec, self.field, self.seconds = spec, field, seconds
+    def __init__(self, spec: str, field: str, timeout: float):
+        self.spec, self.field, self.timeout = spec, field, timeout
         self._process = self._pipe = None
 
     def start(self) -> None:
-        """Loads the function, in process 0 only. Raises ValueError if there is none."""
+        """Loads the function, in process 0 of the run only. Raises ValueError if that fails."""
         if jax.process_index() == 0 and self._process is None:
-            context = multiprocessing.get_context("spawn")  # a fork of a process whose jax threads hold locks hangs
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(self.spec, theirs), daemon=True)
+            context = multiprocessing.get_context("spawn")  # a fork hangs if a thread of jax holds a lock
+            self._pipe, other_end = context.Pipe()
+            self._process = context.Process(target=_serve, args=(self.spec, other_end), daemon=True)
             self._process.start()
-            theirs.close()
-            trouble = self._answer(LOADING, "loaded")
-            if trouble is not None:
+            other_end.close()
+            error = self._receive(LOAD_TIMEOUT, "loaded")
+            if error is not None:
                 self.close()
-                raise ValueError(f"{self.field}={self.spec}: {trouble}")
+                raise ValueError(f"{self.field}={self.spec}: {error}")
 
     def close(self) -> None:
         """Ends the process."""
@@ -65,20 +66,20 @@ class RewardFunction:
             self._process.join()
             self._process = self._pipe = None
 
-    def __call__(self, rows: Sequence[dict], responses: Sequence[str]) -> np.ndarray:
+    def __call__(self, examples: Sequence[dict], responses: Sequence[str]) -> np.ndarray:
         """float32 scores [b] of responses to prompts, the same in every process.
 
         Args:
-          rows: {"prompt": turns, "answer": text or None} of each.
+          examples: {"prompt": turns, "answer": text or None} of each.
         Raises:
-          Failed: the function raises, hangs, dies, or gives anything but one finite number each.
+          RewardFailed: the function raises, hangs, ends its process, or does not return one finite number for each.
         """
         if jax.process_count() == 1:
-            return self._scores(rows, responses)
+            return self._scores(examples, responses)
         scores, failure = np.zeros(len(responses), np.float32), None
         if jax.process_index() == 0:
             try:
-                scores = self._scores(rows, responses)
+                scores = self._scores(examples, responses)
             except RewardFailed as error:
                 failure = error
         scores, failed = multihost_utils.broadcast_one_to_all((scores, np.bool_(failure is not None)))
@@ -86,39 +87,42 @@ class RewardFunction:
             raise failure or RewardFailed("the reward function failed in process 0, which says how")
         return np.asarray(scores)
 
-    def _scores(self, rows, responses) -> np.ndarray:
+    def _scores(self, examples, responses) -> np.ndarray:
         self.start()
         name = f"the function {self.field}={self.spec}"
-        self._pipe.send(([row["prompt"] for row in rows], list(responses), [row["answer"] for row in rows]))
-        answer = self._answer(self.seconds, "answered")
-        if isinstance(answer, str):
-            self.close()  # the next call loads it anew: it may have been mended
-            raise RewardFailed(f"{name} {answer}")
-        if len(answer) != len(responses):
-            raise RewardFailed(f"{name} gives {len(answer)} scores for {len(responses)} responses")
-        for score, response in zip(answer, responses):
+        prompts, answers = ([example[key] for example in examples] for key in ("prompt", "answer"))
+        self._pipe.send((prompts, list(responses), answers))
+        scores = self._receive(self.timeout, "answered")
+        if isinstance(scores, str):
+            self.close()  # the next call loads the function again, which may have been corrected
+            raise RewardFailed(f"{name} {scores}")
+        if len(scores) != len(responses):
+            raise RewardFailed(f"{name} gives {len(scores)} scores for {len(responses)} responses")
+        for score, response in zip(scores, responses):
             if not isinstance(score, bool | int | float) or not abs(score) <= LARGEST:
-                raise RewardFailed(f"{name} gives {score!r}, no finite number, for the response {response[:200]!r}")
-        return np.asarray(answer, np.float32)
+                raise RewardFailed(
+                    f"{name} gives {score!r}, which is no finite number, for the response {response[:200]!r}"
+                )
+        return np.asarray(scores, np.float32)
 
-    def _answer(self, seconds: float, what: str):
-        """What the other process sends: None (loaded), a list, or what went wrong in words."""
+    def _receive(self, timeout: float, done: str):
+        """What the other process sends: None once the function is loaded, a list of scores, or an error in words."""
         try:
-            if not self._pipe.poll(seconds):
-                return f"has not {what} within {seconds:g} seconds" + " (rl.reward_timeout)" * (what == "answered")
+            if not self._pipe.poll(timeout):
+                return f"has not {done} within {timeout:g} seconds" + " (rl.reward_timeout)" * (done == "answered")
             return self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(5)
-            guard = "; a calling script needs an `if __name__ == '__main__':` guard" * (what == "loaded")
+            guard = "; a calling script needs an `if __name__ == '__main__':` guard" * (done == "loaded")
             return f"ended its process (exit code {self._process.exitcode}){guard}"
 
 
 def _serve(spec: str, pipe) -> None:
-    """The other process: loads, then answers until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """The other process: loads the function, then answers until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         function = _load(spec)
-    except BaseException as error:  # whatever a user's module does
+    except BaseException as error:  # a user's module may raise anything
         pipe.send(str(error) if isinstance(error, LookupError) else f"{type(error).__name__}: {error}")
         return
     pipe.send(None)
@@ -129,18 +133,18 @@ def _serve(spec: str, pipe) -> None:
             return
         try:
             pipe.send([score.item() if hasattr(score, "item") else score for score in function(*texts)])
-        except BaseException as error:  # likewise, a SystemExit too
+        except BaseException as error:  # also a SystemExit
             pipe.send(f"raises {type(error).__name__}: {error}")
 
 
 def _load(spec: str) -> Callable:
-    place, _, name = spec.rpartition(":")
-    if place.endswith(".py"):
-        sys.path.insert(0, str(Path(place).resolve().parent))  # what lies beside it can be imported
-        found = runpy.run_path(place).get(name)
+    module, _, name = spec.rpartition(":")
+    if module.endswith(".py"):
+        sys.path.insert(0, str(Path(module).resolve().parent))  # the file may import its neighbours
+        function = runpy.run_path(module).get(name)
     else:
         sys.path.insert(0, "")
-        found = getattr(importlib.import_module(place), name, None)
-    if not callable(found):
-        raise LookupError(f"there is no function {name} in {place}")
-    return found
+        function = getattr(importlib.import_module(module), name, None)
+    if not callable(function):
+        raise LookupError(f"there is no function {name} in {module}")
+    return function

@@ -88,9 +88,10 @@ class RLTask(Task):
         if self.mixture.files_without_held_out:
             names = ", ".join(self.mixture.files_without_held_out)
             lines.append(f"{names}: too few prompts to hold some out; the evaluation uses prompts of the training data")
-        count = self.experiment.steps * self.experiment.data.batch_size // self.rl.num_samples
-        epochs = ", ".join(f"{n:.2f}" for n in self.mixture.epochs(count))
-        return [*lines, f"this run reads {count:,} prompts ({epochs} epochs), {self.rl.num_samples} responses to each"]
+        samples = self.rl.num_samples
+        count = self.experiment.steps * self.experiment.data.batch_size // samples
+        epochs = self.epochs_text(count)
+        return [*lines, f"this run reads {count:,} prompts ({epochs} epochs), {samples} responses to each"]
 
     def _prepare_text(self, root: Path) -> list[str]:
         """Pretraining data, for the pretrained gradient (`rl.ptx_coef`) and for the held-out loss."""
@@ -150,8 +151,8 @@ class RLTask(Task):
 
     # ---- the first state ----
 
-    def stage_params(self, found: Loaded) -> tuple[Any, Any]:
-        return found.trained, self.models.reference.frozen(found, self.fingerprints)
+    def stage_params(self, loaded: Loaded) -> tuple[Any, Any]:
+        return loaded.trained, self.models.reference.frozen(loaded, self.fingerprints)
 
     def first_state(self, say: Callable[[str], None]) -> State:
         if not self.experiment.init_from:
