@@ -24,7 +24,7 @@ from qwenjax.eval.runner import Evaluation, evaluate
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """A finished run of a sweep."""
 
     variant: str
@@ -59,12 +59,12 @@ class Run:
 class Sweep:
     """The runs of a sweep, in the order of variants, then seeds."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[SweepRun, ...]
 
     @property
-    def variants(self) -> dict[str, list[Run]]:
+    def variants(self) -> dict[str, list[SweepRun]]:
         """Runs by variant."""
-        by_variant: dict[str, list[Run]] = {}
+        by_variant: dict[str, list[SweepRun]] = {}
         for run in self.runs:
             by_variant.setdefault(run.variant, []).append(run)
         return by_variant
@@ -142,7 +142,7 @@ def sweep(
         raise ValueError(f"variant {seeded[0]!r} sets a seed; every variant runs with all of `seeds`")
     experiments = {name: overrides.override(base, dict(changes)) for name, changes in variants.items()}
     todo = [
-        (Run(name, seed, root / name / f"seed{seed}"), replace(experiment, seed=seed))
+        (SweepRun(name, seed, root / name / f"seed{seed}"), replace(experiment, seed=seed))
         for name, experiment in experiments.items()
         for seed in seeds
     ]

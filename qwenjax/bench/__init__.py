@@ -1,7 +1,7 @@
-"""Benchmarks: a file per thing that is measured, ours and a peer's interleaved in one run.
+"""Benchmarks, one file each; our side and another one run in turns.
 
-workers.py   long-lived worker processes that take turns, and their two clocks
+workers.py   worker processes that run in turns, and their two clocks
 train.py     the training step, against PyTorch
-decode.py    reading a prompt and writing after it, against transformers
+decode.py    prefill and decoding, against transformers
 data.py      tokenising and the data stream
 """

@@ -9,7 +9,7 @@ examples:
 
 import sys
 
-from qwenjax.bench.commands import data, decode, train
+from qwenjax.bench import data, decode, train
 from qwenjax.common import command_line
 
 

@@ -1,11 +1,14 @@
-"""Speed of the data commands: text to token shards, and rows read from them.
+"""Tokenising and the data stream: MB of text and tokens per CPU second, and whether a training step would wait.
 
-Rates are per CPU second, summed over all processes, unless they say wall. The rate of reading is compared with the
-tokens that a training step takes on one host (its appetite), because a step must never wait for data.
+TEXT is what `python -m qwenjax.data tokenize` reads. A sample of each language is encoded; then the text is written as
+JSON lines and tokenised into shards, in one process and in all; then a mixture of the shards is read back. CPU seconds
+count the work of all processes and hardly depend on the load of the machine.
 """
 
+import argparse
 import functools
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -15,8 +18,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from qwenjax.bench.train import log, spread
+from qwenjax.bench.workers import log, spread
 from qwenjax.common import jsonl
+from qwenjax.common.command_line import DONE, positive
 from qwenjax.common.processes import cores
 from qwenjax.data.batches.order import BLOCK, Order
 from qwenjax.data.batches.text import Batches, TextMixture
@@ -24,13 +28,46 @@ from qwenjax.data.inspect.stats import language
 from qwenjax.data.shards.format import SPLITS, Shards
 from qwenjax.data.shards.write import tokenize
 from qwenjax.sources import documents
-from qwenjax.tokenizer import Tokenizer
+from qwenjax.tokenizer import Tokenizer, load_tokenizer
 
 APPETITE = (4 << 20) // 8 // 32  # tokens per second and host: 14B on a v5p-256, 4M tokens in about 8 s, 32 hosts
 SAMPLE = 4 << 20  # characters that the engine encodes per language, and tokens read per turn of the stream
 LANGUAGES = 3
 LENGTH, BATCH = 2048, 32  # of the rows read
 FAR = (10**6, 10**9, 10**12)  # rows whose place is computed
+EXAMPLES = """
+examples:
+  python -m qwenjax.bench data
+      the standard library of this Python, in half a minute
+  python -m qwenjax.bench data web.jsonl --rounds=5 --json > data.json
+      text of your own; give 50 MB or more, for a worker takes a second to start
+  python -m qwenjax.bench data web.jsonl --appetite=50000
+      compare with another step: the tokens per second and host that `qwenjax.bench train` prints
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    add("text", nargs="?", default="python-stdlib", metavar="TEXT", help="file or folder (default: python-stdlib)")
+    add("--tokenizer", default="qwen", metavar="NAME", help="qwen, a .tiktoken or .model file, or a folder")
+    add("--workers", type=positive, metavar="N", help="processes (default: one per core)")
+    add("--rounds", type=positive, default=3, metavar="N", help="repetitions of each measurement (default: 3)")
+    add(
+        "--appetite",
+        type=positive,
+        metavar="N",
+        help="tokens per second and host that a training step takes (default: 16384, the 14B model on a v5p-256: "
+        "4M tokens in 8 s over 32 hosts)",
+    )
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures and prints."""
+    appetite = options.appetite or APPETITE
+    result = bench(options.text, load_tokenizer(options.tokenizer), options.workers, options.rounds, appetite)
+    print(json.dumps(result, indent=2) if options.json else table(result))
+    return DONE
 
 
 def bench(text: str, tokenizer: Tokenizer, workers: int | None, rounds: int, appetite: int) -> dict:

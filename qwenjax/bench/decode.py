@@ -1,164 +1,169 @@
-"""How fast does a model write: ours, and transformers' `generate` with the same weights.
+"""Generation in tokens per second: ours, and transformers' `generate` with the same weights.
 
-Three cases, greedy, from the same random prompts: reading a long prompt, and writing after a short one in a batch of 1
-and of 8. Both sides keep a key/value cache. The weights are exported to the layout that transformers loads; where it
-offers a choice (attention) the faster one is found first, case by case, and used.
+Prefill of a long prompt, and greedy decoding after a short one in a batch of 1 and of 8, from the same random
+prompts. A decode rate counts the generated tokens; its time includes the prefill of the short prompt. The two sides
+run in turns, in processes of their own with the same number of threads, so the ratio holds on a busy machine too. The
+weights are exported to the layout that transformers loads, whose faster attention is found for each case first and
+used. Loading and compilation are not in the rates; the first call is reported apart.
 """
 
-import importlib.util
+import argparse
 import itertools
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from qwenjax.bench.train import progress, spread
-from qwenjax.bench.workers import BenchTurn, BenchWorker
+from qwenjax.bench import workers
+from qwenjax.bench.workers import BenchTurn, BenchWorker, rate, ratio, spread
+from qwenjax.common.command_line import DONE, Usage, positive
+from qwenjax.common.figures import aligned
 from qwenjax.common.processes import cores, quiet_logs
 
-TURN_SECONDS = 3.0  # a turn is as many calls as fit
 SIDES = ("ours", "transformers")
+EXAMPLES = """
+examples:
+  python -m qwenjax.bench decode --model=SmolLM2.gguf --against=transformers
+  python -m qwenjax.bench decode --model=runs/quickstart --max-new-tokens=256
+      ours alone, longer texts
+  python -m qwenjax.bench decode --model=Qwen-1_8B --against=transformers --rounds=11 --json > decode.json
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    add("--model", required=True, metavar="PATH", help="a directory of the Hugging Face form, .gguf or run")
+    add("--against", choices=["transformers"], help="measure this too, in turns, and print the ratio")
+    add("--prefill", type=positive, default=512, metavar="N", help="prompt tokens of the prefill case (default: 512)")
+    add("--prompt", type=positive, default=32, metavar="N", help="prompt tokens of the decode cases (default: 32)")
+    add("--max-new-tokens", type=positive, default=64, metavar="N", help="tokens to generate (default: 64)")
+    add("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: float32 on CPUs, else bfloat16)")
+    add("--rounds", type=positive, default=5, metavar="N", help="turns of about 3 s for each side (default: 5)")
+    add("--threads", type=positive, metavar="N", help="CPU threads for each side (default: one per core)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures and prints."""
+    if options.max_new_tokens < 2:
+        raise Usage("--max-new-tokens=1 measures no decoding; use 2 or more")
+    cases = prefill_and_decode_cases(options.prefill, options.prompt, options.max_new_tokens)
+    result = bench(options.model, options.against, cases, options.rounds, options.threads, options.dtype)
+    print(json.dumps(result, indent=2) if options.json else table(result))
+    return DONE
 
 
 class Case(NamedTuple):
-    """One thing that is measured, by tokens of a call."""
+    """One measurement, in tokens of a call."""
 
     name: str
     batch: int
     prompt: int
-    new: int
+    max_new_tokens: int
 
     @property
     def tokens(self) -> int:
-        """What a rate counts: tokens written, or, where only one is, tokens read."""
-        return self.batch * (self.new if self.new > 1 else self.prompt)
+        """The tokens that a rate counts: generated ones, or prompt tokens if only one token is generated."""
+        return self.batch * (self.max_new_tokens if self.max_new_tokens > 1 else self.prompt)
 
     @property
     def title(self) -> str:
-        shape = f"{self.batch} x {self.new} after {self.prompt}" if self.new > 1 else f"{self.batch} x {self.prompt}"
+        shape = (
+            f"{self.batch} x {self.max_new_tokens} after {self.prompt}"
+            if self.max_new_tokens > 1
+            else f"{self.batch} x {self.prompt}"
+        )
         return f"{self.name}, {shape}"
 
 
-def cases(prefill: int, prompt: int, new: int) -> list[Case]:
-    """What is measured, in the order of each round."""
-    return [Case("prefill", 1, prefill, 1), Case("decode", 1, prompt, new), Case("decode", 8, prompt, new)]
+def prefill_and_decode_cases(prefill: int, prompt: int, max_new_tokens: int) -> list[Case]:
+    """The measurements of a round, in order."""
+    return [
+        Case("prefill", 1, prefill, 1),
+        Case("decode", 1, prompt, max_new_tokens),
+        Case("decode", 8, prompt, max_new_tokens),
+    ]
 
 
 def bench(
-    model: str,
-    against: str | None = None,
-    *,
-    measured: list[Case],
-    rounds: int = 5,
-    threads: int | None = None,
-    dtype: str | None = None,
+    model: str, against: str | None, cases: list[Case], rounds: int, threads: int | None, dtype: str | None
 ) -> dict:
-    """Measures; see `table` for what is in the result. Progress on stderr.
+    """Measures; see `table` for the result. Progress on stderr.
 
     Raises:
-      ValueError: no such model, PyTorch is asked for and absent, or a worker failed.
+      ValueError: no such model, PyTorch is not installed, or a worker failed.
     """
+    workers.check_installed(against)
     threads = threads or cores()
-    if against and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        raise ValueError("--against=transformers needs torch and transformers: pip install 'qwenjax[parity]'")
-    names = SIDES if against else SIDES[:1]
-    with ExitStack() as stack:
-        specification = {"model": model, "dtype": dtype, "threads": threads, "cases": measured}
+    specification = {"model": model, "dtype": dtype, "threads": threads, "cases": cases}
+
+    def line(side: str, last: list[BenchTurn]) -> str:
+        return f"{side} " + " ".join(f"{rate(turn, case.tokens):,.1f}" for case, turn in zip(cases, last))
+
+    with tempfile.TemporaryDirectory(prefix="qwenjax-bench-") as folder:
         if against:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qwenjax-bench-"))
             specification["export"] = str(Path(folder, "exported"))
-            progress("exporting the model")
+            workers.log("exporting the model")
             with BenchWorker("export", f"{__name__}:export", specification, threads) as exporter:
                 exporter.facts()
-        workers, facts = [], {}
-        for name in names:  # one after the other: a compilation must not slow the choices of the next worker
-            progress(f"{name}: loading and warming up")
-            workers.append(stack.enter_context(BenchWorker(name, f"{__name__}:{name}", specification, threads)))
-            facts[name] = workers[-1].facts()
-        turns: dict[str, list[list[BenchTurn]]] = {name: [[] for _ in measured] for name in names}
-        for number in range(rounds):
-            for i in range(len(measured)):  # a worker's turns are its cases, over and over
-                # the order alternates, so that a steady drift of the machine favours nobody
-                for worker in workers if number % 2 == 0 else reversed(workers):
-                    calls = max(1, round(TURN_SECONDS / facts[worker.name]["seconds"][i]))
-                    turns[worker.name][i].append(worker.turn(calls))
-            rates = (
-                f"{name} " + " ".join(f"{rate(c, t[-1]):,.1f}" for c, t in zip(measured, turns[name])) for name in names
-            )
-            progress(f"round {number + 1}/{rounds}, tokens/s: {', '.join(rates)}")
+        sides = SIDES if against else SIDES[:1]
+        facts, turns = workers.take_turns(__name__, sides, specification, threads, rounds, line)
     result = {
         "benchmark": "decode",
         "model": Path(model).resolve().name,
         "threads": threads,
         "load_average": round(os.getloadavg()[0], 2),
-        "cases": [case._asdict() for case in measured],
-        **{name: _summary(measured, facts[name], turns[name]) for name in names},
+        "cases": [case._asdict() for case in cases],
+        **{side: _summary(cases, facts[side], turns[side]) for side in sides},
     }
     if against:
-        result["ratio"] = [
-            {clock: ratio(*pair, clock) for clock in ("wall", "cpu")} for pair in zip(*(turns[name] for name in SIDES))
-        ]
-        result["same_tokens"] = _agreement(*(facts[name]["ids"] for name in SIDES))
+        pairs = list(zip(*(turns[side] for side in SIDES)))
+        result["ratio"] = [{clock: ratio(*pair, clock) for clock in ("wall", "cpu")} for pair in pairs]
+        result["same_tokens"] = _shared_prefix(*(facts[side]["ids"] for side in SIDES))
     return result
 
 
-def rate(case: Case, turn: BenchTurn, clock: str = "wall") -> float:
-    """Tokens per second of a clock: "wall" or "cpu"."""
-    return turn.steps * case.tokens / getattr(turn, clock)
+def _summary(cases: list[Case], facts: dict, turns: list[list[BenchTurn]]) -> dict:
+    """One side's facts and rates, the rates by case."""
+    rates = {
+        title: [spread([rate(turn, case.tokens, clock) for turn in of]) for case, of in zip(cases, turns)]
+        for clock, title in (("wall", "tokens_per_second"), ("cpu", "tokens_per_cpu_second"))
+    }
+    return {name: facts[name] for name in ("how", "params", "seconds", "first_seconds")} | rates
 
 
-def ratio(ours: list[BenchTurn], theirs: list[BenchTurn], clock: str) -> dict[str, float]:
-    """Our rate by theirs in one case, taken within each round, where both met the same machine."""
-    return spread([a.steps * getattr(b, clock) / (b.steps * getattr(a, clock)) for a, b in zip(ours, theirs)])
-
-
-def _summary(measured: list[Case], facts: dict, turns: list[list[BenchTurn]]) -> dict:
-    """One side's facts and rates."""
-    kept = {name: facts[name] for name in ("how", "params", "seconds", "first_seconds")}
-    for clock, title in (("wall", "tokens_per_second"), ("cpu", "tokens_per_cpu_second")):
-        kept[title] = [spread([rate(case, turn, clock) for turn in of]) for case, of in zip(measured, turns)]
-    return kept
-
-
-def _agreement(ours: list[list[int]], theirs: list[list[int]]) -> float:
-    """How much of the texts is the same before they part, the shares of the rows averaged."""
+def _shared_prefix(ours: list[list[int]], theirs: list[list[int]]) -> float:
+    """The share of a text before the first difference of the two sides, averaged over the texts."""
     shared = [len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))) for a, b in zip(ours, theirs)]
     return sum(n / len(row) for n, row in zip(shared, ours)) / len(ours)
 
 
 def table(result: dict) -> str:
-    """The result for people."""
-    names = [name for name in SIDES if name in result]
+    """The result as text."""
+    sides = [side for side in SIDES if side in result]
+    rows = [("tokens/s", "", "median", "low", "high", "per CPU-s", "1st call s")]
+    for i, case in enumerate(Case(**values) for values in result["cases"]):
+        for side in sides:
+            one = result[side]
+            rates = [*one["tokens_per_second"][i].values(), one["tokens_per_cpu_second"][i]["median"]]
+            title = case.title if side == "ours" else ""
+            rows.append((title, side, *(f"{x:,.1f}" for x in rates), f"{one['first_seconds'][i]:.2f}"))
+        if "ratio" in result:
+            times = [*result["ratio"][i]["wall"].values(), result["ratio"][i]["cpu"]["median"]]
+            rows.append(("", "ratio", *(f"{x:.2f}" for x in times), ""))
     lines = [
         f"{result['model']}: {result['ours']['params']:,} parameters, {result['threads']} threads, "
         f"load average {result['load_average']}",
-        *(f"  {name:<13} {result[name]['how']}" for name in names),
+        *(f"  {side:<13} {result[side]['how']}" for side in sides),
         "",
-        f"{'tokens/s':<26}{'':<14}{'median':>9}{'low':>9}{'high':>9}{'per CPU-s':>11}{'1st call s':>12}",
+        *aligned(rows, left=2),
     ]
-    for i, case in enumerate(Case(**values) for values in result["cases"]):
-        for name in names:
-            side = result[name]
-            wall, cpu = side["tokens_per_second"][i], side["tokens_per_cpu_second"][i]["median"]
-            numbers = "".join(f"{wall[key]:>9,.1f}" for key in ("median", "low", "high"))
-            first = side["first_seconds"][i]
-            lines.append(f"{case.title if name == 'ours' else '':<26}{name:<14}{numbers}{cpu:>11,.1f}{first:>12.2f}")
-        if "ratio" in result:
-            of, cpu = result["ratio"][i]["wall"], result["ratio"][i]["cpu"]["median"]
-            numbers = "".join(f"{of[key]:>9.2f}" for key in ("median", "low", "high"))
-            lines.append(f"{'':<26}{'ratio':<14}{numbers}{cpu:>11.2f}")
     if "same_tokens" in result:
-        lines += ["", f"written alike before the first difference, by rounding: {result['same_tokens']:.0%}"]
+        lines += ["", f"the same tokens before the first difference (rounding): {result['same_tokens']:.0%}"]
     return "\n".join(lines)
-
-
-def report(result: dict, as_json: bool) -> None:
-    """Prints the result to stdout."""
-    print(json.dumps(result, indent=2) if as_json else table(result))
 
 
 # ---- what runs inside the workers ----
@@ -195,11 +200,11 @@ def ours(specification: dict):
     vocab = model.config.vocab
 
     def write(case: Case) -> list[list[int]]:
-        requests = [decode.Request(ids, case.new) for ids in prompts(case, vocab)]
+        requests = [decode.Request(ids, case.max_new_tokens) for ids in prompts(case, vocab)]
         return [made.ids for made in decode.generate(network, params, requests, size=vocab)]
 
     how = f"jax {jax.__version__} on {jax.devices()[0].platform}, {network.compute.dtype}"
-    facts, run = _ready(specification, lambda case: [write])
+    facts, run = _fastest_way(specification, lambda case: [write])
     return {"how": how, "params": model.config.params, **facts}, run
 
 
@@ -212,26 +217,26 @@ def transformers(specification: dict):
     torch.set_num_threads(specification["threads"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(specification["export"], dtype="auto").to(device).eval()
-    model.generation_config = GenerationConfig()  # what the export says about sampling and ends is not asked here
+    model.generation_config = GenerationConfig()  # without the sampling and stop tokens of the export
 
     def writer(attention: str) -> Callable[[Case], list[list[int]]]:
         def write(case: Case) -> list[list[int]]:
             model.set_attn_implementation(attention)
             ids = torch.tensor(prompts(case, model.config.vocab_size), device=device)
-            asked = GenerationConfig(do_sample=False, max_new_tokens=case.new, pad_token_id=0)
+            generation_config = GenerationConfig(do_sample=False, max_new_tokens=case.max_new_tokens, pad_token_id=0)
             with torch.inference_mode():
-                out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=asked)
+                out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation_config)
             return out[:, case.prompt :].tolist()
 
         return write
 
-    facts, run = _ready(specification, lambda case: [writer("sdpa"), writer("eager")])
+    facts, run = _fastest_way(specification, lambda case: [writer("sdpa"), writer("eager")])
     how = f"transformers {version}, torch {torch.__version__} on {device}, {str(model.dtype).removeprefix('torch.')}"
     return {"how": how, "params": sum(p.numel() for p in model.parameters()), **facts}, run
 
 
-def _ready(specification: dict, ways: Callable[[Case], list[Callable]]) -> tuple[dict, Callable[[int], None]]:
-    """Facts, and a `run` whose calls take the cases in turn, each in the quickest of the `ways` there are to do it."""
+def _fastest_way(specification: dict, ways: Callable[[Case], list[Callable]]) -> tuple[dict, Callable[[int], None]]:
+    """Facts, and a `run` whose calls go through the cases in turn, each by the fastest of its `ways`."""
     measured = [Case(*values) for values in specification["cases"]]
     chosen, seconds, first_seconds, ids = [], [], [], []
     for case in measured:

@@ -1,55 +1,74 @@
-"""Speed of a training step: ours, and transformers' Qwen2 of the same shape in eager PyTorch.
+"""The training step in tokens per second: ours, and transformers' Qwen2 of the same shape in eager PyTorch.
 
 Both sides do the whole step on the same random tokens: forward, cross entropy over the full vocabulary, backward,
-clipping by global norm, AdamW. Ours is the program that `python -m qwenjax.train` runs. Where PyTorch has several
-implementations (attention, AdamW) the fastest one is found first and used.
+clipping by global norm, AdamW. They run in turns, in processes of their own with the same number of threads, so the
+ratio holds on a busy machine too. Where PyTorch has several implementations (attention, AdamW) the fastest one is used.
+Tokens per CPU second count work and not waiting. Compilation and the first step are reported apart.
 """
 
-import importlib.util
+import argparse
 import json
 import os
-import statistics
-import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 
 from qwenjax import config
-from qwenjax.bench.workers import BenchTurn, BenchWorker
+from qwenjax.bench import workers
+from qwenjax.bench.workers import BenchTurn, rate, ratio, spread
+from qwenjax.common.command_line import DONE, positive
+from qwenjax.common.figures import aligned
 from qwenjax.common.processes import cores, quiet_logs
 from qwenjax.config import Experiment
+from qwenjax.config.lookup import experiment_arguments, experiment_from
 
-TURN_SECONDS = 3.0  # of one turn: long for a timer, short for the drift of a machine's load
+EXAMPLES = """
+examples:
+  python -m qwenjax.bench train --against=torch
+      the quickstart's step against transformers' Qwen2 in eager PyTorch, about a minute
+  python -m qwenjax.bench train --exp=quickstart --set model.embed=256 --set model.heads=8 --set data.batch_size=8
+      ours alone, at another shape
+  python -m qwenjax.bench train --against=torch --rounds=11 --json > train.json
+      for machines; a longer run has a narrower spread
+"""
+
+
+def arguments(add) -> None:
+    """Declares the options."""
+    experiment_arguments(add, default="quickstart")
+    add("--against", choices=["torch"], help="measure this too, in turns, and print the ratio")
+    add("--rounds", type=positive, default=5, metavar="N", help="turns of about 3 s for each side (default: 5)")
+    add("--threads", type=positive, metavar="N", help="CPU threads for each side (default: one per core)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures and prints."""
+    result = bench(experiment_from(options), options.against, options.rounds, options.threads)
+    print(json.dumps(result, indent=2) if options.json else table(result))
+    return DONE
 
 
 def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, threads: int | None = None) -> dict:
-    """Measures and returns {"ours": …, "torch": …, "ratio": …}; see `table` for what is in it. Progress on stderr.
+    """Measures and returns {"ours": …, "torch": …, "ratio": …}; see `table` for the rest. Progress on stderr.
 
     Raises:
       ValueError: PyTorch is not installed or cannot run the same model, or a worker failed.
     """
+    workers.check_installed(against)
     threads = threads or cores()
-    if against and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        raise ValueError("--against=torch needs torch and transformers: pip install 'qwenjax[parity]'")
-    names = ["ours", *([against] if against else [])]
     specification = {"experiment": config.to_dict(experiment), "threads": threads}
-    with ExitStack() as stack:
-        workers, facts = [], {}
-        for name in names:  # one after the other: a compilation must not disturb the measurements of the next worker
-            log(f"{name}: building and warming up")
-            workers.append(stack.enter_context(BenchWorker(name, f"{__name__}:{name}", specification, threads)))
-            facts[name] = workers[-1].facts()
-        sizes = {name: fact["params"] for name, fact in facts.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"the two sides have different numbers of parameters: {sizes}")
-        steps = {name: max(1, round(TURN_SECONDS / fact["step_seconds"])) for name, fact in facts.items()}
-        turns: dict[str, list[BenchTurn]] = {name: [] for name in names}
-        for number in range(rounds):
-            # the order alternates, so that a steady drift of the machine favours neither side
-            for worker in workers if number % 2 == 0 else reversed(workers):
-                turns[worker.name].append(worker.turn(steps[worker.name]))
-            rates = ", ".join(f"{n} {rate(experiment, turns[n][-1]):,.0f} tokens/s" for n in names)
-            log(f"round {number + 1}/{rounds}: {rates}")
+    tokens = experiment.tokens_per_step
+    facts, turns = workers.take_turns(
+        __name__,
+        ["ours", *([against] if against else [])],
+        specification,
+        threads,
+        rounds,
+        lambda side, last: f"{side} {rate(last[0], tokens):,.0f}",
+    )
+    sizes = {side: fact["params"] for side, fact in facts.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the two sides have different numbers of parameters: {sizes}")
     result = {
         "benchmark": "train",
         "experiment": experiment.name,
@@ -59,75 +78,46 @@ def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, t
         "length": experiment.data.seq_len,
         "threads": threads,
         "load_average": round(os.getloadavg()[0], 2),
-        **{name: summary(experiment, facts[name], turns[name]) for name in names},
+        **{side: summary(experiment, facts[side], turns[side][0]) for side in facts},
     }
     if against:
-        pair = turns["ours"], turns[against]
-        result["ratio"] = {clock: ratio(experiment, *pair, clock) for clock in ("wall", "cpu")}
+        result["ratio"] = {clock: ratio(turns["ours"][0], turns[against][0], clock) for clock in ("wall", "cpu")}
     return result
-
-
-def log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def rate(experiment: Experiment, turn: BenchTurn, clock: str = "wall") -> float:
-    """Tokens per second by the "wall" or "cpu" clock."""
-    return turn.steps * experiment.tokens_per_step / getattr(turn, clock)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def ratio(experiment: Experiment, ours: list[BenchTurn], theirs: list[BenchTurn], clock: str) -> dict[str, float]:
-    """Our rate divided by theirs within each round, in which both have the same machine load."""
-    return spread([rate(experiment, a, clock) / rate(experiment, b, clock) for a, b in zip(ours, theirs)])
 
 
 def summary(experiment: Experiment, facts: dict, turns: list[BenchTurn]) -> dict:
     """One side's facts and rates."""
-    wall = spread([rate(experiment, turn) for turn in turns])
-    flops = experiment.model.flops_per_token(experiment.data.seq_len)
+    wall, cpu = (spread([rate(turn, experiment.tokens_per_step, clock) for turn in turns]) for clock in ("wall", "cpu"))
     return {
         **facts,
         "tokens_per_second": wall,
-        "tokens_per_cpu_second": spread([rate(experiment, turn, "cpu") for turn in turns]),
-        "model_tflops": wall["median"] * flops / 1e12,
+        "tokens_per_cpu_second": cpu,
+        "model_tflops": wall["median"] * experiment.model.flops_per_token(experiment.data.seq_len) / 1e12,
         "steps": sum(turn.steps for turn in turns),
     }
 
 
 def table(result: dict) -> str:
     """The result as text."""
-    names = [name for name in ("ours", "torch") if name in result]
-    lines = [
-        f"train step of {result['experiment']}: {result['params']:,} parameters, "
-        f"{result['batch']} x {result['length']} tokens, "
-        f"{result['threads']} threads, load average {result['load_average']}",
-        *(f"  {name:<6} {result[name]['how']}" for name in names),
-        "",
-        f"{'':<10}{'tokens/s':>10}{'low':>10}{'high':>10}{'per CPU-s':>11}{'TFLOP/s':>9}"
-        f"{'compile s':>11}{'1st step s':>12}",
-    ]
-    for name in names:
-        side = result[name]
-        wall, cpu = side["tokens_per_second"], side["tokens_per_cpu_second"]["median"]
-        lines.append(
-            f"{name:<10}{wall['median']:>10,.0f}{wall['low']:>10,.0f}{wall['high']:>10,.0f}{cpu:>11,.0f}"
-            f"{side['model_tflops']:>9.3f}{side['compile_seconds']:>11.1f}{side['first_step_seconds']:>12.2f}"
-        )
-    for clock, title in (("wall", "ratio"), ("cpu", "by CPU-s")):
-        if "ratio" in result:
-            times = result["ratio"][clock]
-            lines.append(f"{title:<10}{times['median']:>10.3f}{times['low']:>10.3f}{times['high']:>10.3f}")
-    return "\n".join(lines)
-
-
-def report(experiment: Experiment, against: str | None, rounds: int, threads: int | None, as_json: bool) -> None:
-    """Measures, and prints the result to stdout."""
-    result = bench(experiment, against, rounds, threads)
-    print(json.dumps(result, indent=2) if as_json else table(result))
+    sides = [side for side in ("ours", "torch") if side in result]
+    rows = [("", "tokens/s", "low", "high", "per CPU-s", "TFLOP/s", "compile s", "1st step s")]
+    for side in sides:
+        one = result[side]
+        rates = [*one["tokens_per_second"].values(), one["tokens_per_cpu_second"]["median"]]
+        seconds = f"{one['compile_seconds']:.1f}", f"{one['first_step_seconds']:.2f}"
+        rows.append((side, *(f"{x:,.0f}" for x in rates), f"{one['model_tflops']:.3f}", *seconds))
+    for title, times in zip(("ratio", "by CPU-s"), result.get("ratio", {}).values()):
+        rows.append((title, *(f"{x:.3f}" for x in times.values()), "", "", "", ""))
+    return "\n".join(
+        [
+            f"train step of {result['experiment']}: {result['params']:,} parameters, "
+            f"{result['batch']} x {result['length']} tokens, "
+            f"{result['threads']} threads, load average {result['load_average']}",
+            *(f"  {side:<6} {result[side]['how']}" for side in sides),
+            "",
+            *aligned(rows),
+        ]
+    )
 
 
 # ---- what runs inside the workers ----
@@ -193,7 +183,7 @@ def ours(specification: dict):
         "params": experiment.model.params,
         "compile_seconds": compile_seconds,
         "first_step_seconds": seconds_per_step(run, 1),
-        "step_seconds": seconds_per_step(run, 3),
+        "seconds": [seconds_per_step(run, 3)],
     }
     return facts, run
 
@@ -250,7 +240,7 @@ def torch(specification: dict):
         "params": sum(p.numel() for p in model.parameters()),
         "compile_seconds": 0.0,
         "first_step_seconds": first,
-        "step_seconds": seconds[best],
+        "seconds": [seconds[best]],
     }
     return facts, runs[best]
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 from flax import linen as nn
 
-from qwenjax.bench import decode
+from qwenjax.bench import decode, workers
 from qwenjax.bench.__main__ import main
 from qwenjax.bench.decode import Case
 from qwenjax.bench.workers import BenchTurn
@@ -15,7 +15,7 @@ from qwenjax.config import ModelConfig
 from qwenjax.interop.huggingface.save import save_params
 from qwenjax.model import transformer
 
-SHORT = ["--prefill=16", "--prompt=4", "--new=4", "--rounds=1", "--threads=1"]
+SHORT = ["--prefill=16", "--prompt=4", "--max-new-tokens=4", "--rounds=1", "--threads=1"]
 
 
 @pytest.fixture(scope="module")
@@ -30,27 +30,27 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Short turns, and workers with the one device they have in life."""
-    monkeypatch.setattr(decode, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(workers, "TURN_SECONDS", 0.01)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
 def test_a_case_counts_the_tokens_written_or_if_one_is_written_those_read():
-    prefill, one, eight = decode.cases(prefill=512, prompt=32, new=64)
+    prefill, one, eight = decode.prefill_and_decode_cases(prefill=512, prompt=32, max_new_tokens=64)
     assert (prefill.tokens, one.tokens, eight.tokens) == (512, 64, 8 * 64)
     turn = BenchTurn(steps=3, wall=2.0, cpu=4.0)
-    assert decode.rate(eight, turn) == 3 * 512 / 2
-    assert decode.rate(eight, turn, "cpu") == 3 * 512 / 4
+    assert workers.rate(turn, eight.tokens) == 3 * 512 / 2
+    assert workers.rate(turn, eight.tokens, "cpu") == 3 * 512 / 4
 
 
 def test_ratios_are_taken_round_by_round():
     # the machine halves in the second round, for both; ours does twice as many calls in the same time
     ours, theirs = [BenchTurn(4, 2.0, 2.0), BenchTurn(2, 2.0, 2.0)], [BenchTurn(2, 2.0, 4.0), BenchTurn(1, 2.0, 4.0)]
-    assert decode.ratio(ours, theirs, "wall") == {"median": 2.0, "low": 2.0, "high": 2.0}
-    assert decode.ratio(ours, theirs, "cpu") == {"median": 4.0, "low": 4.0, "high": 4.0}
+    assert workers.ratio(ours, theirs, "wall") == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert workers.ratio(ours, theirs, "cpu") == {"median": 4.0, "low": 4.0, "high": 4.0}
 
 
 def test_agreement_is_the_share_before_the_first_difference():
-    assert decode._agreement([[1, 2, 3, 4], [1, 2, 3, 4]], [[1, 2, 3, 4], [1, 9, 3, 4]]) == (1 + 1 / 4) / 2
+    assert decode._shared_prefix([[1, 2, 3, 4], [1, 2, 3, 4]], [[1, 2, 3, 4], [1, 9, 3, 4]]) == (1 + 1 / 4) / 2
 
 
 def test_turns_take_the_cases_in_order_each_in_its_quickest_way(monkeypatch):
@@ -61,7 +61,7 @@ def test_turns_take_the_cases_in_order_each_in_its_quickest_way(monkeypatch):
         return lambda case: asked.append((case.name, seconds)) or seconds
 
     cases = [Case("a", 1, 1, 2), Case("b", 1, 1, 2)]
-    facts, run = decode._ready({"cases": cases}, lambda case: [way(3.0), way(1.0 if case.name == "a" else 5.0)])
+    facts, run = decode._fastest_way({"cases": cases}, lambda case: [way(3.0), way(1.0 if case.name == "a" else 5.0)])
     assert facts["seconds"] == [1.0, 3.0]
     asked.clear()
     for calls in (1, 2, 1):
@@ -100,4 +100,4 @@ def test_without_torch_the_command_says_what_to_install(checkpoint, monkeypatch,
 def test_what_goes_wrong_is_said(tmp_path, capfd):
     assert main(["decode", f"--model={tmp_path / 'gone'}", *SHORT]) == 1
     assert "error: ours: no checkpoint at" in capfd.readouterr().err
-    assert main(["decode", f"--model={tmp_path / 'gone'}", "--new=1"]) == 2
+    assert main(["decode", f"--model={tmp_path / 'gone'}", "--max-new-tokens=1"]) == 2

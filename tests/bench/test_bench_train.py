@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from qwenjax.bench import train
+from qwenjax.bench import train, workers
 from qwenjax.bench.__main__ import main
 from qwenjax.bench.workers import BenchTurn
 from qwenjax.config import lookup
@@ -20,18 +20,18 @@ SHAPE = [f"--set={name}={value}" for name, value in TINY.items()]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Short turns, and workers with the one device they have in life."""
-    monkeypatch.setattr(train, "TURN_SECONDS", 0.02)
+    monkeypatch.setattr(workers, "TURN_SECONDS", 0.02)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
 def test_rates_are_tokens_over_seconds_and_ratios_are_taken_round_by_round():
-    tiny = lookup.experiment("quickstart", TINY)  # 4 x 8 tokens a step
-    assert train.rate(tiny, BenchTurn(steps=5, wall=2.0, cpu=4.0)) == 5 * 32 / 2
-    assert train.rate(tiny, BenchTurn(steps=5, wall=2.0, cpu=4.0), "cpu") == 5 * 32 / 4
+    assert lookup.experiment("quickstart", TINY).tokens_per_step == 4 * 8
+    assert workers.rate(BenchTurn(steps=5, wall=2.0, cpu=4.0), 32) == 5 * 32 / 2
+    assert workers.rate(BenchTurn(steps=5, wall=2.0, cpu=4.0), 32, "cpu") == 5 * 32 / 4
     # the machine halves in the second round, for both: rates 16, 8 against 32, 16 are 0.5 in every round
     slow = [BenchTurn(1, 2.0, 2.0), BenchTurn(1, 4.0, 4.0)]
     fast = [BenchTurn(1, 1.0, 1.0), BenchTurn(1, 2.0, 2.0)]
-    assert train.ratio(tiny, slow, fast, "wall") == {"median": 0.5, "low": 0.5, "high": 0.5}
+    assert workers.ratio(slow, fast, "wall") == {"median": 0.5, "low": 0.5, "high": 0.5}
 
 
 def test_our_step_is_measured_alone(capfd):
@@ -45,7 +45,7 @@ def test_our_step_is_measured_alone(capfd):
         assert 0 < side[clock]["low"] <= side[clock]["median"] <= side[clock]["high"]
     assert min(side[name] for name in ("model_tflops", "compile_seconds", "first_step_seconds", "steps")) > 0
     assert not {"torch", "ratio"} & set(result)
-    assert "round 1/1: ours" in progress
+    assert "round 1/1, tokens/s: ours" in progress
     lines = train.table(result).splitlines()
     assert lines[-1].split()[:2] == ["ours", f"{side['tokens_per_second']['median']:,.0f}"]
 
