@@ -183,7 +183,7 @@ class Task:
         Raises:
           ValueError: a model is not the one that the run began with.
         """
-        if not self.experiment.lora.rank:
+        if not jax.tree.leaves(self.program.shapes.frozen):
             return ()
         frozen = self.load(lambda text: None)[1] if self.experiment.init_from else self.program.init().frozen
         self.check_frozen(meta)

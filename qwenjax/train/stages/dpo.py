@@ -61,13 +61,6 @@ class Dpo(Preferences):
     def stage_params(self, loaded: Loaded) -> tuple[Any, Any]:
         return loaded.trained, self.reference.frozen(loaded, self.fingerprints)
 
-    def load_frozen(self, meta: dict) -> Any:
-        if not self.experiment.init_from:
-            return self.program.init().frozen
-        frozen = self.load(lambda text: None)[1]
-        self.check_frozen(meta)
-        return frozen
-
 
 def sum_log_probs(
     network: transformer.Transformer, variables: dict, batch: dict, rngs: dict | None = None
