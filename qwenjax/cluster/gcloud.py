@@ -5,6 +5,7 @@ Flags: cloud.google.com/sdk/gcloud/reference/compute/tpus.
 """
 
 import shlex
+from pathlib import Path
 
 from qwenjax.cluster.pod import Pod
 
@@ -12,17 +13,10 @@ from qwenjax.cluster.pod import Pod
 # bucket.
 SCOPES = "--scopes=https://www.googleapis.com/auth/cloud-platform"
 HOME = "qwenjax"  # folder on every VM, relative to the home directory: venv/, gcs/, launched/
-PYTHON = f"{HOME}/venv/bin/python"
 READY, WAITING, LOST, ABSENT = "ready", "waiting", "lost", "absent"
-CONDITIONS = {
-    "ACTIVE": READY,  # queued resource
-    "READY": READY,  # node
-    "FAILED": LOST,
-    "SUSPENDED": LOST,
-    "PREEMPTED": LOST,
-    "TERMINATED": LOST,
-    "STOPPED": LOST,
-}  # all others, such as WAITING_FOR_RESOURCES, CREATING, SUSPENDING or DELETING, are on the way to one of these
+# All other states, such as WAITING_FOR_RESOURCES, CREATING, SUSPENDING or DELETING, are on the way to one of these.
+CONDITIONS = dict.fromkeys(("ACTIVE", "READY"), READY)  # of a queued resource, of a node
+CONDITIONS |= dict.fromkeys(("FAILED", "SUSPENDED", "PREEMPTED", "TERMINATED", "STOPPED"), LOST)
 
 
 def _tpus(kind: str, verb: str, pod: Pod, *words: str) -> list[str]:
@@ -31,17 +25,15 @@ def _tpus(kind: str, verb: str, pod: Pod, *words: str) -> list[str]:
 
 def create(pod: Pod) -> list[str]:
     """Requests the slices; through a queue this returns before they exist."""
-    runtime = pod.runtime or pod.tpu.runtime
-    kind = [] if pod.capacity == "on-demand" else [f"--{pod.capacity}"]
-    what = [f"--accelerator-type={pod.tpu.accelerator}"]
     if pod.through == "vm":
-        return [*_tpus("tpu-vm", "create", pod, pod.name), *what, f"--version={runtime}", SCOPES, *kind]
-    if pod.slices == 1:
-        nodes = [f"--node-id={pod.name}"]
+        kind, version, nodes = "tpu-vm", "--version", []
     else:
+        kind, version, nodes = "queued-resources", "--runtime-version", [f"--node-id={pod.name}"]
+    if pod.slices > 1:
         nodes = [f"--node-count={pod.slices}", f"--node-prefix={pod.name}"]
-    create = _tpus("queued-resources", "create", pod, pod.name)
-    return [*create, *nodes, *what, f"--runtime-version={runtime}", SCOPES, *kind]
+    what = [f"--accelerator-type={pod.tpu.accelerator}", f"{version}={pod.runtime or pod.tpu.runtime}", SCOPES]
+    capacity = [] if pod.capacity == "on-demand" else [f"--{pod.capacity}"]
+    return [*_tpus(kind, "create", pod, pod.name), *nodes, *what, *capacity]
 
 
 def describe(pod: Pod) -> list[str]:
@@ -69,9 +61,9 @@ def delete(pod: Pod) -> list[str]:
 
 
 def listing(project: str) -> list[list[str]]:
-    """What exists in a project, in every zone: requests, and slices."""
-    words = ["--zone=-", f"--project={project}"]
-    return [["gcloud", "compute", "tpus", kind, "list", *words] for kind in ("queued-resources", "tpu-vm")]
+    """What exists in a project, in every zone: requests, slices, and clusters (xpk would list one zone)."""
+    tpus = [["gcloud", "compute", "tpus", kind, "list", "--zone=-"] for kind in ("queued-resources", "tpu-vm")]
+    return [[*words, f"--project={project}"] for words in (*tpus, ["gcloud", "container", "clusters", "list"])]
 
 
 def _reach(pod: Pod, verb: str, workers: str, *words: str) -> list[str]:
@@ -88,15 +80,10 @@ def ssh(pod: Pod, command: list[str], workers: str = "all") -> list[str]:
     return [*_reach(pod, "ssh", workers, pod.name), f"--command={shlex.join(command)}"]
 
 
-def copy_to(pod: Pod, *files: str) -> list[str]:
-    """Copies local files into the home directory of every VM."""
-    return _reach(pod, "scp", "all", *files, f"{pod.name}:")
-
-
-def fetch(pod: Pod, folder: str, out: str) -> list[list[str]]:
+def fetch(pod: Pod, folder: str, out: str) -> list[str]:
     """Copies a folder of worker 0, relative to where commands work, to this machine."""
     source = folder if folder.startswith("/") else f"{HOME}/{folder}"
-    return [[*_reach(pod, "scp", "0", f"{pod.name}:{source}", out), "--recurse"]]
+    return [*_reach(pod, "scp", "0", f"{pod.name}:{source}", out), "--recurse"]
 
 
 def tunnel(pod: Pod, job: str, port: int) -> list[list[str]]:
@@ -104,44 +91,33 @@ def tunnel(pod: Pod, job: str, port: int) -> list[list[str]]:
     return [[*_reach(pod, "ssh", "0", pod.name), "--", "-N", "-L", f"{port}:localhost:{port}"]]
 
 
-def worker(pod: Pod, verb: str, *words: str, workers: str = "all") -> list[str]:
-    """Runs `python -m qwenjax.cluster worker … VERB` on the VMs; `words` are its options."""
-    return ssh(pod, [PYTHON, "-m", "qwenjax.cluster", "worker", *words, verb], workers)
-
-
-def start(pod: Pod, job: str, command: list[str]) -> list[str]:
-    """Starts a command in the background on all VMs."""
-    return ssh(pod, [PYTHON, "-m", "qwenjax.cluster", "worker", f"--job={job}", "start", "--", *command])
+def worker(pod: Pod, job: str, *words: str, workers: str = "all") -> list[str]:
+    """Runs `python -m qwenjax.cluster worker` on the VMs, with its options and its verb: start -- COMMAND, status …"""
+    return ssh(pod, [f"{HOME}/venv/bin/python", "-m", "qwenjax.cluster", "worker", f"--job={job}", *words], workers)
 
 
 def logs(pod: Pod, job: str, workers: str, lines: int, follow: bool) -> list[list[str]]:
     """Prints the log of worker "0", or of "all"."""
-    words = [f"--job={job}", f"--lines={lines}", *["--follow"] * follow, *["--prefix"] * (workers == "all")]
-    return [worker(pod, "log", *words, workers=workers)]
+    words = [f"--lines={lines}", *["--follow"] * follow, *["--prefix"] * (workers == "all")]
+    return [worker(pod, job, *words, "log", workers=workers)]
 
 
 def status(pod: Pod, job: str) -> list[list[str]]:
     """Prints the state of a job on every VM."""
-    return [worker(pod, "status", f"--job={job}")]
+    return [worker(pod, job, "status")]
 
 
 def stop(pod: Pod, job: str, grace: int) -> list[list[str]]:
     """Sends SIGTERM to a job on every VM, and SIGKILL after `grace` seconds."""
-    return [worker(pod, "stop", f"--job={job}", f"--grace={grace}")]
+    return [worker(pod, job, f"--grace={grace}", "stop")]
 
 
-def archive(checkout: str, out: str) -> list[str]:
-    """Packs a checkout as committed."""
-    return ["git", "-C", checkout, "archive", "--format=tar.gz", "--prefix=source/", f"--output={out}", "HEAD"]
-
-
-def bootstrap(pod: Pod, script: str, source: str, packed: bool) -> list[list[str]]:
-    """Copies the script (and a packed checkout) to every VM and runs it there.
+def bootstrap(pod: Pod, script: Path, source: str | Path) -> list[list[str]]:
+    """Copies the script to every VM and runs it there.
 
     Args:
-      source: local path of an archive if packed, else what pip installs.
+      source: what pip installs; or, as a Path, the archive of a checkout, which is copied, too.
     """
-    name = script.rpartition("/")[2]
-    files = [script, source] if packed else [script]
-    what = source.rpartition("/")[2] if packed else source
-    return [copy_to(pod, *files), ssh(pod, ["bash", name, what, *([pod.bucket] if pod.bucket else [])])]
+    files, what = ([script, source], source.name) if isinstance(source, Path) else ([script], source)
+    copy = _reach(pod, "scp", "all", *map(str, files), f"{pod.name}:")
+    return [copy, ssh(pod, ["bash", script.name, what, *([pod.bucket] if pod.bucket else [])])]

@@ -12,7 +12,6 @@ from qwenjax.common.storage import write_json
 from qwenjax.xla.hardware import SliceType, slice_type
 
 THROUGH = ("queued", "vm", "gke")
-CAPACITY = ("on-demand", "spot", "reserved")
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
@@ -29,7 +28,7 @@ class Pod:
     type: str
     slices: int = 1
     through: str = "queued"
-    capacity: str = "on-demand"
+    capacity: str = "on-demand"  # or spot, or reserved
     reservation: str = ""
     runtime: str = ""  # empty: the default of the generation
     bucket: str = ""  # mounted as gcs/ in the working folder; without gs://
@@ -42,15 +41,13 @@ class Pod:
             raise ValueError(f"--zone={self.zone}: wanted a zone such as us-west4-a (a region and a letter)")
         if not self.project:
             raise ValueError("--project is empty; `gcloud projects list` shows yours")
-        if self.through not in THROUGH or self.capacity not in CAPACITY:
-            raise ValueError(f"through={self.through}, capacity={self.capacity}: wanted one of {THROUGH}, {CAPACITY}")
         if self.slices < 1:
             raise ValueError(f"--slices={self.slices}: wanted at least 1")
         if self.through == "vm" and self.slices > 1:
             raise ValueError("--through=vm makes one slice; several that train together need --through=queued or gke")
         if self.through == "gke" and not self.image:
             raise ValueError(
-                "--through=gke runs a container: give --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/qwenjax:TAG"
+                "--through=gke: give --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/NAME:TAG of a container"
             )
         if self.through == "gke" and self.capacity == "reserved" and not self.reservation:
             raise ValueError("--through=gke needs the reservation's name: --reserved=NAME")
@@ -70,9 +67,9 @@ class Pod:
         return self.tpu.chips * self.slices
 
     @property
-    def region(self) -> str:
-        """The zone's region."""
-        return self.zone.rpartition("-")[0]
+    def workers(self) -> int:
+        """VMs of all slices."""
+        return self.tpu.workers * self.slices
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -83,13 +80,11 @@ class Pod:
 def check_name(option: str, name: str) -> None:
     """Raises ValueError for what Google Cloud and Kubernetes would refuse as a name, later and less clearly."""
     if not NAME.fullmatch(name):
-        raise ValueError(
-            f"{option}={name}: wanted up to 40 lower-case letters, digits and hyphens, beginning with a letter"
-        )
+        raise ValueError(f"{option}={name}: wanted up to 40 lower-case letters, digits and hyphens, first a letter")
 
 
-def arguments(add, creating: bool = False) -> None:
-    """Declares the options that describe a pod. Only `creating` one requires more than --name."""
+def arguments(add, creating: bool = False, job: bool = False) -> None:
+    """Declares the options that describe a pod (and a job on it). Only `creating` one requires more than --name."""
     add("--name", required=True, metavar="NAME", help="of the pod")
     known = "" if creating else "; known for a pod created from here"
     add("--project", required=creating, metavar="ID", help=f"Google Cloud project that pays{known}")
@@ -105,6 +100,8 @@ def arguments(add, creating: bool = False) -> None:
     add("--source", metavar="WHAT", help="checkout, or what pip installs (default: this checkout, as committed)")
     add("--image", metavar="IMAGE", help="container image, only through gke")
     add("--dry-run", action="store_true", help="print the exact commands, run none")
+    if job:
+        add("--job", default="train", metavar="JOB", help="name of the job on the VMs (default: train)")
 
 
 def pod_from(options: argparse.Namespace, fresh: bool = False) -> Pod:
@@ -119,10 +116,11 @@ def pod_from(options: argparse.Namespace, fresh: bool = False) -> Pod:
             raise ValueError("--spot and --reserved exclude each other")
         given |= {"capacity": "reserved", "reservation": options.reserved}
     check_name("--name", options.name)
+    check_name("--job", getattr(options, "job", "train"))
     known = {} if fresh or (old := known_as(options.name)) is None else dataclasses.asdict(old)
     missing = [f"--{k}" for k in ("project", "zone", "type") if k not in known | given]
     if missing:
-        others = ", ".join(sorted(p.stem for p in _folder().glob("*.json"))) or "none"
+        others = ", ".join(sorted(p.stem for p in _file("").parent.glob("*.json"))) or "none"
         raise ValueError(
             f"no pod {options.name!r} was created from here (known: {others}); "
             f"give {', '.join(missing)}, or create it first"
@@ -132,23 +130,24 @@ def pod_from(options: argparse.Namespace, fresh: bool = False) -> Pod:
 
 def remember(one: Pod) -> None:
     """Keeps the description under its name."""
-    path = _folder() / f"{one.name}.json"
+    path = _file(one.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, dataclasses.asdict(one))
 
 
 def forget(name: str) -> None:
     """Removes the description of a deleted pod."""
-    (_folder() / f"{name}.json").unlink(missing_ok=True)
+    _file(name).unlink(missing_ok=True)
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qwenjax" / "cluster"
+def _file(name: str) -> Path:
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return config / "qwenjax" / "cluster" / f"{name}.json"
 
 
 def known_as(name: str) -> Pod | None:
     """The pod of that name created from here, if there is one."""
-    path = _folder() / f"{name}.json"
+    path = _file(name)
     if not path.is_file():
         return None
     try:

@@ -80,13 +80,14 @@ class Runner:
         else:
             say(text)
 
-    def run(self, command: list[str]) -> None:
-        """Runs a command with this process's stdout and stderr.
+    def run(self, *commands: list[str]) -> None:
+        """Runs commands with this process's stdout and stderr.
 
         Raises:
-          CommandFailed: it is not installed, or its exit code is not 0.
+          CommandFailed: one is not installed, or its exit code is not 0.
         """
-        self._start(command, capture=False)
+        for command in commands:
+            self._start(command, capture=False)
 
     def output_of(self, command: list[str]) -> str:
         """Runs a command and returns its stdout ("" in a dry run). Raises CommandFailed as `run` does."""
@@ -110,9 +111,7 @@ class Runner:
             print(line)
             return ""
         if not shutil.which(command[0]):
-            raise CommandFailed(
-                "missing", f"{command[0]} is not installed: {INSTALL_HINTS.get(command[0], 'install it')}"
-            )
+            raise CommandFailed("missing", f"{command[0]} is not installed: {INSTALL_HINTS[command[0]]}")
         if not capture:
             say(f"+ {line}")
         process = subprocess.Popen(command, stdout=subprocess.PIPE if capture else None, stderr=subprocess.PIPE)
@@ -130,9 +129,8 @@ class Runner:
         if code:
             stderr = b"".join(last).decode(errors="replace").strip()
             kind = failure_kind(stderr, code)
-            advice = ADVICE.get(kind)
-            shown = f"\n{stderr}" if capture and stderr else ""
-            raise CommandFailed(kind, f"exit code {code} from: {line}{shown}" + (f"\n{advice}" if advice else ""))
+            lines = [f"exit code {code} from: {line}", stderr if capture else "", ADVICE.get(kind, "")]
+            raise CommandFailed(kind, "\n".join(filter(None, lines)))
         return out
 
 

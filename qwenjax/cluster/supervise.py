@@ -22,10 +22,10 @@ RESTART = "restart"
 
 
 def create(pod: Pod, runner: Runner) -> None:
-    """Creates the pod, unless it exists, and waits until it is ready.
+    """Creates the pod, unless it exists, and waits until it is ready. Interrupted, it leaves the request in place.
 
     Raises:
-      CommandFailed: it was refused, the request failed, or another pod has the name.
+      CommandFailed: it was refused, another pod has the name, or it was lost ("preempted") or deleted ("absent") since.
     """
     old = pods.known_as(pod.name)
     if not runner.dry:
@@ -43,16 +43,8 @@ def create(pod: Pod, runner: Runner) -> None:
                 ) from None
             raise
         say(f"{pod.name} exists already")
-    if pod.through != "gke":
-        wait(pod, runner)
-
-
-def wait(pod: Pod, runner: Runner) -> None:
-    """Waits until the pod is ready. An interruption ends the waiting, not the request.
-
-    Raises:
-      CommandFailed: it is lost ("preempted") or was deleted meanwhile ("absent").
-    """
+    if pod.through == "gke":
+        return None
     runner.note(f"every {POLL_SECONDS} s until it says {'READY' if pod.through == 'vm' else 'ACTIVE'}:")
     if runner.dry:
         return runner.run(gcloud.describe(pod))
@@ -63,15 +55,14 @@ def wait(pod: Pod, runner: Runner) -> None:
 
 def _settled_state(pod: Pod, runner: Runner) -> str:
     """Waits while the pod changes; READY, LOST or ABSENT."""
-    warned = False
-    while (now := pod_state(pod, runner)) == WAITING:
-        if not warned:
-            say(
-                f"{pod.name} is not ready yet. Ctrl-C ends the waiting, NOT the request: granted, it is billed "
-                f"until you delete it (python -m qwenjax.cluster delete --name={pod.name})"
-            )
-        warned = True
+    if (now := pod_state(pod, runner)) == WAITING:
+        say(
+            f"{pod.name} is not ready yet. Ctrl-C ends the waiting, NOT the request: granted, it is billed "
+            f"until you delete it (python -m qwenjax.cluster delete --name={pod.name})"
+        )
+    while now == WAITING:
         runner.sleep(POLL_SECONDS)
+        now = pod_state(pod, runner)
     return now
 
 
@@ -116,11 +107,12 @@ def bootstrap(pod: Pod, runner: Runner) -> None:
     if script is None:
         raise ValueError(f"{SCRIPT} is missing from this installation; run the command from a checkout")
     with tempfile.TemporaryDirectory(prefix="qwenjax-") as folder:
+        packed = Path("/tmp" if runner.dry else folder) / "qwenjax-source.tar.gz"
         if checkout:
-            packed = str(Path("/tmp" if runner.dry else folder) / "qwenjax-source.tar.gz")
             runner.note("packs the last commit; uncommitted changes are left out")
-            runner.run(gcloud.archive(source, packed))
-        for command in gcloud.bootstrap(pod, str(script), packed if checkout else source, packed=checkout):
+            archive = ["git", "-C", source, "archive", "--format=tar.gz", "--prefix=source/", f"--output={packed}"]
+            runner.run([*archive, "HEAD"])
+        for command in gcloud.bootstrap(pod, script, packed if checkout else source):
             runner.run_with_retries(command)
 
 
@@ -131,11 +123,10 @@ def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner)
     Raises:
       CommandFailed: the slice is absent, or is lost more often than it may be started again.
     """
-    pods.check_name("--job", job)
     if pod.through == "gke":
         runner.run(xpk.launch(pod, job, command, retries))
         return 0
-    starting = gcloud.start(pod, job, command)
+    starting = gcloud.worker(pod, job, "start", "--", *command)
     if not retries:
         runner.run_with_retries(starting)
         return 0
@@ -149,9 +140,7 @@ def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner)
         if left:
             say(f"starting {job} again; {left} of {retries} retries left")
             runner.sleep(POLL_SECONDS)
-    raise CommandFailed(
-        "preempted", f"{job} was interrupted {retries + 1} times; run the same command again to continue"
-    )
+    raise CommandFailed("preempted", f"{job} was interrupted {retries + 1} times; run the same command again")
 
 
 def _dry_launch(pod: Pod, job: str, starting: list[str], runner: Runner) -> int:
@@ -159,7 +148,7 @@ def _dry_launch(pod: Pod, job: str, starting: list[str], runner: Runner) -> int:
     bootstrap(pod, runner)
     runner.run(starting)
     runner.note(f"every {POLL_SECONDS} s, until the job has ended:")
-    runner.run(gcloud.worker(pod, "status", f"--job={job}"))
+    runner.run(gcloud.worker(pod, job, "status"))
     runner.note("only if the slice is preempted or has failed; then everything from the top:")
     runner.run(gcloud.delete(pod))
     create(pod, runner)
@@ -181,7 +170,7 @@ def _attempt(pod: Pod, job: str, starting: list[str], runner: Runner) -> int | s
         runner.run_with_retries(starting)
         outcome = _watch(pod, job, runner)
         if outcome == RESTART and pod_state(pod, runner) == READY:  # peers of a dead process may hang in a collective
-            runner.run_with_retries(gcloud.worker(pod, "stop", f"--job={job}"))
+            runner.run_with_retries(gcloud.worker(pod, job, "stop"))
         return outcome
     except CommandFailed as error:
         if error.kind != "preempted" and (error.kind not in TRANSIENT or pod_state(pod, runner) != LOST):
@@ -191,7 +180,7 @@ def _attempt(pod: Pod, job: str, starting: list[str], runner: Runner) -> int | s
 
 
 def _states(pod: Pod, job: str, runner: Runner) -> list[worker.JobState]:
-    return worker.states(runner.output_of(gcloud.worker(pod, "status", f"--job={job}")))
+    return worker.states(runner.output_of(gcloud.worker(pod, job, "status")))
 
 
 def _runs(pod: Pod, job: str, runner: Runner) -> bool:
@@ -200,7 +189,7 @@ def _runs(pod: Pod, job: str, runner: Runner) -> bool:
         states = _states(pod, job, runner)
     except CommandFailed:  # nothing is installed yet, or no VM answers; the next command will show which
         return False
-    return len(states) == pod.tpu.workers * pod.slices and all(one.state == worker.RUNNING for one in states)
+    return len(states) == pod.workers and all(one.state == worker.RUNNING for one in states)
 
 
 def _watch(pod: Pod, job: str, runner: Runner) -> int | str:
@@ -212,24 +201,21 @@ def _watch(pod: Pod, job: str, runner: Runner) -> int | str:
     silent = 0
     while True:
         try:
-            outcome = job_outcome(_states(pod, job, runner), pod.tpu.workers * pod.slices)
-            silent = 0
+            outcome, silent = job_outcome(_states(pod, job, runner), pod.workers), 0
+            if outcome is not None:
+                return outcome
         except CommandFailed as error:
             if error.kind in ("denied", "signed-out", "missing"):
                 raise
             say(str(error))
-            outcome, now = None, pod_state(pod, runner)
+            now, silent = pod_state(pod, runner), silent + 1
             if now == ABSENT:
                 raise _lost_error(pod, now) from None
             if now == LOST:
                 return RESTART
-            silent += 1
             if silent == MAX_SILENT_POLLS:
-                raise CommandFailed(
-                    "silent", f"{pod.name} is there, and billed, but has not answered {silent} times"
-                ) from None
-        if outcome is not None:
-            return outcome
+                message = f"{pod.name} is there, and billed, but has not answered {silent} times"
+                raise CommandFailed("silent", message) from None
         runner.sleep(POLL_SECONDS)
 
 

@@ -12,9 +12,8 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections import deque
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -40,13 +39,16 @@ def home() -> Path:
     return Path.home() / "qwenjax"
 
 
+def _folder(job: str) -> Path:
+    return home() / "launched" / job
+
+
 def start(job: str, command: list[str]) -> str:
     """Starts a command in the background, unless it runs already.
 
     Returns: a message. Raises ValueError if another command runs under this name.
     """
-    folder = home() / "launched" / job
-    host = socket.gethostname()
+    folder, host = _folder(job), socket.gethostname()
     if state(job).state == RUNNING:
         running = json.loads((folder / "command.json").read_text())
         if running != command:
@@ -77,8 +79,7 @@ def start(job: str, command: list[str]) -> str:
 
 def state(job: str) -> JobState:
     """The state of a job on this VM."""
-    folder = home() / "launched" / job
-    host = socket.gethostname()
+    folder, host = _folder(job), socket.gethostname()
     if not (folder / "pid").exists():
         return JobState(host, NONE)
     alive = _alive(folder)  # before `exit` is read: the exit code is written before the lock is released
@@ -101,7 +102,7 @@ def _alive(folder: Path) -> bool:
 
 def stop(job: str, grace: float) -> JobState:
     """Asks a job to end (training saves first), and ends it after `grace` seconds if it has not."""
-    folder = home() / "launched" / job
+    folder = _folder(job)
     until = time.monotonic() + grace
     for number in (signal.SIGTERM, signal.SIGKILL):
         if state(job).state != RUNNING:
@@ -111,27 +112,6 @@ def stop(job: str, grace: float) -> JobState:
         while state(job).state == RUNNING and (number == signal.SIGKILL or time.monotonic() < until):
             time.sleep(0.1)
     return state(job)
-
-
-def tail(job: str, lines: int, follow: bool, pause: float = 0.5) -> Iterator[str]:
-    """The last lines of a job's log; with `follow` also those to come, until it ends.
-
-    Raises ValueError if there is no such job here.
-    """
-    path = home() / "launched" / job / "log"
-    if not path.is_file():
-        raise ValueError(f"{socket.gethostname()}: no job {job} was launched here")
-    with open(path, errors="replace") as log:
-        yield from log.readlines()[-lines:] if lines else ()
-        log.seek(0, os.SEEK_END)
-        while follow:
-            alive = state(job).state == RUNNING  # before reading, so that the last lines of a job are read below
-            if new := log.read():
-                yield new
-            elif not alive:
-                return
-            else:
-                time.sleep(pause)
 
 
 def show_state(one: JobState) -> str:
@@ -145,11 +125,21 @@ def states(text: str) -> list[JobState]:
 
 
 def show_log(job: str, lines: int, follow: bool, prefix: bool) -> None:
-    """Prints the log; with `follow` also how the job has ended."""
+    """Prints the last lines of the log; with `follow` also those to come, until the job ends, and how it has ended.
+
+    Raises ValueError if there is no such job here.
+    """
+    path = _folder(job) / "log"
+    if not path.is_file():
+        raise ValueError(f"{socket.gethostname()}: no job {job} was launched here")
     host = f"{socket.gethostname()}: " if prefix else ""
-    for text in tail(job, lines, follow):
-        sys.stdout.write("".join(host + line for line in text.splitlines(keepends=True)))
-        sys.stdout.flush()
+    with open(path, errors="replace") as log:
+        new, alive = "".join(deque(log, maxlen=lines)), follow
+        while new or alive:
+            print("".join(host + line for line in new.splitlines(keepends=True)), end="", flush=True)
+            time.sleep(0.5 if alive else 0)
+            alive = follow and state(job).state == RUNNING  # before reading, so that the last lines of a job are read
+            new = log.read() if follow else ""
     if follow:
         one = state(job)
         print(f"{host}=== {job} {one.state}" + (f", exit code {one.code}" if one.code is not None else ""))

@@ -29,16 +29,11 @@ def create(pod: Pod) -> list[str]:
 def bootstrap(pod: Pod, checkout: str) -> list[list[str]]:
     """Builds and pushes the container, and attaches the bucket to the cluster."""
     dockerfile = f"--file={checkout}/tpu_setup/Dockerfile"
-    commands = [
-        ["docker", "build", dockerfile, "--build-arg=EXTRA=tpu", f"--tag={pod.image}", checkout],
-        ["docker", "push", pod.image],
-    ]
-    if pod.bucket:
-        attach = ["--type=gcsfuse", f"--bucket={pod.bucket}", f"--mount-point={MOUNT}", "--readonly=false"]
-        options = "--mount-options=uid=1000,gid=1000,implicit-dirs,rename-dir-limit=200000"
-        attach += ["--size=1", "--auto-mount=true", options]
-        commands.append([*_xpk(pod, "storage", "attach", f"{pod.name}-gcs"), *attach])
-    return commands
+    build = ["docker", "build", dockerfile, "--build-arg=EXTRA=tpu", f"--tag={pod.image}", checkout]
+    attach = [*_xpk(pod, "storage", "attach", f"{pod.name}-gcs"), "--type=gcsfuse", f"--bucket={pod.bucket}"]
+    attach += [f"--mount-point={MOUNT}", "--readonly=false", "--size=1", "--auto-mount=true"]
+    attach += ["--mount-options=uid=1000,gid=1000,implicit-dirs,rename-dir-limit=200000"]
+    return [build, ["docker", "push", pod.image], *([attach] if pod.bucket else [])]
 
 
 def launch(pod: Pod, job: str, command: list[str], retries: int) -> list[str]:
@@ -67,9 +62,8 @@ def logs(pod: Pod, job: str, workers: str, lines: int, follow: bool) -> list[lis
     label = f"jobset.sigs.k8s.io/jobset-name={job}"
     if workers == "0":
         label += ",jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
-    containers = pod.tpu.workers * pod.slices * 2  # kubectl's own limit is five
     words = [f"--selector={label}", "--all-containers", "--prefix", f"--tail={lines}"]
-    words += [f"--max-log-requests={containers}", *["--follow"] * follow]
+    words += [f"--max-log-requests={2 * pod.workers}", *["--follow"] * follow]  # containers; kubectl's own limit is 5
     return [_credentials(pod), ["kubectl", "logs", *words]]
 
 
@@ -78,18 +72,13 @@ def tunnel(pod: Pod, job: str, port: int) -> list[list[str]]:
     return [_credentials(pod), ["kubectl", "port-forward", f"jobs/{job}-slice-job-0", f"{port}:{port}"]]
 
 
-def fetch(pod: Pod, folder: str, out: str) -> list[list[str]]:
+def fetch(pod: Pod, folder: str, out: str) -> list[str]:
     """Copies a folder of the bucket to this machine."""
-    source = f"gs://{pod.bucket}/{folder.removeprefix('gcs/')}"
-    return [["gcloud", "storage", "cp", "--recursive", source, out]]
-
-
-def listing(project: str) -> list[str]:
-    """Clusters of a project, everywhere; xpk would list one zone."""
-    return ["gcloud", "container", "clusters", "list", f"--project={project}"]
+    return ["gcloud", "storage", "cp", "--recursive", f"gs://{pod.bucket}/{folder.removeprefix('gcs/')}", out]
 
 
 def _credentials(pod: Pod) -> list[str]:
     """Lets kubectl connect to the cluster, which is regional."""
-    words = [pod.name, f"--location={pod.region}", f"--project={pod.project}"]
+    region = pod.zone.rpartition("-")[0]
+    words = [pod.name, f"--location={region}", f"--project={pod.project}"]
     return ["gcloud", "container", "clusters", "get-credentials", *words]

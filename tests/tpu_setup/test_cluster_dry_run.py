@@ -157,7 +157,7 @@ def test_delete_and_status_list_what_is_left_everywhere(capsys):
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), min_size=1))
 def test_any_argument_arrives_as_it_is(words):
-    printed = shlex.join(gcloud.start(Pod("pod", "us-west4-a", "p", "v5e-8"), "train", words))
+    printed = shlex.join(gcloud.worker(Pod("pod", "us-west4-a", "p", "v5e-8"), "train", "start", "--", *words))
     remote = shlex.split(printed)[-1].removeprefix("--command=")  # what the VM's shell gets
     assert shlex.split(remote)[len(shlex.split(WORKER)) :] == ["start", "--", *words]
 
