@@ -88,7 +88,7 @@ def test_udhr_layout_is_read_by_tag(tmp_path):
     assert found == [("th", "ก"), ("en", "one"), ("th", "ข"), ("pt", "um"), ("ja", "一")]
     assert report['line without "text" and "bcp47", "iso6393" or "language"'] == [3, "udhr.jsonl.gz@482"]
     assert sum(count for reason, (count, _) in report.items() if "JSON" in reason) == 2  # a text, and no JSON
-    assert report["text of another language"][0] == 2
+    assert report["text of another language"] == [2, "udhr.jsonl.gz@199"]
 
 
 def test_damaged_gzip_keeps_what_can_be_read(tmp_path):

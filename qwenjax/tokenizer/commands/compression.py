@@ -11,8 +11,16 @@ TEXT, the Python standard library is used.
 """
 
 import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwenjax.common.command_line import DONE, Usage, positive
+from qwenjax.common.figures import aligned, canvas, save
+
+if TYPE_CHECKING:
+    from qwenjax.tokenizer.vocabulary.compression import Comparison
 
 EXAMPLES = """
 examples:
@@ -44,11 +52,80 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.out and not options.out.endswith(".png"):
         raise Usage(f"--out={options.out}: the figure is a .png file")
-    from qwenjax.tokenizer.vocabulary import compression, figure
+    from qwenjax.tokenizer.vocabulary.compression import compare
 
     specs = [*([options.base] if options.base else []), *options.tokenizer]
-    compared = compression.compare(specs, options.text, options.limit)
-    print(figure.as_json(compared) if options.json else figure.as_text(compared))
+    compared = compare(specs, options.text, options.limit)
+    print(as_json(compared) if options.json else as_text(compared))
     if options.out:
-        figure.draw(compared, options.out)
+        draw(compared, Path(options.out))
     return DONE
+
+
+def as_json(compared: "Comparison") -> str:
+    """All numbers as JSON."""
+    names = [vocabulary.name for vocabulary in compared.vocabularies]
+    return json.dumps(
+        {
+            "base": names[0],
+            "vocabularies": [{"name": v.name, "read_as": v.kind, "size": v.size} for v in compared.vocabularies],
+            "languages": [
+                {
+                    "language": row.code,
+                    "documents": row.documents,
+                    "bytes": row.bytes,
+                    "tokens": dict(zip(names, row.tokens)),
+                    "relative": {name: round(row.relative(v), 4) for v, name in enumerate(names)},
+                    "bytes_per_token": {name: round(row.bytes / n, 4) for name, n in zip(names, row.tokens)},
+                }
+                for row in compared.languages
+            ],
+            "notes": compared.notes,
+        },
+        ensure_ascii=False,
+        indent=1,
+    )
+
+
+def as_text(compared: "Comparison") -> str:
+    """The vocabularies, then two tables in Markdown."""
+    names = [vocabulary.name for vocabulary in compared.vocabularies]
+    logs = [[math.log(row.relative(v)) for row in compared.languages] for v in range(1, len(names))]
+    relative = [
+        ("language", "bytes", *names[1:]),
+        *(
+            (row.code, f"{row.bytes:,}", *(f"{row.relative(v):.2f}" for v in range(1, len(names))))
+            for row in compared.languages
+        ),
+        ("geometric mean", "", *(f"{math.exp(sum(column) / len(column)):.2f}" for column in logs)),
+    ]
+    density = [
+        ("language", *names),
+        *((row.code, *(f"{row.bytes / n:.2f}" for n in row.tokens)) for row in compared.languages),
+    ]
+    lines = [*(f"{v.name}: {v.size:,} ids, {v.kind}" for v in compared.vocabularies), *compared.notes]
+    for title, (head, *rows) in (
+        (f"Tokens relative to {names[0]} (lower is better):", relative),
+        ("Bytes per token (higher is better):", density),
+    ):
+        table = aligned([head, ("---", *["--:"] * (len(head) - 1)), *rows], gap=" | ")
+        lines += ["", title, "", *(f"| {line} |" for line in table)]
+    return "\n".join(lines)
+
+
+def draw(compared: "Comparison", path: Path) -> None:
+    """Writes a PNG: a group of bars per language, a bar per vocabulary; the base is the line at 1."""
+    base, *names = [vocabulary.name for vocabulary in compared.vocabularies]
+    figure, [axis] = canvas(max(8.0, 0.8 * len(compared.languages)), 5)
+    width = 0.84 / max(len(names), 1)
+    for v, name in enumerate(names):
+        xs = [i + (v - (len(names) - 1) / 2) * width for i in range(len(compared.languages))]
+        bars = axis.bar(xs, [row.relative(v + 1) for row in compared.languages], width, label=name)
+        axis.bar_label(bars, fmt="%.2f", fontsize=6, rotation=90, padding=2)
+    axis.axhline(1, color="black", linewidth=0.8, zorder=0)
+    axis.set_ylabel(f"tokens relative to {base} (lower is better)")
+    axis.set_xticks(range(len(compared.languages)), [row.code for row in compared.languages])
+    if names:
+        axis.legend(frameon=False, ncols=min(len(names), 6))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(figure, path)

@@ -7,11 +7,10 @@ Counting needs no end-of-text token and no bytes of tokens, so `open_vocabulary`
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenjax.common.processes import cores
 from qwenjax.common.progress import meter
 from qwenjax.sources.documents import STDLIB, documents
 from qwenjax.sources.files import json_lines
@@ -29,16 +28,13 @@ LANGUAGES = {
 }  # fmt: skip
 CODE = "code"
 _CODES = {three: two for two, three in LANGUAGES.items()} | {"ara": "ar", "zho": "zh"}
-_SCRIPTS = {"zh-hans", "zh-hans-cn", "zh-cn"}  # tags that name the usual script of their language
-BATCH = 1 << 20  # bytes of text that an engine encodes at a time
 
-
-Encode = Callable[[Sequence[str]], Iterable[Sequence]]  # texts -> the ids of each
+Encode = Callable[[str], Sized]  # text -> its ids
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A vocabulary that counts tokens: its name for people, what it was read as, its number of ids, its encoder."""
+    """A name for people, what the vocabulary was read as, its number of ids, and its encoder."""
 
     name: str
     kind: str
@@ -47,7 +43,7 @@ class Vocabulary:
 
     def count(self, texts: Sequence[str]) -> int:
         """Tokens of the texts, without those that a model puts around a text."""
-        return sum(map(len, self.encode(texts)))
+        return sum(len(self.encode(text)) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -90,34 +86,23 @@ def compare(specs: list[str], text: str | Path, limit: int) -> Comparison:
     report = Report()
     counted: dict[str, list[int]] = {}  # documents, bytes, tokens of each vocabulary
     with meter("counting", unit="B") as step:
-        for code, batch, size in _batches(texts(text, report, limit)):
+        for code, document in texts(text, report, limit):
             counts = counted.setdefault(code, [0, 0, *[0] * len(vocabularies)])
-            added = [len(batch), size, *(vocabulary.count(batch) for vocabulary in vocabularies)]
-            counted[code] = [total + n for total, n in zip(counts, added)]
+            size = len(document.encode())
+            added = [1, size, *(len(vocabulary.encode(document)) for vocabulary in vocabularies)]
+            counts[:] = map(sum, zip(counts, added))
             step(size)
-    languages = tuple(
-        Language(code, counted[code][0], counted[code][1], tuple(counted[code][2:]))
-        for code in (*LANGUAGES, CODE)
-        if code in counted
-    )
     if not counted.keys() & LANGUAGES.keys():
         raise ValueError("; ".join([f"{text} has no text of a language of the report", *report.lines()]))
+    languages = [
+        Language(code, documents, size, tuple(tokens))
+        for code in (*LANGUAGES, CODE)
+        if code in counted
+        for documents, size, *tokens in [counted[code]]
+    ]
     missing = [code for code in LANGUAGES if code not in counted]
     notes = report.lines() + ([f"no text for {', '.join(missing)}"] if missing else [])
-    return Comparison(tuple(vocabularies), languages, tuple(notes))
-
-
-def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, list[str], int]]:
-    """(language, texts, their bytes), up to about `BATCH` bytes of a language at a time."""
-    waiting: dict[str, list[str]] = {}
-    sizes: Counter[str] = Counter()
-    for code, text in pairs:
-        waiting.setdefault(code, []).append(text)
-        sizes[code] += len(text.encode())
-        if sizes[code] >= BATCH:
-            yield code, waiting.pop(code), sizes.pop(code)
-    for code, batch in waiting.items():
-        yield code, batch, sizes[code]
+    return Comparison(tuple(vocabularies), tuple(languages), tuple(notes))
 
 
 # ---- vocabularies ----
@@ -137,7 +122,7 @@ def open_vocabulary(spec: str) -> Vocabulary:
     if place == "qwen" or path.is_dir():
         tokenizer = load_tokenizer(place)
         kind = f"ours ({type(tokenizer).__name__})"
-        return Vocabulary(name or tokenizer.name, kind, tokenizer.size, tokenizer.encode_batch)
+        return Vocabulary(name or tokenizer.name, kind, tokenizer.size, tokenizer.encode_ordinary)
     if not path.is_file():
         raise ValueError(
             f"no tokenizer {place!r}: wanted 'qwen', or a .tiktoken, sentencepiece, tokenizer.json or GGUF file that "
@@ -163,10 +148,10 @@ def _tiktoken(path: Path) -> tuple[str, int, Encode]:
     data = path.read_bytes()
     ranks = read_ranks(data, str(path))
     if not any(token.isdigit() and len(token) > 1 for token in ranks):
-        return "ranks, split as Qwen does", len(ranks), QwenBPE(data, str(path)).encode_batch
+        return "ranks, split as Qwen does", len(ranks), QwenBPE(data, str(path)).encode_ordinary
     engine = tiktoken.Encoding(path.name, pat_str=gguf.CL100K, mergeable_ranks=ranks, special_tokens={})
     kind = "ranks, split as cl100k does (it has tokens of several digits)"
-    return kind, len(ranks), lambda texts: engine.encode_ordinary_batch(list(texts), num_threads=cores())
+    return kind, len(ranks), engine.encode_ordinary
 
 
 def _sentencepiece(path: Path) -> tuple[str, int, Encode]:
@@ -180,7 +165,7 @@ def _sentencepiece(path: Path) -> tuple[str, int, Encode]:
 
 def _pieces(model: bytes, source: str) -> tuple[int, Encode]:
     engine = sentencepiece.load_engine(model, source)
-    return len(engine), lambda texts: engine.encode(list(texts), num_threads=cores())
+    return len(engine), engine.encode
 
 
 def _tokenizer_json(path: Path) -> tuple[str, int, Encode]:
@@ -202,7 +187,7 @@ def _gguf(path: Path) -> tuple[str, int, Encode]:
 
 def _encode_with(engine) -> Encode:
     """The encoder of a tokenizer of the library tokenizers: only the text, no tokens around it."""
-    return lambda texts: engine.encode_batch_fast(list(texts), add_special_tokens=False)
+    return lambda text: engine.encode(text, add_special_tokens=False).ids
 
 
 # ---- texts by language ----
@@ -218,15 +203,15 @@ def texts(path: str | Path, report: Report, limit: int) -> Iterator[tuple[str, s
       ValueError: no such path, or a file that is not .jsonl.
     """
     path = Path(path)
-    read: dict[str, int] = {}
+    read: Counter[str] = Counter()  # bytes
 
     def upto_limit(code: str, documents: Iterable[str]) -> Iterator[tuple[str, str]]:
         for text in documents:
-            text = unicodedata.normalize("NFC", text)
-            read[code] = read.get(code, 0) + len(text.encode())
-            yield code, text
             if read[code] >= limit:
                 return
+            text = unicodedata.normalize("NFC", text)
+            read[code] += len(text.encode())
+            yield code, text
 
     if path.is_dir():
         for entry in sorted(path.iterdir()):
@@ -234,15 +219,14 @@ def texts(path: str | Path, report: Report, limit: int) -> Iterator[tuple[str, s
             code = CODE if name == CODE else language(name)
             if code is None:
                 report.note("file of another language", entry.name)
-            elif read.get(code, 0) < limit:
+            else:
                 yield from upto_limit(code, _documents(entry, report))
     elif path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
         for code, text in _lines(path, report):
-            if read.get(code, 0) < limit:
-                yield from upto_limit(code, [text])
+            yield from upto_limit(code, [text])
     else:
         raise ValueError(f"no texts at {path}; wanted a folder with a file per language, or a .jsonl or .jsonl.gz file")
-    if CODE not in read:
+    if not read[CODE]:
         yield from upto_limit(CODE, _documents(STDLIB, report))
 
 
@@ -258,7 +242,7 @@ def _documents(source: str | Path, report: Report) -> Iterator[str]:
 def language(code: str) -> str | None:
     """The report's language of a BCP 47 or ISO 639-3 code; None for another language or an unusual script."""
     first, *rest = code.lower().replace("_", "-").split("-")
-    if any(len(part) == 4 and part.isalpha() for part in rest) and "-".join((first, *rest)) not in _SCRIPTS:
+    if any(len(part) == 4 and part.isalpha() and part != "hans" for part in rest):  # a script
         return None
     return first if first in LANGUAGES else _CODES.get(first)
 

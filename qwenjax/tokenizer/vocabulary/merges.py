@@ -9,7 +9,7 @@ corpus is read only once.
 import heapq
 import unicodedata
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from qwenjax.tokenizer.bpe import LONG, PATTERN
@@ -75,10 +75,7 @@ def learn(
     """
     corpus = _Corpus(words, tokens, least)
     learned: list[bytes] = []
-    while most is None or len(learned) < most:
-        pair = corpus.best()
-        if pair is None:
-            break
+    while (most is None or len(learned) < most) and (pair := corpus.best()) is not None:
         learned.append(corpus.merge(pair))
         watch(len(learned))
     return learned
@@ -88,98 +85,61 @@ class _Corpus:
     """The words as chains of tokens, and the positions of each pair of neighbours.
 
     Tokens lie in flat arrays, each linked to its neighbours in the word, so the cost of a merge is the number of the
-    pair's occurrences, however long the words. Pairs are kept in levels by frequency. After the merge that created a
-    pair its frequency only falls, so a pair is checked when its level is reached, and moved down if necessary.
+    pair's occurrences, however long the words. After the merge that created a pair its frequency only falls, so a pair
+    is checked when it comes up in the queue, and put back if necessary.
     """
 
     def __init__(self, words: Mapping[str, int], tokens: list[bytes], least: int):
-        self.tokens = list(tokens)
-        self.known = {token: number for number, token in enumerate(tokens)}
-        self.ids, self.left, self.right = (
-            array("i"),
-            array("i"),
-            array("i"),
-        )  # -1: merged into its neighbour; no neighbour
-        self.weight = array("q")  # frequency of the word, at each of its tokens
-        self.counts: dict[int, int] = {}
-        self.positions: dict[int, array] = {}  # where a pair begins, ascending; outdated ones are skipped
-        self.levels: dict[int, list[int]] = {}  # frequency -> pairs
-        self.queue: list[int] = []  # the frequencies, negative, as a heap
-        self.tied: list[tuple] = []  # the pairs of the highest level, as a heap by the rule for ties
-        self.level = 0
-        self.least = least
-        self._fill(words)
-        for pair in self.counts:
-            self._file(pair)
-
-    def _fill(self, words: Mapping[str, int]) -> None:
-        """Fills the arrays: the words one after another, and their pairs counted by sorting."""
-        import numpy as np
         import tiktoken
 
+        self.tokens = list(tokens)
+        self.known = {token: number for number, token in enumerate(tokens)}
+        self.least = least
+        self.ids = array("i")  # -1: merged into its neighbour
+        self.left, self.right = array("i"), array("i")  # positions of the neighbours; -1: none
+        self.weight = array("q")  # frequency of the word, at each of its tokens
+        self.counts: Counter[int] = Counter()  # frequency of each pair
+        self.positions: defaultdict[int, array] = defaultdict(
+            lambda: array("i")
+        )  # where it begins; outdated are skipped
+        self.queue: list[tuple] = []  # pairs as a heap by the rule of `learn`
         # This pattern matches any text as one piece: the words are already split
         engine = tiktoken.Encoding("words", pat_str=r"[\s\S]+", mergeable_ranks=self.known, special_tokens={})
         for word, count in words.items():
             ids = engine.encode_ordinary(word) if len(word) < LONG else ()  # the engine cannot take a longer one
-            if len(ids) > 1:
-                start, last = len(self.ids), len(ids) - 1
-                self.ids.extend(ids)
-                self.left.extend((-1, *range(start, start + last)))
-                self.right.extend((*range(start + 1, start + last + 1), -1))
-                self.weight.extend([count] * len(ids))
-        if not self.ids:
-            return
-        ids, right, weight = (np.frombuffer(a, a.typecode) for a in (self.ids, self.right, self.weight))
-        positions = np.flatnonzero(right >= 0).astype(right.dtype)
-        pairs = ids[positions].astype(np.int64) << BITS | ids[right[positions]]
-        order = np.argsort(pairs, kind="stable")  # positions of a pair stay ascending
-        pairs, positions = pairs[order], positions[order]
-        edges = np.flatnonzero(np.diff(pairs, prepend=-1))
-        sums = np.add.reduceat(weight[positions], edges)
-        self.counts = dict(zip(pairs[edges].tolist(), sums.tolist()))
-        self.positions = {
-            pair: array("i", part.tobytes()) for pair, part in zip(self.counts, np.split(positions, edges[1:]))
-        }
+            for i, token in enumerate(ids):
+                position = len(self.ids)
+                self.ids.append(token)
+                self.left.append(position - 1 if i else -1)
+                self.right.append(position + 1 if i + 1 < len(ids) else -1)
+                self.weight.append(count)
+                if i:
+                    self._count(ids[i - 1] << BITS | token, count, position - 1)
+        for pair in self.counts:
+            self._push(pair)
 
     def _count(self, pair: int, count: int, position: int) -> None:
-        if pair in self.counts:
-            self.counts[pair] += count
-            self.positions[pair].append(position)
-        else:
-            self.counts[pair] = count
-            self.positions[pair] = array("i", (position,))
+        self.counts[pair] += count
+        self.positions[pair].append(position)
 
-    def _file(self, pair: int) -> None:
-        """Puts a pair into the level of its frequency."""
-        count = self.counts.get(pair, 0)
-        if count < self.least:
-            return
-        if count == self.level:
+    def _push(self, pair: int) -> None:
+        """Puts a pair into the queue, unless it is too rare."""
+        if self.counts[pair] >= self.least:
             joined = self._joined(pair)
             text = joined.decode("utf-8", "replace")
-            heapq.heappush(self.tied, (len(text), len(joined), text, joined, pair))
-        elif count in self.levels:
-            self.levels[count].append(pair)
-        else:
-            self.levels[count] = [pair]
-            heapq.heappush(self.queue, -count)
+            heapq.heappush(self.queue, (-self.counts[pair], len(text), len(joined), text, joined, pair))
 
     def _joined(self, pair: int) -> bytes:
         return self.tokens[pair >> BITS] + self.tokens[pair & MASK]
 
     def best(self) -> int | None:
         """The pair to merge next."""
-        while True:
-            while self.tied:
-                pair = heapq.heappop(self.tied)[-1]
-                if self.counts.get(pair) == self.level:
-                    return pair
-                self._file(pair)
-            if not self.queue:
-                return None
-            self.level = -heapq.heappop(self.queue)
-            for pair in self.levels.pop(self.level):
-                self._file(pair)
+        while self.queue:
+            negative, *_, pair = heapq.heappop(self.queue)
+            if -negative == self.counts[pair]:
+                return pair
+            self._push(pair)
+        return None
 
     def merge(self, pair: int) -> bytes:
         """Joins a pair at all its positions, from left to right; returns the new token."""
@@ -207,9 +167,9 @@ class _Corpus:
                 left[after] = i
             ids[i], ids[j], right[i] = new, -1, after
         del counts[pair]
-        for fresh in sorted(created):
+        for fresh in created:
             # A join that is already a token cannot be learned. This happens only if that token does not join two
             # earlier ones or cannot be reached from its own bytes, as in no published vocabulary.
             if self._joined(fresh) not in self.known:
-                self._file(fresh)
+                self._push(fresh)
         return token

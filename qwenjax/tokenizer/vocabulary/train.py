@@ -39,19 +39,26 @@ def train(
       Usage: options that do not fit together, or a file that exists.
       ValueError: no text, or a size that the text is too small for.
     """
-    out, suffix = Path(out), ".tiktoken" if kind == "bytes" else ".model"
-    if out.suffix != suffix:
-        raise Usage(f"--out={out}: wanted a file that ends in {suffix} for --kind={kind}")
+    out = _new_file(out, ".tiktoken" if kind == "bytes" else ".model", f" for --kind={kind}")
     if base and kind != "bytes":
         raise Usage(f"--continue-from={base} needs --kind=bytes")
-    if out.exists():
-        raise Usage(f"{out} exists; remove it or give another --out")
     texts = _texts(sources, Report() if report is None else report)
     if kind == "bytes":
         return _bytes(texts, out, size, base)
     from qwenjax.tokenizer import sentencepiece
 
     return sentencepiece.train(texts, size, out, kind=kind), []
+
+
+def _new_file(out: str | Path, suffix: str, reason: str = "") -> Path:
+    """The path, if a file with this suffix can be written there."""
+    out = Path(out)
+    if out.suffix != suffix:
+        raise Usage(f"--out={out}: wanted a file that ends in {suffix}{reason}")
+    if out.exists():
+        raise Usage(f"{out} exists; remove it or give another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def _texts(sources: Iterable[str | Source], report: Report) -> Iterator[str]:
@@ -69,12 +76,9 @@ def _bytes(texts: Iterable[str], out: Path, size: int, base: str | None) -> tupl
         start = load_tokenizer(base)
         if not isinstance(start, QwenBPE):
             raise Usage(f"--continue-from={base}: wanted qwen or a .tiktoken file")
-        ranks = [start.decode_bytes([i]) for i in range(start.eot)]
-        initial = merges.without_numbers(ranks)
-        if len(initial) < len(ranks):
-            lines.append(f"{base}: {len(ranks) - len(initial):,} tokens of several digits left out, the order kept")
-        if start.size > start.eot + len(SPECIAL):
-            lines.append(f"{base}: extra tokens after its control tokens left out")
+        initial = merges.without_numbers(start.decode_bytes([i]) for i in range(start.eot))
+        if numbers := start.eot - len(initial):
+            lines.append(f"{base}: {numbers:,} tokens of several digits left out, the order kept")
     wanted = size - len(SPECIAL) - len(initial)
     if wanted < 1:
         raise Usage(
@@ -82,8 +86,6 @@ def _bytes(texts: Iterable[str], out: Path, size: int, base: str | None) -> tupl
             f"wanted at least {size - wanted + 1:,}"
         )
     words = merges.count_words(texts)
-    if not words:
-        raise ValueError("there is no text to train a vocabulary on")
     lines.append(f"{words.total():,} words, {len(words):,} different ones")
     # Frequencies fall like 1/n, and with them the work, so time grows with the logarithm of the number of merges.
     with meter("learning", math.log(wanted + 1)) as step:
@@ -93,7 +95,6 @@ def _bytes(texts: Iterable[str], out: Path, size: int, base: str | None) -> tupl
         raise ValueError(
             f"no vocabulary of {size:,} ids from this text: after {most:,} no pair occurs {MIN_FREQUENCY} times"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(write_ranks({token: rank for rank, token in enumerate(initial + learned)}))
     lines.append(f"{len(initial):,} initial tokens, {wanted:,} learned, {len(SPECIAL)} control tokens")
     return load_tokenizer(out), lines
@@ -112,11 +113,7 @@ def extend(vocab: str, words: str | Path, out: str | Path) -> list[str]:
       Usage: a vocabulary that cannot be extended, a path that does not end in .tiktoken, or a file that exists.
       ValueError: a line that is not a word and a frequency, or no word to add.
     """
-    out = Path(out)
-    if out.suffix != ".tiktoken":
-        raise Usage(f"--out={out}: wanted a file that ends in .tiktoken")
-    if out.exists():
-        raise Usage(f"{out} exists; remove it or give another --out")
+    out = _new_file(out, ".tiktoken")
     tokenizer = load_tokenizer(vocab)
     if not isinstance(tokenizer, QwenBPE):
         raise Usage(f"--vocab={vocab}: only byte-level vocabularies (.tiktoken) can be extended")
@@ -129,14 +126,13 @@ def extend(vocab: str, words: str | Path, out: str | Path) -> list[str]:
     with meter("learning", unit="merge") as step:
         learned = merges.learn(chosen, tokens, watch=lambda n: step(1))
     new = {token: tokenizer.size + i for i, token in enumerate(learned)}
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(write_ranks(extra | new))
-    last = tokenizer.size + len(new) - 1
+    total = tokenizer.size + len(new)
     return [
         *report.lines(),
         *(f"{index}  {token.decode('utf-8', 'replace')!r}" for token, index in new.items()),
-        f"{out}: {len(new):,} new tokens for {len(chosen):,} words, ids {tokenizer.size} … {last}; "
-        f"with them the vocabulary has {last + 1:,} ids",
+        f"{out}: {len(new):,} new tokens for {len(chosen):,} words, ids {tokenizer.size} … {total - 1}; "
+        f"with them the vocabulary has {total:,} ids",
     ]
 
 
