@@ -122,7 +122,7 @@ def test_prompts_that_cannot_be_continued_are_refused(model):
         model.generate("")
     with pytest.raises(ValueError, match=r"prompt 1 has 64 tokens, and the model's window is 64.*ntk=True"):
         model.generate([[5], [5] * 64])
-    assert len(model.generate([[5] * 60], Sample(min_new=99), max_new_tokens=99)[0]) <= 4
+    assert len(model.generate([[5] * 60], Sample(min_new_tokens=99), max_new_tokens=99)[0]) <= 4
     with pytest.raises(ValueError, match="id 600 is not in the vocabulary"):
         model.generate([[600]])
 
@@ -130,7 +130,7 @@ def test_prompts_that_cannot_be_continued_are_refused(model):
 def test_with_ntk_the_window_is_open(folder):
     extended = qwenjax.load(folder, ntk=True, logn=True)
     assert extended.window is None
-    assert len(extended.generate([[5] * 70], Sample(min_new=4), 4)[0]) == 4
+    assert len(extended.generate([[5] * 70], Sample(min_new_tokens=4), 4)[0]) == 4
 
 
 def test_a_mesh_changes_where_and_not_what(folder, model):

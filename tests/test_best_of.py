@@ -121,7 +121,9 @@ def test_what_cannot_be_chosen_among_is_refused(model, judge):
         BestOf(judge, 4).check(model, Greedy())
     BestOf(judge, 1).check(model, Greedy())
     other = replace(judge, tokenizer=SimpleNamespace(name="spm-9", fingerprint="0" * 64))
-    with pytest.raises(ValueError, match=r"the reward model was made with spm-9 \(fingerprint 000000000000\), not with spm-480"):
+    with pytest.raises(
+        ValueError, match=r"the reward model was made with spm-9 \(fingerprint 000000000000\), not with spm-480"
+    ):
         BestOf(other, 4).check(model, Sample())
     short = replace(judge, config=replace(judge.config, context=8))
     with pytest.raises(ValueError, match="the reward model's context is 8: give it shorter texts"):

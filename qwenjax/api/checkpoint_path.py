@@ -25,8 +25,8 @@ from qwenjax.config import Experiment, ModelConfig, overrides
 from qwenjax.interop import HubCheckpoint, peft
 from qwenjax.interop.gguf.tensors import open_gguf
 from qwenjax.interop.huggingface.directory import open_directory
+from qwenjax.tokenizer import FILES, Tokenizer, load_tokenizer
 from qwenjax.tokenizer.gguf import tokenizer_of
-from qwenjax.tokenizer.load import FILES, Tokenizer, load_tokenizer
 
 # What of a ModelConfig decides which parameters there are, and of which shape
 SHAPE = (

@@ -49,7 +49,7 @@ class GenerationDefaults:
 
     @classmethod
     def _of_files(cls, files: Mapping[str, Any]) -> "GenerationDefaults":
-        """Those of the files that interop found beside the tensors."""
+        """Those of the files of a checkpoint of other programs."""
         if head := files.get("gguf"):
             eos = (head.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
             template = head.get("tokenizer.chat_template") or ""
@@ -85,7 +85,7 @@ class GenerationDefaults:
         return self.sampling.get("max_new_tokens", 512)
 
     def generation_config(self, tokenizer: Tokenizer | None, layout: str, config: ModelConfig) -> dict[str, Any] | None:
-        """generation_config.json for a written model: a run samples as the releases do, others as their files said."""
+        """generation_config.json for a written model: a run samples as the releases do, others as their files say."""
         if tokenizer is None:
             return None
         values = generation_config(tokenizer, layout, config, self.chat)

@@ -4,17 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from qwenjax import api
 from qwenjax.api.checkpoint_path import CheckpointPath
 from qwenjax.api.generation_defaults import GenerationDefaults
+from qwenjax.api.model import Model
 from qwenjax.common import progress
-from qwenjax.interop.gguf import vocabulary
-from qwenjax.interop.gguf.write import write_gguf
+from qwenjax.config import Compute
+from qwenjax.interop.gguf.write import vocabulary, write_gguf
 from qwenjax.interop.huggingface.directory import CONFIG
-from qwenjax.interop.huggingface.save import as_tensors, save_params, saved_bytes
+from qwenjax.interop.huggingface.save import as_tensors
 from qwenjax.interop.huggingface.tokenizer import CHAT_TEMPLATE, write_tokenizer
 from qwenjax.interop.peft import Adapter, save_adapter
-from qwenjax.tokenizer.gguf import metadata
-from qwenjax.tokenizer.hub import HubTokenizer
 
 
 def directory(source: CheckpointPath, params: dict, out: Path, layout: str, dtype: str) -> tuple[Path, list[str]]:
@@ -23,19 +23,9 @@ def directory(source: CheckpointPath, params: dict, out: Path, layout: str, dtyp
     Raises:
       ValueError: see `interop.huggingface.save.save_params`.
     """
-    defaults, tokenizer = GenerationDefaults.of(source), source.tokenizer()
-    with progress.meter(f"writing {out.name}", saved_bytes(source.config, layout, dtype), "B") as step:
-        notes = save_params(
-            source.config,
-            params,
-            out,
-            layout,
-            dtype=dtype,
-            tokenizer=tokenizer,
-            chat=defaults.chat,
-            generation=defaults.generation_config(tokenizer, layout, source.config),
-            progress=step,
-        )
+    tokenizer = source.tokenizer()
+    model = Model(source.config, params, tokenizer, Compute(), None, GenerationDefaults.of(source))
+    notes = api.save(model, out, layout, dtype)
     return out, notes + (["no tokenizer found, so none was written"] if tokenizer is None else [])
 
 
@@ -46,10 +36,10 @@ def gguf(source: CheckpointPath, params: dict, out: Path, kind: str) -> tuple[Pa
       ValueError: no tokenizer; or see `interop.gguf.write.write_gguf`.
     """
     name, file = source.name, out if out.suffix == ".gguf" else out / f"{source.name}-{kind}.gguf"
-    facts = _vocabulary(source)
+    words = _vocabulary(source)
     with progress.meter(f"writing {file.name}", source.config.params, "") as step:
         tensors = as_tensors(source.config, params, "qwen2")
-        return file, write_gguf(file, source.config, tensors, facts, kind, name, step)
+        return file, write_gguf(file, source.config, tensors, words, kind, name, step)
 
 
 def adapters(source: CheckpointPath, adapter: Adapter, out: Path) -> list[str]:
@@ -86,6 +76,4 @@ def _vocabulary(source: CheckpointPath) -> dict[str, Any]:
     if tokenizer is None:
         raise ValueError(f"{source.path}: no tokenizer found, and a gguf needs one; put tokenizer.json into the folder")
     template = CHAT_TEMPLATE if GenerationDefaults.of(source).chat else ""
-    if isinstance(tokenizer, HubTokenizer):
-        return metadata(tokenizer, source.config.vocab, template)
-    return vocabulary.vocabulary(tokenizer, source.config.vocab, template)
+    return vocabulary(tokenizer, source.config.vocab, template)

@@ -1,4 +1,4 @@
-"""GPTQ checkpoints: packed Int4 and Int8 weights become float ones when they are read (spec §3.3, §14.1).
+"""GPTQ checkpoints: packed Int4 and Int8 weights become float when they are read (docs/report.md, GPTQ).
 
 A linear layer X with weight [out, in] is stored as
 
@@ -6,7 +6,7 @@ A linear layer X with weight [out, in] is stored as
   X.qzeros   int32 [groups, out * bits / 32]: zero points, those of consecutive outputs in one word
   X.scales   float [groups, out]
   X.g_idx    int32 [in]: the group of each input; in order (i // group_size), or any (desc_act)
-  X.bias     [out], also where the float model has none
+  X.bias     [out], even if the float model has none
 
 and weight[o, i] = scales[g, o] * (integer[i, o] - zero[g, o]) with g = g_idx[i]. The original format stores zero - 1.
 """
@@ -20,7 +20,7 @@ from qwenjax.interop import Tensor
 BITS = (2, 4, 8)  # 3 is packed across words
 FORMATS = ("gptq", "gptq_v2")  # of `checkpoint_format`; v2 stores zero points as they are
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-ROWS = 256  # outputs dequantised at a time, so that work space stays small
+ROWS = 256  # outputs dequantised at a time, to bound memory
 
 
 class Packing(NamedTuple):
@@ -36,7 +36,7 @@ def packing(config: dict[str, Any], source: str = "the configuration") -> Packin
     """The packing that a quantize_config.json, a config.json or its `quantization_config` describes.
 
     Raises:
-      ValueError: another method than GPTQ, or a packing of it that is not read, naming the field and `source`.
+      ValueError: another method than GPTQ, or an unsupported packing; with the field and `source`.
     """
     config = config.get("quantization_config", config)
     method, form = config.get("quant_method", "gptq"), config.get("checkpoint_format", "gptq")
@@ -58,36 +58,36 @@ def dequantised(
 ) -> dict[str, Tensor]:
     """The same checkpoint with a float32 X.weight [out, in] in place of X.qweight, X.qzeros, X.scales and X.g_idx.
 
-    float32 holds every product of a float16 scale and an integer exactly. Other tensors stay as they are, the biases
-    that the format gives to every layer among them: the loader drops those that are zero and have no place.
+    float32 holds every product of a float16 scale and an integer exactly. Other tensors stay unchanged, also the biases
+    that GPTQ gives to every layer: the loader drops those that are zero and that the model does not have.
 
     Args:
       config: see `packing`.
     Raises:
-      ValueError: a part that is missing or of the wrong shape or type, naming it; when weights are read, groups that
-        do not exist.
+      ValueError: a part that is missing or of the wrong shape or type, by name; when weights are read, groups that do
+        not exist.
     """
-    how = packing(config, source)
+    packed = packing(config, source)
     out = {}
     for name in tensors:
         stem, _, part = name.rpartition(".")
         if part == "qweight":
-            out[f"{stem}.weight"] = _weight(tensors, stem, how)
+            out[f"{stem}.weight"] = _weight(tensors, stem, packed)
         elif part not in PARTS or f"{stem}.qweight" not in tensors:
             out[name] = tensors[name]
     return out
 
 
-def _weight(tensors: dict[str, Tensor], stem: str, how: Packing) -> Tensor:
-    """A linear layer's weight, its parts checked by their descriptors."""
+def _weight(tensors: dict[str, Tensor], stem: str, packed: Packing) -> Tensor:
+    """The weight of a linear layer, after a check of its parts' shapes and dtypes."""
     if f"{stem}.weight" in tensors:
         raise ValueError(f"the checkpoint has both {stem}.weight and {stem}.qweight")
-    per_word = 32 // how.bits
+    per_word = 32 // packed.bits
     qweight = tensors[f"{stem}.qweight"]
     if len(qweight.shape) != 2:
         raise ValueError(f"{stem}.qweight has shape {qweight.shape}; wanted two dimensions")
     inputs, outputs = qweight.shape[0] * per_word, qweight.shape[1]
-    groups = 1 if how.group_size == -1 else -(-inputs // how.group_size)
+    groups = 1 if packed.group_size == -1 else -(-inputs // packed.group_size)
     shapes = {
         "qweight": qweight.shape,
         "qzeros": (groups, -(-outputs // per_word)),
@@ -97,23 +97,23 @@ def _weight(tensors: dict[str, Tensor], stem: str, how: Packing) -> Tensor:
     for part, shape in shapes.items():
         name = f"{stem}.{part}"
         if name not in tensors:
-            if part == "g_idx" and how.ordered:
+            if part == "g_idx" and packed.ordered:
                 continue
             raise ValueError(f"{stem} is packed, but {name} is missing")
         got = tensors[name]
-        is_float = got.dtype.kind in "fV"  # V is bfloat16's
+        is_float = got.dtype.kind in "fV"  # numpy's kind of bfloat16 is V
         if got.shape != shape or (not is_float if part == "scales" else got.dtype != np.int32):
             raise ValueError(
-                f"{name} is {got.dtype} {list(got.shape)}; {how.bits} bits in groups of {how.group_size} want "
+                f"{name} is {got.dtype} {list(got.shape)}; {packed.bits} bits in groups of {packed.group_size} want "
                 f"{'float' if part == 'scales' else 'int32'} {list(shape)}"
             )
 
     def read() -> np.ndarray:
-        integers = _unpack(tensors[f"{stem}.qweight"].read().T, how.bits)
-        zeros = _unpack(tensors[f"{stem}.qzeros"].read(), how.bits)[:, :outputs].T
-        zeros = ((zeros + how.offset) & (2**how.bits - 1)).astype(np.float32)
+        integers = _unpack(tensors[f"{stem}.qweight"].read().T, packed.bits)
+        zeros = _unpack(tensors[f"{stem}.qzeros"].read(), packed.bits)[:, :outputs].T
+        zeros = ((zeros + packed.offset) & (2**packed.bits - 1)).astype(np.float32)
         scales = tensors[f"{stem}.scales"].read().T.astype(np.float32)
-        group = _groups(tensors, stem, how, inputs, groups)
+        group = _groups(tensors, stem, packed, inputs, groups)
         weight = np.empty((outputs, inputs), np.float32)
         for i in range(0, outputs, ROWS):
             rows = slice(i, i + ROWS)
@@ -131,13 +131,13 @@ def _unpack(words: np.ndarray, bits: int) -> np.ndarray:
     return (octets[..., None] >> shifts & (2**bits - 1)).reshape(len(words), -1)
 
 
-def _groups(tensors: dict[str, Tensor], stem: str, how: Packing, inputs: int, groups: int) -> np.ndarray:
-    """[in] the group of each input."""
-    in_order = np.arange(inputs) // (how.group_size if groups > 1 else inputs)
+def _groups(tensors: dict[str, Tensor], stem: str, packed: Packing, inputs: int, groups: int) -> np.ndarray:
+    """The group of each input: [in]."""
+    in_order = np.arange(inputs) // (packed.group_size if groups > 1 else inputs)
     if f"{stem}.g_idx" not in tensors:
         return in_order
     group = tensors[f"{stem}.g_idx"].read()
-    if how.ordered and not group.any():  # some writers leave it empty where the order says all
+    if packed.ordered and not group.any():  # some writers leave it zero if groups are in order
         return in_order
     if group.min() < 0 or group.max() >= groups:
         raise ValueError(f"{stem}.g_idx names groups {group.min()} to {group.max()}; there are 0 to {groups - 1}")

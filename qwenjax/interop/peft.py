@@ -1,9 +1,9 @@
 """Low-rank adapters in the files of the PEFT library: adapter_config.json and adapter_model.safetensors.
 
-The names are those of `layout.py` behind `base_model.model.`: a projection has `lora_A.weight` [r, in] and
-`lora_B.weight` [out, r], and what was trained in full has its own name. In the Qwen-v1 layout q, k and v are rows of
-one c_attn: their adapters become one of the summed rank, with B block by block. Others' c_attn adapters have one A for
-all three; it is copied.
+The names are those of `layout.py` after `base_model.model.`: a projection has `lora_A.weight` [r, in] and
+`lora_B.weight` [out, r], and embeddings trained in full have their own names. In the Qwen-v1 layout q, k and v are rows
+of one c_attn: their adapters become one of the summed rank, in which B has a block for each. c_attn adapters of other
+programs have one A for all three; it is copied.
 """
 
 import os
@@ -23,19 +23,20 @@ from qwenjax.config import PROJECTIONS, Lora, ModelConfig
 from qwenjax.interop import Tensor
 from qwenjax.interop.huggingface.directory import read_pickle, read_safetensors
 from qwenjax.interop.huggingface.layout import Table, TensorPart
+from qwenjax.interop.huggingface.load import few
 from qwenjax.interop.huggingface.save import MADE_BY
 from qwenjax.model import transformer
 from qwenjax.model.lora import TARGETS, init
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-# In the header of a file of ours: which of q, k, v have a block of the c_attn adapters, and `lora.base_dtype`.
-BLOCKS, HELD = "qwenjax_blocks", "qwenjax_base"
+# In the header of files of qwenjax: which of q, k, v have a block of the c_attn adapters, and `lora.base_dtype`
+BLOCKS, BASE_DTYPE = "qwenjax_blocks", "qwenjax_base"
 PREFIX = "base_model.model."
 FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 HEAD = "lm_head.weight"
 
-# Fields that say nothing about what an adapter computes, beside those that are read. Any other that is set is refused:
-# PEFT grows new ones.
+# Fields that do not change what an adapter computes. Others are refused if they are set and not in READ, because PEFT
+# may add fields that do.
 HARMLESS = {
     "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "target_modules", "exclude_modules",
     "layers_to_transform", "layers_pattern", "modules_to_save", "megatron_core", "runtime_config", "qalora_group_size",
@@ -43,15 +44,16 @@ HARMLESS = {
 }  # fmt: skip
 READ = {"peft_type", "base_model_name_or_path", "bias", "init_lora_weights", "ensure_weight_tying"}
 READ |= {"r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"}
-PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")  # the others change the base model's weights
+# Other initialisations change weights of the base model
+PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class Adapter(NamedTuple):
-    """An adapter and how it is to be read."""
+    """Adapters and their configuration."""
 
-    trained: dict  # {"lora": …, "params": what was trained in full}, as `model.lora.variables` takes it; numpy, float32
-    lora: Lora  # base: 'float32', the model as it is, if its writer was another program
-    base: str  # the model that it was trained on, as its writer called it; may be ''
+    trained: dict  # {"lora": …, "params": embeddings trained in full}, for `model.lora.variables`; numpy, float32
+    lora: Lora  # base_dtype is 'float32' if another program wrote the file
+    base: str  # path or name of the base model in the file; may be ''
 
 
 def save_adapter(
@@ -61,14 +63,14 @@ def save_adapter(
 
     Args:
       trained: {"lora": adapters, "params": {"embed" or "head": …}}, as in training.
-      base: path or name of the model beneath, for adapter_config.json.
-      layout: of that model: 'qwen' or 'qwen2'.
+      base: path or name of the base model, for adapter_config.json.
+      layout: of the base model: 'qwen' or 'qwen2'.
     Raises:
       ValueError: adapters of another rank or model, arrays that are spread over processes, a model that the layout
-        cannot hold, or a directory with an adapter in it that we have not written.
+        does not have, or a directory with an adapter that qwenjax has not written.
     """
     folder, table = Path(directory), Table(cfg, layout)
-    _check_place(folder)
+    _check_writable(folder)
     _check_trained(trained, lora, cfg)
     adapters = {name: pair for module in trained["lora"]["blocks"].values() for name, pair in module.items()}
     adapters = {name: {x: np.asarray(pair[x], np.float32) for x in "ab"} for name, pair in adapters.items()}
@@ -80,7 +82,7 @@ def save_adapter(
             modules[".".join(module.split(".")[-2:])] = len(held)
             a, b = _joined(held, table.shape(name)[0], adapters)
             tensors[f"{PREFIX}{module}.lora_A.weight"], tensors[f"{PREFIX}{module}.lora_B.weight"] = a, b
-    whole = _whole(trained.get("params", {}), table)
+    embeddings = _embeddings(trained.get("params", {}), table)
     several = {module: n for module, n in modules.items() if n > 1}
     values = {
         "peft_type": "LORA",
@@ -91,36 +93,30 @@ def save_adapter(
         "lora_dropout": lora.dropout,
         "bias": "none",
         "target_modules": _short(list(modules)),
-        "modules_to_save": [name.split(".")[-2] for name in whole] or None,
+        "modules_to_save": [name.split(".")[-2] for name in embeddings] or None,
         "rank_pattern": {module: n * lora.rank for module, n in several.items()},
         "alpha_pattern": {module: _number(n * lora.alpha) for module, n in several.items()},
         "inference_mode": True,
     }
-    header = {**MADE_BY, BLOCKS: " ".join(name for name in "qkv" if name in adapters), HELD: lora.base_dtype}
+    header = {**MADE_BY, BLOCKS: " ".join(name for name in "qkv" if name in adapters), BASE_DTYPE: lora.base_dtype}
     folder.mkdir(parents=True, exist_ok=True)
-    made = {
-        folder / WEIGHTS: folder / f".{WEIGHTS}.{os.getpid()}",
-        folder / CONFIG: folder / f".{CONFIG}.{os.getpid()}",
-    }
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
     try:
-        save_file({**tensors, **{PREFIX + name: x for name, x in whole.items()}}, made[folder / WEIGHTS], header)
-        write_json(made[folder / CONFIG], values)
-        for path, new in made.items():
-            new.replace(path)
+        save_file({**tensors, **{PREFIX + name: x for name, x in embeddings.items()}}, temporary, header)
+        temporary.replace(folder / WEIGHTS)
+        write_json(folder / CONFIG, values)
     finally:
-        for new in made.values():
-            new.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
     """The adapter in a directory, of either layout and for any of the projections of `cfg`.
 
-    We have one rank and one scale for all adapters: smaller ranks are filled up with zeros, and another scale goes into
-    B; a layer without an adapter has one of zeros.
+    Ours have one rank and one scale: smaller ranks are filled up with zeros, another scale is multiplied into B, and
+    layers without an adapter get zeros.
 
     Raises:
-      ValueError: no adapter, one of another kind than LoRA with its plain product, or tensors that do not fit the
-        model; by name.
+      ValueError: no adapter, another kind than plain LoRA, or tensors that do not fit the model, by name.
     """
     folder = Path(directory)
     if not (folder / CONFIG).is_file():
@@ -129,14 +125,14 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
     _check_kind(values, folder / CONFIG)
     tensors, header = _open(folder)
     factors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # module -> A and B
-    rest = {}
+    others = {}
     for name, tensor in tensors.items():
         if match := FACTOR.fullmatch(name):
             factors[match[1]][match[2]] = tensor
         else:
-            rest[name.removeprefix(PREFIX)] = tensor
-    table = Table(cfg, "qwen" if any(name.startswith("transformer.") for name in (*factors, *rest)) else "qwen2")
-    params = _read_whole(rest, table, values, folder)
+            others[name.removeprefix(PREFIX)] = tensor
+    table = Table(cfg, "qwen" if any(name.startswith("transformer.") for name in (*factors, *others)) else "qwen2")
+    params = _read_embeddings(others, table, values, folder)
     _check_fit(factors, table, values, folder)
     pieces: dict[str, dict[int, tuple]] = defaultdict(dict)  # our name -> layer -> a, b, scale
     for module, pair in factors.items():
@@ -154,7 +150,7 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
         dropout=float(values.get("lora_dropout", 0.0)),
         targets=tuple(name for name in PROJECTIONS if name in pieces),
         modules_to_save=tuple(params),
-        base_dtype=header.get(HELD, "float32"),
+        base_dtype=header.get(BASE_DTYPE, "float32"),
     )
     adapters: dict = {}
     for name in lora.targets:
@@ -164,8 +160,8 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
 
 
 def _name(part: TensorPart) -> str:
-    """q, k, … of a projection; anything else of other parameters."""
-    return part.row.ours.split("/")[-1]
+    """The last part of the parameter's path: q, k, … for projections."""
+    return part.entry.ours.split("/")[-1]
 
 
 def _joined(parts: list[TensorPart], rows: int, adapters: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +177,7 @@ def _joined(parts: list[TensorPart], rows: int, adapters: dict) -> tuple[np.ndar
 
 
 def _apart(parts: list[TensorPart], a: np.ndarray, b: np.ndarray, blocks: list[str]) -> list[tuple]:
-    """(part, (A, its rows of B)) for each projection that a module holds; the inverse of `_joined`."""
+    """(part, (A, its rows of B)) for each projection of a module; the inverse of `_joined`."""
     held = [part for part in parts if _name(part) in blocks] if len(parts) > 1 else []
     rank = len(a) // len(held) if held else 0
     out, left = [], b.copy()
@@ -189,20 +185,20 @@ def _apart(parts: list[TensorPart], a: np.ndarray, b: np.ndarray, blocks: list[s
         columns = slice(i * rank, (i + 1) * rank)
         out.append((part, (a[columns], b[part.start : part.stop, columns])))
         left[part.start : part.stop, columns] = 0
-    if held and not left.any():  # as we wrote it, and nobody has trained it since
+    if held and not left.any():  # as `save_adapter` wrote it, and not trained since
         return out
     return [(part, (a, b[part.start : part.stop])) for part in parts]
 
 
 def _to_ours(part: TensorPart, table: Table, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A [*in, r] and B [r, *out] from [r, in] and [out, r]."""
-    target, sizes = TARGETS[_name(part)], table.ours_shape(part.row)
+    target, sizes = TARGETS[_name(part)], table.ours_shape(part.entry)
     a = a.T.reshape(*(sizes[i] for i in target.inputs), -1)
     return a, b.T.reshape(-1, *(sizes[i] for i in target.outputs))
 
 
 def _stack(layers: dict[int, tuple], count: int, rank: int, scale: float) -> dict[str, np.ndarray]:
-    """All layers of one projection, with zeros where there is less."""
+    """All layers of one projection, filled up with zeros."""
     a0, b0, _ = next(iter(layers.values()))
     a = np.zeros((count, *a0.shape[:-1], rank), np.float32)
     b = np.zeros((count, rank, *b0.shape[1:]), np.float32)
@@ -212,64 +208,64 @@ def _stack(layers: dict[int, tuple], count: int, rank: int, scale: float) -> dic
     return {"a": a, "b": b}
 
 
-def _whole(params: dict, table: Table) -> dict[str, np.ndarray]:
-    """Embeddings that were trained in full, by their names. A tied one is stored twice: PEFT unties what it saves."""
-    rows = {row.ours: row for row in table.rows}
+def _embeddings(params: dict, table: Table) -> dict[str, np.ndarray]:
+    """Embeddings that were trained in full, by their names. A tied one is stored twice, because PEFT unties it."""
+    names = {entry.ours: entry.theirs for entry in table.entries}
     out = {}
     for name, x in params.items():
         x = np.asarray(x, np.float32)
-        out[rows[name].theirs] = np.ascontiguousarray(x.T if name == "head" else x)
-    if "embed" in params and "head" not in rows:
-        out[HEAD] = out[rows["embed"].theirs].copy()
+        out[names[name]] = np.ascontiguousarray(x.T if name == "head" else x)
+    if "embed" in params and "head" not in names:
+        out[HEAD] = out[names["embed"]].copy()
     return out
 
 
-def _read_whole(rest: dict[str, Tensor], table: Table, values: dict, folder: Path) -> dict[str, np.ndarray]:
-    """The inverse of `_whole`, or ValueError for tensors that are neither adapters nor embeddings of the model."""
-    rows = {row.ours: row.theirs for row in table.rows if row.ours in ("embed", "head")}
-    embed, tied = rows["embed"], "head" not in rows
-    if unknown := [name for name in rest if name not in (embed, HEAD)]:
-        raise ValueError(
-            f"{folder}: {_few(unknown)} cannot be read; low-rank adapters of projections, {embed} and {HEAD} can"
-        )
-    for name, tensor in rest.items():
+def _read_embeddings(tensors: dict[str, Tensor], table: Table, values: dict, folder: Path) -> dict[str, np.ndarray]:
+    """The inverse of `_embeddings`. Raises ValueError for tensors that are neither adapters nor embeddings."""
+    names = {entry.ours: entry.theirs for entry in table.entries if entry.ours in ("embed", "head")}
+    embed, tied = names["embed"], "head" not in names
+    if unknown := [name for name in tensors if name not in (embed, HEAD)]:
+        raise ValueError(f"{folder}: {few(unknown)} is not supported; adapters of projections, {embed} and {HEAD} are")
+    for name, tensor in tensors.items():
         if tuple(tensor.shape) != table.shape(embed):
             raise ValueError(f"{folder}: {name} is {list(tensor.shape)}, in the model {list(table.shape(embed))}")
-    arrays = {name: tensor.read().astype(np.float32) for name, tensor in rest.items()}
+    arrays = {name: tensor.read().astype(np.float32) for name, tensor in tensors.items()}
     if tied and arrays:
-        alike = np.array_equal(*arrays.values()) if len(arrays) == 2 else values.get("ensure_weight_tying")
-        if not alike:
-            raise ValueError(f"{folder}: the model's input and output embeddings are one, and only one was trained")
+        equal = np.array_equal(*arrays.values()) if len(arrays) == 2 else values.get("ensure_weight_tying")
+        if not equal:
+            raise ValueError(f"{folder}: the model ties its embeddings, and only one of the two was trained")
         return {"embed": next(iter(arrays.values()))}
     return {
-        name: arrays[rows[name]].T if name == "head" else arrays[rows[name]] for name in rows if rows[name] in arrays
+        name: arrays[theirs].T if name == "head" else arrays[theirs]
+        for name, theirs in names.items()
+        if theirs in arrays
     }
 
 
 def _check_kind(values: dict[str, Any], path: Path) -> None:
-    """Refuses what is no plain LoRA."""
+    """Raises ValueError for anything but plain LoRA."""
     if values.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type={values.get('peft_type')!r} is not read; LORA is")
     for key in ("r", "lora_alpha"):
         if not isinstance(values.get(key), int | float) or values[key] <= 0:
             raise ValueError(f"{path}: {key}={values.get(key)!r}; wanted a positive number")
     if values.get("bias", "none") != "none":
-        raise ValueError(f"{path}: bias={values['bias']!r} is not read: biases were trained beside the adapters; merge "
+        raise ValueError(f"{path}: bias={values['bias']!r} is not supported: biases were trained as well; merge "
                          "the adapter with PEFT (merge_and_unload) and open the result")  # fmt: skip
     if values.get("init_lora_weights") not in PLAIN_INITS:
         raise ValueError(f"{path}: init_lora_weights={values['init_lora_weights']!r} changed the base model's weights; "
                          "save it in PEFT with path_initial_model_for_weight_conversion")  # fmt: skip
     if odd := sorted(key for key, value in values.items() if value and key not in HARMLESS | READ):
-        told = ", ".join(f"{key}={values[key]!r}" for key in odd)
-        raise ValueError(f"{path}: {told} is not read, only the plain product alpha/r · B A is; merge the adapter with "
+        listed = ", ".join(f"{key}={values[key]!r}" for key in odd)
+        raise ValueError(f"{path}: {listed} is not supported, only plain alpha/r · B A is; merge the adapter with "
                          "PEFT (merge_and_unload) and open the result")  # fmt: skip
 
 
 def _check_fit(factors: dict[str, dict[str, Tensor]], table: Table, values: dict, folder: Path) -> None:
-    """Whether every adapter is whole, of a projection of the model, and of its shape."""
+    """Raises ValueError unless every adapter is complete, of a projection of the model, and of its shape."""
     parts = {module: table.parts.get(f"{module}.weight", []) for module in factors}
     if unknown := [module for module in factors if not parts[module] or _name(parts[module][0]) not in TARGETS]:
-        raise ValueError(f"{folder}: {_few(unknown)} has an adapter and is no projection of this model")
+        raise ValueError(f"{folder}: {few(unknown)} has an adapter but is no projection of this model")
     wrong = []
     for module, pair in factors.items():
         rank, (rows, columns) = _pattern(values, "r", module), table.shape(f"{module}.weight")
@@ -279,19 +275,19 @@ def _check_fit(factors: dict[str, dict[str, Tensor]], table: Table, values: dict
             if tuple(pair[factor].shape) != shape:
                 wrong.append(f"{module}.lora_{factor} {list(pair[factor].shape)} instead of {list(shape)}")
     if wrong:
-        raise ValueError(f"{folder}: not of the shapes that the model and {CONFIG} say: {_few(wrong)}")
+        raise ValueError(f"{folder}: shapes do not match the model and {CONFIG}: {few(wrong)}")
 
 
 def _pattern(values: dict, key: str, module: str) -> float:
-    """`r` or `lora_alpha` of a module: that of the first pattern its name ends in, else the common one."""
+    """`r` or `lora_alpha` of a module: of the first pattern that its name ends in, else the common value."""
     for pattern, value in (values.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]) or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             return value
     return values[key]
 
 
-def _check_place(folder: Path) -> None:
-    """Raises ValueError if another program's adapter, or a file, is in the way."""
+def _check_writable(folder: Path) -> None:
+    """Raises ValueError if there is a file, or an adapter of another program."""
     ours = not folder.is_file()
     if (folder / WEIGHTS).exists():
         try:
@@ -300,11 +296,11 @@ def _check_place(folder: Path) -> None:
         except (SafetensorError, OSError):
             ours = False
     if not ours:
-        raise ValueError(f"{folder} is there and was not written by qwenjax: give another directory")
+        raise ValueError(f"{folder} exists and was not written by qwenjax: give another directory")
 
 
 def _check_trained(trained: dict, lora: Lora, cfg: ModelConfig) -> None:
-    """Whether adapters and embeddings are those of the model and of `lora`."""
+    """Raises ValueError unless adapters and embeddings are those of the model and of `lora`."""
     model = nn.unbox(jax.eval_shape(lambda: transformer.init_params(cfg, jax.random.key(0))))
     wanted = {"lora": nn.unbox(jax.eval_shape(lambda: init(cfg, lora, jax.random.key(0))))}
     wanted["params"] = {name: model[name] for name in trained.get("params", {}) if name in ("embed", "head")}
@@ -313,14 +309,14 @@ def _check_trained(trained: dict, lora: Lora, cfg: ModelConfig) -> None:
         for tree in (trained, wanted)
     ]
     if odd := sorted({key for key, _ in shapes[0].items() ^ shapes[1].items()}):
-        told = "; ".join(f"{key} {shapes[0].get(key)}, wanted {shapes[1].get(key)}" for key in odd[:3])
-        raise ValueError(f"what was trained is not of this model and lora: {told}")
+        listed = "; ".join(f"{key} {shapes[0].get(key)}, wanted {shapes[1].get(key)}" for key in odd[:3])
+        raise ValueError(f"the trained parameters do not match the model and lora: {listed}")
     if not all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(trained)):
         raise ValueError("adapters are spread over several processes: restore them in one process to write them")
 
 
 def _open(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, and what the file's header says."""
+    """The tensors, and the header of the file."""
     if (folder / WEIGHTS).is_file():
         tensors = read_safetensors(folder / WEIGHTS)
         with safe_open(folder / WEIGHTS, framework="numpy") as file:
@@ -331,7 +327,7 @@ def _open(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _short(modules: list[str]) -> list[str]:
-    """Names as PEFT's users write them. c_proj is in attention and in the MLP; if only one is meant, it says which."""
+    """Names as PEFT's users write them. c_proj is in attention and MLP; if only one is meant, the name is longer."""
     both = sum(module.endswith(".c_proj") for module in modules) == 2
     long = {module for module in modules if module.endswith(".c_proj") and not both}
     return list(dict.fromkeys(module if module in long else module.split(".")[-1] for module in modules))
@@ -339,7 +335,3 @@ def _short(modules: list[str]) -> list[str]:
 
 def _number(x: float) -> float | int:
     return int(x) if x == int(x) else x
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -12,7 +12,7 @@ from paths import GOLDENS
 from qwenjax.config import QWEN_7B, ModelConfig, RopeScaling
 from qwenjax.interop.huggingface.config import read_config, write_config
 
-# The fields of the releases that say something about the model (spec §3.1, §3.3).
+# The fields of the releases that say something about the model (docs/report.md, Sizes and Checkpoint layout).
 QWEN = {
     "model_type": "qwen", "hidden_size": 4096, "intermediate_size": 22016, "num_attention_heads": 32,
     "num_hidden_layers": 32, "kv_channels": 128, "vocab_size": 151936, "seq_length": 8192, "layer_norm_epsilon": 1e-6,
@@ -50,7 +50,7 @@ def test_qwen_of_august_2023():
 
 
 def test_the_base_of_the_rotary_embedding_under_its_other_name():
-    """The 72B carries rope_theta as well (spec §3.3)."""
+    """config.json of the 72B carries rope_theta as well."""
     values = {**QWEN, "rope_theta": 1e6}
     del values["rotary_emb_base"]
     assert read_config(values)[0].rope_base == 1e6
@@ -169,7 +169,7 @@ def test_what_cannot_be_is_refused(change, said):
         ({"rotary_pct": 0.25}, "rotary_pct=0.25"),
         ({"no_bias": False}, "no_bias=False"),
         ({"intermediate_size": 22017}, "intermediate_size=22017 is odd"),
-        ({"visual": {"layers": 48}}, "pictures"),
+        ({"visual": {"layers": 48}}, "vision models"),
     ],
 )
 def test_what_the_first_qwen_never_was_is_refused(change, said):

@@ -162,23 +162,27 @@ def test_metadata_become_the_config(facts, wanted, tmp_path):
 @pytest.mark.parametrize(
     ("facts", "tensors", "message"),
     [
-        ({"expert_count": 8}, {}, r"llama\.expert_count=8 is something that our model does not have"),
-        ({"rope.scaling.yarn_attn_factor": 1.5}, {}, "yarn_attn_factor=1.5 is something"),
+        ({"expert_count": 8}, {}, r"llama\.expert_count=8 is not supported"),
+        ({"rope.scaling.yarn_attn_factor": 1.5}, {}, "yarn_attn_factor=1.5 is not supported"),
         (
             {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0},
             {},
             "type='longrope' is not known; none, linear",
         ),
-        ({"rope.dimension_count": 4}, {}, "dimension_count=4, but heads are 8 wide"),
-        ({"attention.value_length": 4}, {}, "value_length=4, but heads are 8 wide"),
+        ({"rope.dimension_count": 4}, {}, "dimension_count=4, but the head size is 8"),
+        ({"attention.value_length": 4}, {}, "value_length=4, but the head size is 8"),
         ({"attention.head_count": [4, 2]}, {}, r"head_count=\[4, 2\]: wanted one int"),
         ({"context_length": "long"}, {}, "context_length='long': wanted one int"),
         ({"attention.head_count": 5}, {}, "it has no llama.attention.key_length"),
         ({"tokenizer.ggml.tokens": ["a"] * 41}, {}, "vocabulary has 41 tokens, but its embedding only 40 rows"),
-        ({}, {"rope_freqs.weight": np.array([1, 4], np.float32)}, "rotary frequencies have factors"),
+        ({}, {"rope_freqs.weight": np.array([1, 4], np.float32)}, "factors of rotary frequencies"),
         ({}, {"blk.0.attn_q.weight": np.ones((4, 32), np.float32)}, "4 rows of queries or keys are not 4 heads"),
-        ({}, {"blk.0.ffn_gate_inp.weight": np.ones((4, 32), np.float32)}, "'blk.0.ffn_gate_inp.weight' has no place"),
-        ({}, {"blk.0.attn_q.scale": np.ones(4, np.float32)}, "'blk.0.attn_q.scale' has no place"),
+        (
+            {},
+            {"blk.0.ffn_gate_inp.weight": np.ones((4, 32), np.float32)},
+            "no parameter for the tensor 'blk.0.ffn_gate_inp.weight'",
+        ),
+        ({}, {"blk.0.attn_q.scale": np.ones(4, np.float32)}, "no parameter for the tensor 'blk.0.attn_q.scale'"),
     ],
 )
 def test_models_that_we_do_not_have_are_refused(facts, tensors, message, tmp_path):
@@ -193,7 +197,7 @@ def test_what_is_missing_is_named(tmp_path):
         with pytest.raises(ValueError, match=rf"m\.gguf: it has no llama\.{key}"):
             open_gguf(path)
     for tensors, architecture, message in (
-        ({}, "llama", "holds a vocabulary, but no model"),
+        ({}, "llama", "has a vocabulary, but no model"),
         ({"x": np.ones(3, np.float32)}, "llama", r"no token_embd\.weight"),
         (bare(), "gemma", "architecture='gemma' is not known; qwen, qwen2, qwen3, llama are"),
     ):
@@ -206,10 +210,12 @@ def test_factors_of_one_are_none(tmp_path):
     assert set(open_gguf(path).tensors) == {"model.embed_tokens.weight"}
 
 
-@pytest.mark.parametrize("names", [gguf_models.QWEN, gguf_models.QWEN2])
+@pytest.mark.parametrize("names", [gguf_models.NAMES["qwen"], gguf_models.NAMES["qwen2"]])
 def test_names_are_those_of_the_package(names):
     """Ours are among those that the package maps released names to."""
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN if names is gguf_models.QWEN else gguf.MODEL_ARCH.QWEN3, 3)
+    known = gguf.get_tensor_name_map(
+        gguf.MODEL_ARCH.QWEN if names is gguf_models.NAMES["qwen"] else gguf.MODEL_ARCH.QWEN3, 3
+    )
     for theirs, ours in names.items():
         assert known.get_name(ours.format(2)) == theirs.format(2)
 

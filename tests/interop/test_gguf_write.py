@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import qwen1
 from models import descriptors
-from qwenjax.tokenizer.vocabulary.compression import open_vocabulary
 
 from qwenjax.config import Compute, ModelConfig, RopeScaling
 from qwenjax.interop.gguf.tensors import open_gguf
-from qwenjax.interop.gguf.vocabulary import vocabulary
-from qwenjax.interop.gguf.write import KINDS, write_gguf
+from qwenjax.interop.gguf.write import KINDS, vocabulary, write_gguf
 from qwenjax.interop.huggingface.layout import Table
 from qwenjax.interop.huggingface.load import load_params
 from qwenjax.interop.huggingface.save import as_tensors
 from qwenjax.model import transformer
 from qwenjax.tokenizer.bpe import PATTERN, ExtendedBPE, QwenBPE, byte_order, merges, write_ranks
 from qwenjax.tokenizer.sentencepiece import train
+from qwenjax.tokenizer.vocabulary.compression import open_vocabulary
 
 gguf = pytest.importorskip("gguf")
 tokenizers = pytest.importorskip("tokenizers")

@@ -20,7 +20,7 @@ def test_every_parameter_is_in_the_table_with_its_shape(name):
     for layout in ("qwen", "qwen2") if name in ("qwen", "qwen2") else ("qwen2",):
         table = Table(config, layout)
         got = {}
-        for row in table.rows:
+        for row in table.entries:
             got[row.ours] = (((config.layers,) if row.stacked else ()) + table.ours_shape(row), row.stacked)
         assert got == wanted
         assert sum(int(np.prod(table.shape(tensor))) for tensor in table.parts) == config.params
@@ -39,7 +39,7 @@ def test_projections_are_transposed_and_split_by_head():
     name = "model.layers.1.self_attn.k_proj.weight"
     stored = np.arange(2 * 8 * 32).reshape(16, 32)
     (part,) = table.parts[name]
-    assert (part.row.ours, part.layer) == ("blocks/attn/k", 1)
+    assert (part.entry.ours, part.layer) == ("blocks/attn/k", 1)
     ours = table.to_ours(part, stored)
     assert ours.shape == (32, 2, 8)
     assert ours[5, 1, 3] == stored[1 * 8 + 3, 5]
@@ -55,7 +55,7 @@ def test_c_attn_holds_queries_keys_and_values_as_blocks_of_rows():
     name = "transformer.h.2.attn.c_attn.weight"
     stored = np.arange(96 * 32).reshape(96, 32)
     parts = table.parts[name]
-    assert [(p.row.ours[-1], p.start, p.stop) for p in parts] == [("q", 0, 32), ("k", 32, 64), ("v", 64, 96)]
+    assert [(p.entry.ours[-1], p.start, p.stop) for p in parts] == [("q", 0, 32), ("k", 32, 64), ("v", 64, 96)]
     layers = [table.to_ours(part, stored) for part in parts]
     assert layers[2][9, 3, 1] == stored[64 + 3 * 8 + 1, 9]
     assert (table.to_theirs(name, layers) == stored).all()
@@ -73,7 +73,7 @@ def test_c_attn_holds_queries_keys_and_values_as_blocks_of_rows():
 def test_the_first_layout_refuses_what_it_has_no_place_for(change, said):
     with pytest.raises(ValueError, match=said) as error:
         Table(replace(models.PLAIN, **change), "qwen")
-    assert "layout='qwen2'" in str(error.value)
+    assert "use --to=qwen2" in str(error.value)
 
 
 def test_unknown_layout():

@@ -155,18 +155,18 @@ def test_ranks_and_scales_that_differ_by_module_become_one(tmp_path):
 
 GOOD = pair("model.layers.0.self_attn.q_proj", 32, 32)
 REFUSED = {
-    "dora": ({}, {"use_dora": True}, "use_dora=True is not read"),
-    "rslora": ({}, {"use_rslora": True}, "use_rslora=True is not read"),
+    "dora": ({}, {"use_dora": True}, "use_dora=True is not supported"),
+    "rslora": ({}, {"use_rslora": True}, "use_rslora=True is not supported"),
     "a field of tomorrow": ({}, {"use_tomorrow": {"x": 1}}, "use_tomorrow="),
-    "biases": ({}, {"bias": "lora_only"}, "bias='lora_only' is not read"),
+    "biases": ({}, {"bias": "lora_only"}, "bias='lora_only' is not supported"),
     "another method": ({}, {"peft_type": "IA3"}, "peft_type='IA3' is not read"),
     "no rank": ({}, {"r": 0}, "r=0; wanted a positive number"),
     "changed base": ({}, {"init_lora_weights": "pissa"}, "changed the base model's weights"),
     "a module that is no projection": (
-        pair("model.layers.0.mlp.router", 4, 32), {}, "mlp.router has an adapter and is no projection",
+        pair("model.layers.0.mlp.router", 4, 32), {}, "mlp.router has an adapter but is no projection",
     ),
     "a layer too many": (pair("model.layers.3.self_attn.q_proj", 32, 32), {}, "layers.3.self_attn.q_proj has an"),
-    "a norm": ({"model.norm.weight": np.ones(32, np.float32)}, {}, "model.norm.weight cannot be read"),
+    "a norm": ({"model.norm.weight": np.ones(32, np.float32)}, {}, "model.norm.weight is not supported"),
     "half a pair": (
         {"model.layers.1.mlp.up_proj.lora_A.weight": np.ones((2, 32), np.float32)}, {}, "lora_B.weight is missing",
     ),
@@ -195,7 +195,7 @@ def test_the_least_that_is_an_adapter_is_read(tmp_path):
 
 def test_a_tied_embedding_cannot_be_trained_on_one_side(tmp_path):
     theirs(tmp_path, GOOD | {"model.embed_tokens.weight": np.ones((96, 32), np.float32)})
-    with pytest.raises(ValueError, match="only one was trained"):
+    with pytest.raises(ValueError, match="only one of the two was trained"):
         load_adapter(tmp_path, TIED)
 
 
@@ -212,7 +212,7 @@ def test_places_without_an_adapter_or_with_anothers_are_refused(tmp_path):
 
 def test_adapters_of_another_rank_or_model_are_not_written(tmp_path):
     for lora, config in ((replace(LORA, rank=3), QWEN2), (LORA, QWEN)):
-        with pytest.raises(ValueError, match="what was trained is not of this model and lora"):
+        with pytest.raises(ValueError, match="the trained parameters do not match the model and lora"):
             save_adapter(tmp_path / "a", train(QWEN2, LORA), lora, config, "")
     assert not (tmp_path / "a").exists()
 
@@ -231,7 +231,8 @@ def test_an_adapter_that_peft_wrote_gives_its_logits():
 
 
 @pytest.mark.parametrize(
-    ("config", "lora"), [(QWEN2, replace(LORA, modules_to_save=("head",))), (TIED, replace(LORA, modules_to_save=("embed",)))]
+    ("config", "lora"),
+    [(QWEN2, replace(LORA, modules_to_save=("head",))), (TIED, replace(LORA, modules_to_save=("embed",)))],
 )
 def test_peft_reads_what_we_write(tmp_path, config, lora):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")

@@ -104,13 +104,13 @@ def test_a_directory_of_someone_else_is_never_replaced(tmp_path):
     save_params(config, other, out)  # and one of ours be replaced
     assert models.equal(load_params(open_directory(out)), other)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no checkpoint written by qwenjax"):
+    with pytest.raises(ValueError, match="was not written by qwenjax"):
         save_params(config, params, out)
     (out / "notes.txt").unlink()
     (out / "model.safetensors").write_bytes((qwen1.FOLDER / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="no checkpoint written by qwenjax"):
+    with pytest.raises(ValueError, match="was not written by qwenjax"):
         save_params(config, params, out)
-    with pytest.raises(ValueError, match="no checkpoint written by qwenjax"):
+    with pytest.raises(ValueError, match="was not written by qwenjax"):
         save_params(config, params, out / "config.json")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

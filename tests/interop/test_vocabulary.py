@@ -104,7 +104,7 @@ def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
     unigram = sentencepiece.train([*SENTENCES, *CODE], 700, tmp_path / "trained.model", kind="unigram")
     with pytest.raises(ValueError, match="unigram vocabulary; only BPE"):
         write_tokenizer(unigram, tmp_path, "qwen2", ModelConfig(vocab=1024))
-    with pytest.raises(ValueError, match=r"holds a qwen.tiktoken, and spm-700 is none; write with layout='qwen2'"):
+    with pytest.raises(ValueError, match=r"needs a qwen.tiktoken, which spm-700 is not; use --to=qwen2"):
         write_tokenizer(unigram, tmp_path, "qwen", ModelConfig(vocab=1024))
     base = small()
     with pytest.raises(ValueError, match=rf"{base.size} ids, the model's embedding only 96 rows"):

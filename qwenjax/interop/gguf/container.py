@@ -1,4 +1,4 @@
-"""A GGUF file as metadata and tensors, whatever model is in it. Tensors are dequantised when asked for, from a map.
+"""A GGUF file as metadata and tensors, for any model. Tensors are mapped, and dequantised when they are read.
 
 `tokenizer.gguf` parses the head: the reader of the package gguf takes 2.6 s of CPU time for the 49,152 tokens of a
 small model, ours 0.07 s. The package knows the types and dequantises.
@@ -17,18 +17,22 @@ import numpy as np
 from qwenjax.interop import Tensor
 from qwenjax.tokenizer.gguf import HeadReader
 
-PLAIN = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}  # read as they are
+NOT_QUANTISED = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 CHUNK = 1 << 20  # numbers dequantised at a time: the package takes several times their memory
 
 
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata, and tensors by name, of a GGUF file; of a split one (…-00001-of-00003.gguf), of all its parts.
+    """Metadata and tensors of a GGUF file; of a split one (…-00001-of-00003.gguf), those of all parts.
 
     float32, float16 and bfloat16 are read as they are stored, every quantised type as float32. Shapes are numpy's: the
-    dimension that lies together in memory comes last.
+    dimension that is contiguous in memory comes last.
 
     Raises:
-      ValueError: no GGUF file of version 2 or 3, one that ends early, or a type of tensor that cannot be dequantised.
+      ValueError: not a GGUF file of version 2 or 3, one that is cut short, or a type that cannot be dequantised.
       FileNotFoundError: the file, or a part of it that is missing.
     """
     paths = _parts(Path(path))
@@ -48,31 +52,31 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """All files of the model that one of them belongs to, in order."""
+    """All files of the model that a file belongs to, in order."""
     match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
     if not match:
         return [path]
     parts = [path.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf") for i in range(1, int(match[3]) + 1)]
     for part in parts:
         if not part.is_file():
-            raise FileNotFoundError(f"{part} is missing: the model of {path.name} lies in {len(parts)} parts")
+            raise FileNotFoundError(f"{part} is missing: the model of {path.name} has {len(parts)} parts")
     return parts
 
 
 class _Info(NamedTuple):
-    """A tensor as the file describes it: the dimension that lies together first, the offset from where data begin."""
+    """A tensor as the file describes it."""
 
     name: str
-    dims: tuple[int, ...]
+    dims: tuple[int, ...]  # the one that is contiguous in memory comes first
     kind: int
-    offset: int
+    offset: int  # from the start of the tensors' data
 
 
 class _File(NamedTuple):
     head: dict[str, Any]
     infos: list[_Info]
     data: np.ndarray  # the whole file, mapped
-    start: int  # where the tensors' part of it begins
+    start: int  # where the tensors' data begin
 
 
 def _open(path: Path) -> _File:
@@ -99,7 +103,7 @@ def _info(head: HeadReader) -> _Info:
 
 
 def _tensor(path: Path, file: _File, info: _Info) -> Tensor:
-    """Checked against the size of the file, so that one cut short is known before anything is read."""
+    """A tensor, checked against the size of the file: a file that is cut short is refused before anything is read."""
     name, shape, start = info.name, info.dims[::-1], file.start + info.offset
     try:
         block, width, dtype, dequantise = _type(info.kind)
@@ -128,7 +132,7 @@ def _tensor(path: Path, file: _File, info: _Info) -> Tensor:
 
 @functools.cache
 def _type(kind: int) -> tuple[int, int, np.dtype, Callable[[np.ndarray], np.ndarray] | None]:
-    """Of a type of tensor: numbers in a block, bytes of it, what reading gives, and how rows of bytes become that.
+    """A type of tensor: numbers and bytes of a block, the dtype after reading, and the function that dequantises rows.
 
     Raises:
       ValueError: a type that the package does not know or does not dequantise.
@@ -139,8 +143,8 @@ def _type(kind: int) -> tuple[int, int, np.dtype, Callable[[np.ndarray], np.ndar
     except ValueError:
         raise ValueError(f"type {kind} is not known to this version of the package gguf") from None
     block, width = gguf.GGML_QUANT_SIZES[known]
-    if known.name in PLAIN:
-        return block, width, PLAIN[known.name], None
+    if known.name in NOT_QUANTISED:
+        return block, width, NOT_QUANTISED[known.name], None
     dequantise = functools.partial(gguf.dequantize, qtype=known)
     try:
         dequantise(np.zeros((1, width), np.uint8))

@@ -9,45 +9,17 @@ import numpy as np
 from qwenjax.config import ModelConfig, RopeScaling
 from qwenjax.interop import HubCheckpoint, Tensor
 from qwenjax.interop.gguf.container import read_gguf
+from qwenjax.interop.huggingface.layout import QWEN, QWEN2
 
-# GGUF's names and those of the layouts, without .weight and .bias; {} is the number of the layer
-QWEN = {
-    "token_embd": "transformer.wte",
-    "blk.{}.attn_norm": "transformer.h.{}.ln_1",
-    "blk.{}.attn_qkv": "transformer.h.{}.attn.c_attn",
-    "blk.{}.attn_output": "transformer.h.{}.attn.c_proj",
-    "blk.{}.ffn_norm": "transformer.h.{}.ln_2",
-    "blk.{}.ffn_gate": "transformer.h.{}.mlp.w2",
-    "blk.{}.ffn_up": "transformer.h.{}.mlp.w1",
-    "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
+ARCHITECTURES = {"qwen": "qwen", "qwen2": "qwen2", "qwen3": "qwen2", "llama": "qwen2"}  # -> layout
+# Name in GGUF -> name in the layout, without .weight and .bias; {} is the number of the layer
+NAMES = {
+    name: {entry.gguf: entry.theirs.rpartition(".")[0] for entry in entries}
+    for name, entries in (("qwen", QWEN), ("qwen2", QWEN2))
 }
-QWEN2 = {
-    "token_embd": "model.embed_tokens",
-    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
-    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
-    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
-    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
-    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
-    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
-    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
-    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
-    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
-    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
-    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-ARCHITECTURES = {
-    "qwen": ("qwen", QWEN),
-    "qwen2": ("qwen2", QWEN2),
-    "qwen3": ("qwen2", QWEN2),
-    "llama": ("qwen2", QWEN2),
-}
-PAIRED = ("attn_q", "attn_k")  # architecture llama: rotary channels i and i + h/2 lie together in these
+PAIRED = ("attn_q", "attn_k")  # of the architecture llama: rotary channels i and i + h/2 are neighbours in these
 
-# Metadata that changes the mathematics in a way that our model does not have, unless the value says that it does not
+# Metadata of mathematics that our model does not have -> the value that switches it off
 ABSENT = {
     "expert_count": 0,
     "attention.scale": 0,
@@ -63,15 +35,15 @@ ABSENT = {
 
 
 def open_gguf(path: str | Path) -> HubCheckpoint:
-    """A GGUF model of the architectures llama, qwen2, qwen3 or qwen (Qwen-1); of a split one, any of its parts.
+    """A GGUF model of the architectures llama, qwen2, qwen3 or qwen (Qwen-1); of a split model, any of its parts.
 
-    Tensors have the names and shapes of the layout "qwen2" (architecture qwen: "qwen") and rotary channels in its
-    order. What is stored as float32, float16 or bfloat16 is read as that, every quantised type as float32. `files` is
-    {"gguf": the metadata}, whose keys `tokenizer.…` describe the vocabulary. The format has no dynamic NTK, LogN or
-    windows by layer, and `context` may be longer than what a Qwen-1 model was trained on: set these by hand.
+    Tensors get the names, shapes and order of rotary channels of the layout "qwen2" (architecture qwen: "qwen").
+    float32, float16 and bfloat16 are read as they are stored, every quantised type as float32. `files` is {"gguf":
+    metadata}, whose keys `tokenizer.…` describe the vocabulary. GGUF has no dynamic NTK, LogN or windows by layer, and
+    the `context` of a Qwen-1 file may be longer than in training: set these by hand.
 
     Raises:
-      ValueError: no GGUF file, a damaged one, or one that describes a model that we do not have.
+      ValueError: not a GGUF file, a damaged one, or a model that qwenjax does not have.
       FileNotFoundError: the file, or a part of it that is missing.
     """
     head, stored = read_gguf(path)
@@ -80,14 +52,14 @@ def open_gguf(path: str | Path) -> HubCheckpoint:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"general.architecture={architecture!r} is not known; {', '.join(ARCHITECTURES)} are")
         if not stored:
-            raise ValueError("it holds a vocabulary, but no model")
+            raise ValueError("it has a vocabulary, but no model")
         if (factors := stored.pop("rope_freqs.weight", None)) and np.any(factors.read() != 1):
-            raise ValueError("its rotary frequencies have factors (rope_freqs.weight, as in Llama 3.1); we have none")
-        layout, names = ARCHITECTURES[architecture]
-        config = _config(_Facts(head, architecture), stored)
+            raise ValueError("factors of rotary frequencies (rope_freqs.weight, as in Llama 3.1) are not supported")
+        layout = ARCHITECTURES[architecture]
+        config = _config(_Metadata(head, architecture), stored)
         tensors = {}
         for name, tensor in stored.items():
-            ours, stem = rename(name, names), name.split(".")[-2]
+            ours, stem = rename(name, NAMES[layout]), name.split(".")[-2]
             if architecture == "llama" and stem in PAIRED:
                 tensor = _halved(tensor, config.heads if stem == "attn_q" else config.kv)
             tensors[ours] = tensor
@@ -97,21 +69,21 @@ def open_gguf(path: str | Path) -> HubCheckpoint:
 
 
 def rename(name: str, names: dict[str, str]) -> str:
-    """The name of a tensor by a table like `QWEN2`; the number of its layer and .weight or .bias stay.
+    """The name of a tensor by a table like those of `NAMES`; the number of the layer and .weight or .bias stay.
 
     Raises:
       ValueError: a name that is not in the table.
     """
     stem, _, part = name.rpartition(".")
     number = re.search(r"(?<=\.)\d+(?=\.)", stem)
-    found = names.get(stem.replace(number[0], "{}", 1) if number else stem)
-    if found is None or part not in ("weight", "bias"):
-        raise ValueError(f"a tensor {name!r} has no place in our model")
-    return f"{found.format(number and number[0])}.{part}"
+    other = names.get(stem.replace(number[0], "{}", 1) if number else stem)
+    if other is None or part not in ("weight", "bias"):
+        raise ValueError(f"the model has no parameter for the tensor {name!r}")
+    return f"{other.format(number and number[0])}.{part}"
 
 
 def halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows [(n h) …] that keep rotary pairs together, in our order: first channels of all pairs, then second ones."""
+    """Rows [(n h) …] with rotary pairs as neighbours -> our order: the first channels of all pairs, then the second."""
     return np.swapaxes(rows.reshape(heads, -1, 2, *rows.shape[1:]), 1, 2).reshape(rows.shape)
 
 
@@ -129,14 +101,14 @@ def _halved(tensor: Tensor, heads: int) -> Tensor:
 # ---- metadata ----
 
 
-class _Facts:
-    """Metadata of one architecture, checked for their type."""
+class _Metadata:
+    """The metadata of one architecture, with checks of their types."""
 
     def __init__(self, head: dict[str, Any], architecture: str):
         self.head, self.architecture = head, architecture
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """The value of ARCHITECTURE.key; one that is absent and has no default is an error, and so is another type."""
+        """The value of ARCHITECTURE.key. Raises ValueError for another type, or if it is absent without a default."""
         name = f"{self.architecture}.{key}"
         value = self.head.get(name, default)
         if value is None:
@@ -145,65 +117,72 @@ class _Facts:
             value = float(value)
         if type(value) is not kind:
             raise ValueError(f"{name}={value!r:.80}: wanted one {kind.__name__}")
-        # stored as float32: the shortest decimal is the number that was meant
+        # stored as float32: the shortest decimal number is the one that was meant
         return float(str(np.float32(value))) if kind is float else value
 
 
-def _config(facts: _Facts, stored: dict[str, Tensor]) -> ModelConfig:
-    """The model's shape; what metadata do not say (biases, norms of heads, tied embeddings) the tensors do."""
+def _config(metadata: _Metadata, stored: dict[str, Tensor]) -> ModelConfig:
+    """The model's shape; tensors show what metadata do not say: biases, norms of heads, tied embeddings."""
     for key, without in ABSENT.items():
-        if (value := facts.get(key, float, without)) != without:
-            raise ValueError(f"{facts.architecture}.{key}={value:g} is something that our model does not have")
-    qwen1 = facts.architecture == "qwen"
-    layers, heads, embed = (facts.get(key, int) for key in ("block_count", "attention.head_count", "embedding_length"))
+        if (value := metadata.get(key, float, without)) != without:
+            raise ValueError(f"{metadata.architecture}.{key}={value:g} is not supported: our model does not have it")
+    qwen1 = metadata.architecture == "qwen"
+    layers, heads, embed = (
+        metadata.get(key, int) for key in ("block_count", "attention.head_count", "embedding_length")
+    )
     if "token_embd.weight" not in stored:
         raise ValueError("it has no token_embd.weight")
     vocab = stored["token_embd.weight"].shape[0]
-    tokens = len(facts.head.get("tokenizer.ggml.tokens", ()))
-    if max(tokens, facts.get("vocab_size", int, vocab)) > vocab:
+    tokens = len(metadata.head.get("tokenizer.ggml.tokens", ()))
+    if max(tokens, metadata.get("vocab_size", int, vocab)) > vocab:
         raise ValueError(f"its vocabulary has {tokens} tokens, but its embedding only {vocab} rows")
-    usual = embed // heads if heads and embed % heads == 0 else None
-    width = facts.get("attention.key_length", int, usual)
+    default = embed // heads if heads and embed % heads == 0 else None
+    width = metadata.get("attention.key_length", int, default)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if (other := facts.get(key, int, width)) != width:
-            raise ValueError(f"{facts.architecture}.{key}={other}, but heads are {width} wide; our model has one width")
-    context = facts.get("context_length", int)
-    window = facts.get("attention.sliding_window", int, 0)
-    kv = facts.get("attention.head_count_kv", int, heads)
+        if (other := metadata.get(key, int, width)) != width:
+            raise ValueError(
+                f"{metadata.architecture}.{key}={other}, but the head size is {width}; our model has one head size"
+            )
+    context = metadata.get("context_length", int)
+    window = metadata.get("attention.sliding_window", int, 0)
+    kv = metadata.get("attention.head_count_kv", int, heads)
     return ModelConfig(
         vocab=vocab,
         layers=layers,
         embed=embed,
         heads=heads,
-        ffn=facts.get("feed_forward_length", int) // (2 if qwen1 else 1),  # of both halves, as in its config.json
+        ffn=metadata.get("feed_forward_length", int) // (2 if qwen1 else 1),  # Qwen-1 counts gate and up together
         kv_heads=0 if kv == heads else kv,
         head_dim=0 if width * heads == embed else width,
         context=context,
-        rope_base=facts.get("rope.freq_base", float, 10_000.0),
-        norm_eps=facts.get("attention.layer_norm_rms_epsilon", float),
+        rope_base=metadata.get("rope.freq_base", float, 10_000.0),
+        norm_eps=metadata.get("attention.layer_norm_rms_epsilon", float),
         qkv_bias=qwen1 or "blk.0.attn_q.bias" in stored,
         qk_norm="blk.0.attn_q_norm.weight" in stored,
         tie_embeddings="output.weight" not in stored,
-        rope_scaling=_scaling(facts),
+        rope_scaling=_scaling(metadata),
         windows=(window,) * layers if 0 < window < context else (),
     )
 
 
-def _scaling(facts: _Facts) -> RopeScaling:
-    """As llama.cpp reads it: a factor without a type is linear, and none is 1."""
-    kind = facts.get("rope.scaling.type", str, "linear")
-    factor = facts.get("rope.scaling.factor", float, 0.0) or facts.get("rope.scale_linear", float, 0.0) or 1.0
+def _scaling(metadata: _Metadata) -> RopeScaling:
+    """As llama.cpp reads it: a factor without a type is linear, and the default factor is 1."""
+    kind = metadata.get("rope.scaling.type", str, "linear")
+    factor = metadata.get("rope.scaling.factor", float, 0.0) or metadata.get("rope.scale_linear", float, 0.0) or 1.0
     if kind == "none" or factor == 1:
         return RopeScaling()
     if kind == "linear":
         return RopeScaling("linear", factor)
     if kind != "yarn":
-        raise ValueError(f"{facts.architecture}.rope.scaling.type={kind!r} is not known; none, linear and yarn are")
-    original, context = facts.get("rope.scaling.original_context_length", int, 0), facts.get("context_length", int)
+        raise ValueError(f"{metadata.architecture}.rope.scaling.type={kind!r} is not known; none, linear and yarn are")
+    original, context = (
+        metadata.get("rope.scaling.original_context_length", int, 0),
+        metadata.get("context_length", int),
+    )
     return RopeScaling(
         kind,
         factor,
         original=0 if original == context else original,
-        beta_fast=facts.get("rope.scaling.yarn_beta_fast", float, 32.0),
-        beta_slow=facts.get("rope.scaling.yarn_beta_slow", float, 1.0),
+        beta_fast=metadata.get("rope.scaling.yarn_beta_fast", float, 32.0),
+        beta_slow=metadata.get("rope.scaling.yarn_beta_slow", float, 1.0),
     )

@@ -1,5 +1,6 @@
-"""GGUF models written, as llama.cpp and what is built on it read them."""
+"""Models and vocabularies written as GGUF, for llama.cpp and programs built on it."""
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,19 @@ import numpy as np
 from qwenjax.config import ModelConfig
 from qwenjax.interop import Tensor
 from qwenjax.interop.gguf.container import library
-from qwenjax.interop.gguf.tensors import PAIRED, QWEN2, pairs, rename
+from qwenjax.interop.gguf.tensors import NAMES, PAIRED, pairs, rename
 from qwenjax.interop.huggingface.config import extensions_left_out
 from qwenjax.interop.huggingface.layout import Table
+from qwenjax.tokenizer import gguf as gguf_tokenizer
+from qwenjax.tokenizer.base import Tokenizer
+from qwenjax.tokenizer.bpe import merges, spell
+from qwenjax.tokenizer.gguf import CONTROL_TYPE, NORMAL, UNUSED
+from qwenjax.tokenizer.hub import HubTokenizer
 
-# How matrices are stored, and what GGUF calls such files
+# Dtype of matrices -> what GGUF calls such files
 KINDS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
-LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}  # bfloat16 goes far beyond
-THEIRS = {ours: theirs for theirs, ours in QWEN2.items()}
+LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}  # bfloat16 has no such limit
+GGUF_NAMES = {name: gguf for gguf, name in NAMES["qwen2"].items()}
 
 
 def write_gguf(
@@ -29,22 +35,22 @@ def write_gguf(
     name: str = "",
     progress: Callable[[int], None] = lambda written: None,
 ) -> list[str]:
-    """Writes a model, reading its tensors one at a time. The file gets its name when it is whole.
+    """Writes a model, reading its tensors one at a time. The file gets its name when it is complete.
 
-    Vectors are float32 whatever the kind; matrices whose rows are no multiple of 32, q8_0's block, become float16.
+    Vectors are float32 for every kind; matrices whose rows are no multiple of 32, the block of q8_0, become float16.
 
     Args:
       config: decides the architecture: qwen2 (biases of q, k and v), qwen3 (norms of q and k), else llama.
-      tensors: those of the layout "qwen2"; `save.as_tensors` makes them of parameters.
-      vocabulary: metadata `tokenizer.…`, from `gguf_tokens.vocabulary` or of a file that was read, a token for each row
-        of the embedding.
-      kind: how matrices are stored, of `KINDS`.
-      name: what people call the model.
-      progress: told after each tensor how many numbers it has; `config.params` is their sum.
-    Returns: a sentence for each thing that the format cannot say and that is left out.
+      tensors: those of the layout "qwen2", as `save.as_tensors` gives them.
+      vocabulary: metadata `tokenizer.…` with a token for each row of the embedding, from `vocabulary` or of a file that
+        was read.
+      kind: dtype of matrices, of `KINDS`.
+      name: of the model, for people.
+      progress: called after each tensor with its number of values; `config.params` is their sum.
+    Returns: a sentence for each thing that the format cannot express and that is left out.
     Raises:
-      ValueError: an unknown kind; a tensor that is missing, left over, of another shape, or with values beyond the
-        kind; or a model that no architecture of GGUF has. Then there is no file.
+      ValueError: an unknown kind; a tensor that is missing, left over, of another shape, or too large for the kind; or
+        a model that no architecture of GGUF has. Then there is no file.
     """
     gguf, path = library(), Path(path)
     if kind not in KINDS:
@@ -68,13 +74,13 @@ def write_gguf(
         for theirs, type_ in types.items():
             shape = tensors[theirs].shape
             size = int(np.prod(gguf.quant_shape_to_byte_shape(shape, type_)))
-            writer.add_tensor_info(rename(theirs, THEIRS), shape, np.dtype(np.float32), size, type_)
+            writer.add_tensor_info(rename(theirs, GGUF_NAMES), shape, np.dtype(np.float32), size, type_)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for theirs, type_ in types.items():
             array = tensors[theirs].read()
-            stem = rename(theirs, THEIRS).split(".")[-2]
+            stem = rename(theirs, GGUF_NAMES).split(".")[-2]
             if architecture == "llama" and stem in PAIRED:
                 array = pairs(array, config.heads if stem == "attn_q" else config.kv)
             writer.write_tensor_data(_stored(gguf, theirs, array, type_))
@@ -117,7 +123,7 @@ def _left_out(config: ModelConfig) -> list[str]:
 
 
 def _type(gguf, kind: str, shape: tuple[int, ...]):
-    """How a tensor is stored: vectors whole, since they are small and llama.cpp wants them so."""
+    """The type of a tensor: vectors are float32, as llama.cpp wants them."""
     if len(shape) == 1:
         return gguf.GGMLQuantizationType.F32
     if kind == "q8_0" and shape[-1] % 32:
@@ -126,20 +132,20 @@ def _type(gguf, kind: str, shape: tuple[int, ...]):
 
 
 def _stored(gguf, name: str, array: np.ndarray, type_) -> np.ndarray:
-    """A tensor as it lies in the file."""
+    """The values of a tensor as the file has them."""
     array = np.ascontiguousarray(array)
     if type_.name == "BF16":
         return array.astype(ml_dtypes.bfloat16).view(np.uint16)
     array = array.astype(np.float32, copy=False)
     if type_.name == "F32":
         return array
-    if not np.abs(array).max() <= LARGEST[type_.name]:  # or not a number
+    if not np.abs(array).max() <= LARGEST[type_.name]:  # also NaN
         raise ValueError(f"tensor {name!r} has values that {type_.name} cannot hold; write bf16 or f32")
     return array.astype(np.float16) if type_.name == "F16" else gguf.quantize(array, type_)
 
 
 def _metadata(config: ModelConfig, architecture: str, name: str) -> dict[str, Any]:
-    """What llama.cpp wants to know, by its keys."""
+    """The shape of the model under llama.cpp's keys."""
     facts = {
         "block_count": config.layers,
         "context_length": config.context,
@@ -167,8 +173,78 @@ def _metadata(config: ModelConfig, architecture: str, name: str) -> dict[str, An
 
 
 def _add(writer, key: str, value: Any) -> None:
-    """Metadata in the types that llama.cpp expects: unsigned numbers alone, signed ones in lists."""
+    """Adds metadata in the types that llama.cpp expects: single integers unsigned, those in lists signed."""
     if key.endswith("precompiled_charsmap"):
         value = bytes(value)
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds.get(type(value), writer.add_array)(key, value)
+
+
+# ---- the vocabulary ----
+
+
+def vocabulary(tokenizer: Tokenizer, rows: int, chat_template: str = "") -> dict[str, Any]:
+    """Metadata `tokenizer.…` from which llama.cpp gets our ids for text that is in Unicode NFC; it does not normalise.
+
+    A vocabulary of ranks becomes byte-level BPE that splits text as qwen2; a sentencepiece model stays one.
+
+    Args:
+      rows: of the embedding; ids from the tokenizer's size on become unused tokens [PAD…].
+      chat_template: a Jinja template. With one, <|im_end|> ends what the model writes, without one <|endoftext|>.
+    Raises:
+      ValueError: more ids than rows, or a token that is no merge of two others.
+    """
+    if isinstance(tokenizer, HubTokenizer):
+        return gguf_tokenizer.metadata(tokenizer, rows, chat_template)
+    if tokenizer.size > rows:
+        raise ValueError(f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the embedding only {rows} rows")
+    values = _pieces(tokenizer) if tokenizer.file.endswith(".model") else _ranks(tokenizer)
+    tokens, types = values["tokens"], values["token_type"]
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), rows)]
+    types += [UNUSED] * (rows - len(types))
+    if "scores" in values:
+        values["scores"] += [0.0] * (rows - len(values["scores"]))
+    values |= {
+        "bos_token_id": tokenizer.eot,
+        "eos_token_id": tokenizer.im_end if chat_template else tokenizer.eot,
+        "eot_token_id": tokenizer.im_end,
+        "padding_token_id": tokenizer.eot,
+        "add_bos_token": False,
+        "add_eos_token": False,
+    }
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    return metadata | ({"tokenizer.chat_template": chat_template} if chat_template else {})
+
+
+def _ranks(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Byte-level BPE as GPT-2 writes it: bytes as printable characters, and the pair that each token is merged of."""
+    extra: dict[bytes, int] = getattr(tokenizer, "extra", {})
+    ranks = {tokenizer.decode_bytes([i]): i for i in range(tokenizer.eot)} | extra
+    ids = {index: (spell(token), NORMAL) for token, index in ranks.items()}
+    ids |= {index: (surface, CONTROL_TYPE) for surface, index in tokenizer.special.items()}
+    every = [ids.get(i, (f"[PAD{i}]", UNUSED)) for i in range(tokenizer.size)]
+    return {
+        "model": "gpt2",
+        "pre": "qwen2",
+        "tokens": [token for token, _ in every],
+        "token_type": [kind for _, kind in every],
+        "merges": [f"{spell(left)} {spell(right)}" for left, right in merges(ranks)],
+    }
+
+
+def _pieces(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Pieces, scores and types of a sentencepiece model."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.save(folder).read_bytes())
+    return {
+        "model": "t5" if model.trainer_spec.model_type == 1 else "llama",
+        "pre": "default",
+        "tokens": [piece.piece for piece in model.pieces],
+        "scores": [piece.score for piece in model.pieces],
+        "token_type": [piece.type for piece in model.pieces],  # GGUF numbers types as sentencepiece does
+        "unknown_token_id": model.trainer_spec.unk_id,
+        "add_space_prefix": model.normalizer_spec.add_dummy_prefix,
+        "remove_extra_whitespaces": model.normalizer_spec.remove_extra_whitespaces,
+    }

@@ -1,8 +1,8 @@
 """config.json of released checkpoints as a ModelConfig, and back.
 
-Read are Qwen (both generations of its file, spec §3.3), Qwen2 (also Qwen1.5 and 2.5), Qwen3 and Llama, in the spelling
-of transformers 4 and 5. What would change the mathematics and is not known here is refused by name; the rest of a file
-(dropout, initialisation, which attention kernel) does not concern us.
+Supported are Qwen (both generations of its file), Qwen2 (also Qwen1.5 and 2.5), Qwen3 and Llama, in the spelling of
+transformers 4 and 5. A field that changes the mathematics in an unsupported way is refused by name; other fields
+(dropout, initialisation, attention kernels) are ignored.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 from qwenjax.config import ModelConfig, RopeScaling
 
-LAYOUT = {"qwen": "qwen", "qwen2": "qwen2", "qwen3": "qwen2", "llama": "qwen2"}  # of the tensors, by model_type
+LAYOUT = {"qwen": "qwen", "qwen2": "qwen2", "qwen3": "qwen2", "llama": "qwen2"}  # model_type -> layout of the tensors
 
 # Fields of the first release (August 2023) under the names of the later one.
 _FIRST = {
@@ -24,20 +24,20 @@ _FIRST = {
 
 
 class _ConfigFields:
-    """A config.json that is asked for fields, and names what it lacks."""
+    """The fields of a config.json, with errors that name what is missing or unsupported."""
 
     def __init__(self, values: Mapping[str, Any], source: str):
         self.values, self.source = values, source
 
     def __call__(self, name: str, kind: type = int) -> Any:
-        """A field that must be there, of the kind int, float, bool or dict."""
+        """A required field of the type int, float, bool, list or dict."""
         if self.values.get(name) is None:
-            raise ValueError(f"{self.source} has no field {name!r}, without which the model is not known")
+            raise ValueError(f"{self.source} has no field {name!r}, which the model needs")
         value = self.values[name]
-        known = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            known, value = True, float(value)
-        if not known:
+            fits, value = True, float(value)
+        if not fits:
             raise ValueError(f"{self.source}: {name}={value!r}, wanted {kind.__name__}")
         return value
 
@@ -46,7 +46,7 @@ class _ConfigFields:
         return default if self.values.get(name) is None else self(name, type(default))
 
     def refuse(self, name: str, unless: Any) -> None:
-        """Stops at a field that is there with another value than the only one known here."""
+        """Raises ValueError if the field has a value other than the only supported one."""
         value = self.values.get(name)
         if value is not None and value != unless:
             raise ValueError(f"{self.source}: {name}={value!r} is not supported, only {unless!r} is")
@@ -56,8 +56,8 @@ def read_config(values: Mapping[str, Any], source: str = "config.json") -> tuple
     """The model that a config.json describes, and the layout of its tensors ('qwen' or 'qwen2').
 
     Raises:
-      ValueError: a model_type that is not read, a field that is missing or of the wrong type, or one that asks for
-        mathematics that is not supported; each is named, with `source`.
+      ValueError: an unsupported model_type, a field that is missing or of the wrong type, or one that asks for
+        unsupported mathematics; with the field and `source`.
     """
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUT:
@@ -67,10 +67,10 @@ def read_config(values: Mapping[str, Any], source: str = "config.json") -> tuple
 
 
 def write_config(config: ModelConfig, layout: str, dtype: str = "float32") -> tuple[dict[str, Any], list[str]]:
-    """The config.json of a layout, and a sentence for each thing that it cannot say and that is left out.
+    """The config.json of a layout, and a sentence for each thing that it cannot express and that is left out.
 
     Raises:
-      ValueError: a model that no released class computes.
+      ValueError: a model that no class of transformers computes.
     """
     return _write_qwen(config, dtype) if layout == "qwen" else _write_qwen2(config, dtype)
 
@@ -79,19 +79,19 @@ def write_config(config: ModelConfig, layout: str, dtype: str = "float32") -> tu
 
 
 def _read_qwen(values: Mapping[str, Any], source: str) -> ModelConfig:
-    """Both generations; a field of the first is looked up where the later name is absent."""
+    """Both generations; a field of the first one is used where the later name is absent."""
     fields = _ConfigFields({**{new: values[old] for old, new in _FIRST.items() if old in values}, **values}, source)
-    if "padded_vocab_size" in values:  # beside a vocab_size that may be the tokenizer's
+    if "padded_vocab_size" in values:  # its vocab_size may be the tokenizer's
         fields.values["vocab_size"] = values["padded_vocab_size"]
     fields.refuse("rotary_pct", unless=1.0)
     fields.refuse("no_bias", unless=True)
     fields.refuse("scale_attn_weights", unless=True)
     if "visual" in values:
-        raise ValueError(f"{source} has a field 'visual': models that see pictures are not read")
+        raise ValueError(f"{source} has a field 'visual': vision models are not supported")
     base = "rotary_emb_base" if "rotary_emb_base" in values else "rope_theta"
     width = fields("intermediate_size")
     if width % 2:
-        raise ValueError(f"{source}: intermediate_size={width} is odd; in this format it is twice the width")
+        raise ValueError(f"{source}: intermediate_size={width} is odd; in this format it is twice ffn")
     heads, embed = fields("num_attention_heads"), fields("hidden_size")
     return ModelConfig(
         vocab=fields("vocab_size"),
@@ -132,7 +132,7 @@ def _write_qwen(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[s
         "num_attention_heads": config.heads,
         "num_hidden_layers": config.layers,
         "onnx_safe": None,
-        "rotary_emb_base": _whole(config.rope_base),
+        "rotary_emb_base": _int_if_possible(config.rope_base),
         "rotary_pct": 1.0,
         "scale_attn_weights": True,
         "seq_length": config.context,
@@ -159,13 +159,13 @@ def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfi
     fields.refuse("partial_rotary_factor", unless=1.0)
     heads, embed, context = fields("num_attention_heads"), fields("hidden_size"), fields("max_position_embeddings")
     kv = fields.get("num_key_value_heads", heads)
-    # transformers 5 has one dictionary; before, the base stood apart and the rest was called rope_scaling
+    # transformers 5 has one dictionary; before, rope_theta was a field and the rest was called rope_scaling
     parameters = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
     rope = _ConfigFields(parameters, f"{source}, rope_parameters")
     if "rope_theta" in parameters:
         base = rope("rope_theta", float)
     elif kind == "llama":
-        base = fields.get("rope_theta", 10_000.0)  # the first Llamas do not say it
+        base = fields.get("rope_theta", 10_000.0)  # missing in the first Llamas
     else:
         base = fields("rope_theta", float)
     return ModelConfig(
@@ -175,7 +175,7 @@ def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfi
         heads=heads,
         ffn=fields("intermediate_size"),
         kv_heads=0 if kv == heads else kv,
-        # Qwen3 has heads of 128 wherever its file does not say otherwise
+        # the default of Qwen3 is 128
         head_dim=_head_dim(fields.get("head_dim", 128 if kind == "qwen3" else 0), embed, heads),
         context=context,
         rope_base=base,
@@ -233,17 +233,17 @@ def _write_qwen2(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[
 
 
 def extensions_left_out(config: ModelConfig, where: str) -> list[str]:
-    """A sentence, if the model has context extensions that a format cannot say."""
+    """A sentence, if the model has context extensions that a format cannot express."""
     if names := [name for name in ("ntk", "logn") if getattr(config, name)]:
         return [
             f"{' and '.join(names)} left out: {where} has no such context extension; the model is the same up to "
-            f"{config.context} tokens and not beyond"
+            f"{config.context} tokens only"
         ]
     return []
 
 
 def _read_scaling(rope: _ConfigFields, context: int) -> RopeScaling:
-    """What later Qwens do to their rotary frequencies; `rope_type` was called `type` once."""
+    """Scaling of rotary frequencies; transformers called `rope_type` `type` before."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return RopeScaling()
@@ -255,8 +255,8 @@ def _read_scaling(rope: _ConfigFields, context: int) -> RopeScaling:
     for name in ("mscale", "mscale_all_dim"):
         rope.refuse(name, unless=None)
     rope.refuse("truncate", unless=True)
-    usual = 0.1 * math.log(factor) + 1
-    if not math.isclose(rope.get("attention_factor", usual), usual, rel_tol=1e-6):
+    default = 0.1 * math.log(factor) + 1
+    if not math.isclose(rope.get("attention_factor", default), default, rel_tol=1e-6):
         raise ValueError(f"{rope.source}: attention_factor={rope('attention_factor', float)} is not supported")
     original = rope.get("original_max_position_embeddings", context)
     return RopeScaling(
@@ -283,7 +283,7 @@ def _write_scaling(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def _read_windows(fields: _ConfigFields) -> tuple[int, ...]:
-    """Sliding windows: of the layers named in `layer_types`, else of those from `max_window_layers` on."""
+    """Sliding windows of the layers in `layer_types`, or without it of those from `max_window_layers` on."""
     if not fields.get("use_sliding_window", False) or fields.values.get("sliding_window") is None:
         return ()
     width, layers = fields("sliding_window"), fields("num_hidden_layers")
@@ -301,7 +301,7 @@ def _read_windows(fields: _ConfigFields) -> tuple[int, ...]:
 
 
 def _write_windows(config: ModelConfig) -> dict[str, Any]:
-    """The fields of the windows, if the layers that have one share its width; else none."""
+    """The fields of sliding windows; {} if layers have windows of different widths."""
     widths = set(config.windows) - {0}
     if len(widths) != 1:
         return {}
@@ -315,10 +315,10 @@ def _write_windows(config: ModelConfig) -> dict[str, Any]:
 
 
 def _head_dim(stored: int, embed: int, heads: int) -> int:
-    """0, which means embed / heads, unless the stored width is another."""
+    """The stored head size as `ModelConfig.head_dim`: 0 if it is embed / heads."""
     return 0 if stored * heads == embed else stored
 
 
-def _whole(number: float) -> float | int:
-    """An int where it is one, as the released files write the base."""
+def _int_if_possible(number: float) -> float | int:
+    """Whole numbers as int, as in the released files."""
     return int(number) if float(number).is_integer() else number

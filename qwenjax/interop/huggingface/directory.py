@@ -1,6 +1,6 @@
-"""A checkpoint as the hubs keep it: a directory with config.json and its tensors in safetensors or PyTorch files.
+"""A checkpoint of the hubs: a directory with config.json, and tensors in safetensors or PyTorch files.
 
-Opening reads headers only. A tensor is read when it is asked for, and only that tensor.
+Opening it reads headers only; each tensor is read when it is needed.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from qwenjax.interop.huggingface.config import read_config
 
 CONFIG = "config.json"
 QUANTIZED = "quantize_config.json"
-KEPT = ("generation_config.json", "tokenizer_config.json", QUANTIZED)  # what else comes along, parsed
+KEPT = ("generation_config.json", "tokenizer_config.json", QUANTIZED)  # further files of a `HubCheckpoint`
 
-# What safetensors calls the dtypes that numpy can hold.
+# The names of numpy's dtypes in safetensors
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
@@ -27,12 +27,11 @@ DTYPES = {
 
 
 def open_directory(path: str | Path) -> HubCheckpoint:
-    """The checkpoint in a directory; weights that GPTQ packed are unpacked when they are read.
+    """The checkpoint in a directory; weights packed by GPTQ are unpacked when they are read.
 
     Raises:
-      ValueError: no config.json, one that is not understood, no weights, an index that names a file or tensor that is
-        not there, a file that is cut short or not what its name says, a pickle that holds more than weights, or a
-        packing that is not read. The file is named.
+      ValueError: no config.json or one that is not supported, no weights, an index that names a missing file or
+        tensor, a damaged file, a pickle with more than weights, or an unsupported packing. The file is named.
     """
     folder = Path(path)
     if not (folder / CONFIG).is_file():
@@ -43,7 +42,7 @@ def open_directory(path: str | Path) -> HubCheckpoint:
             files[name] = read_json(folder / name)
     config, layout = read_config(files[CONFIG], str(folder / CONFIG))
     tensors = open_tensors(folder)
-    for name in (QUANTIZED, CONFIG):  # the former is how it was told first
+    for name in (QUANTIZED, CONFIG):  # the first GPTQ releases have a file for it
         if name in files and (name == QUANTIZED or files[name].get("quantization_config")):
             return HubCheckpoint(config, layout, dequantised(tensors, files[name], str(folder / name)), files)
     return HubCheckpoint(config, layout, tensors, files)
@@ -52,15 +51,15 @@ def open_directory(path: str | Path) -> HubCheckpoint:
 def open_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a directory: of model.safetensors or its index, else of pytorch_model.bin or its index.
 
-    A single .safetensors file may have any name, as those of GPTQ do.
+    A single .safetensors file may have any name, as in releases of GPTQ.
     """
     for stem, suffix, read in (
         ("model", ".safetensors", read_safetensors),
         ("pytorch_model", ".bin", read_pickle),
     ):
-        whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
-        if whole.is_file():
-            return read(whole)
+        single, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
+        if single.is_file():
+            return read(single)
         if index.is_file():
             return _sharded(index, read)
     stray = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
@@ -73,7 +72,7 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _sharded(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of several files, each taken from the file that the index names."""
+    """The tensors of several files, each from the file that the index names."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{index} has no 'weight_map' from tensors to files")
@@ -106,7 +105,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     def reader(name: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
-            with safe_open(path, framework="numpy") as file:  # opened anew: what was read may be forgotten
+            with safe_open(path, framework="numpy") as file:  # opened for each tensor: frees earlier ones
                 return file.get_tensor(name)
 
         return read
@@ -122,10 +121,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a file of torch.save, by name.
 
-    Nothing in it is run: torch's unpickler of weights knows tensors and containers only.
+    No code in the file is run: torch's unpickler of weights allows only tensors and containers.
 
     Raises:
-      ValueError: torch is not installed, or the file is cut short or holds more than tensors.
+      ValueError: torch is not installed, or the file is cut short or has more than tensors.
     """
     try:
         import torch
@@ -138,9 +137,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             if "mmap" not in str(error):
                 raise
             values = torch.load(path, map_location="cpu", weights_only=True)  # the format of torch before 1.6
-    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, …: the file decides
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, …
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is refused, it is cut short or holds more than weights: {reason}") from None
+        raise ValueError(f"{path} is refused: it is cut short or holds more than weights: {reason}") from None
     if isinstance(values, dict) and set(values) == {"state_dict"}:
         values = values["state_dict"]
     if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):

@@ -1,12 +1,13 @@
 """Names: one table per layout from our parameters to the tensors of released checkpoints, read in both directions.
 
-A row says where a parameter lies and how its axes are laid out on either side, in the letters of the model: `v`
-vocabulary, `d` embed, `n` heads, `k` key/value heads, `h` head width, `f` ffn. `(n h) d` is a matrix whose rows are the
-channels of all heads. `{}` is the number of the layer; ours are stacked on a first axis `layers` instead. Rows that
-name one tensor several times say in which block of its rows each parameter lies (the c_attn of Qwen-v1).
+An entry names a parameter and its tensor, and the order of axes on either side, in the letters of the model: `v`
+vocabulary, `d` embed, `n` heads, `k` key/value heads, `h` head size, `f` ffn. `(n h) d` is a matrix whose rows are the
+channels of all heads. `{}` is the number of the layer; our parameters have a first axis `layers` instead. Where several
+entries name one tensor (the c_attn of Qwen-v1), its rows are theirs in this order.
 """
 
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -16,86 +17,87 @@ from qwenjax.config import ModelConfig
 LAYOUTS = ("qwen", "qwen2")
 
 
-class LayoutRow(NamedTuple):
-    """One parameter of ours and where a layout keeps it."""
+class LayoutEntry(NamedTuple):
+    """One parameter of ours and its tensor in a layout."""
 
     ours: str  # path in the parameter tree
     axes: str  # of ours, without `layers`
     theirs: str  # name of the tensor
     stored: str  # axes of theirs
+    gguf: str  # name of the tensor in GGUF files, without .weight or .bias
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one tensor of theirs per layer."""
+        """Whether the layout has one tensor per layer."""
         return "{}" in self.theirs
 
 
 _BLOCK, _ATTN, _MLP = "transformer.h.{}.", "transformer.h.{}.attn.", "transformer.h.{}.mlp."
-QWEN = (  # spec §3.3; w2 is the gate, w1 the up projection
-    LayoutRow("embed", "v d", "transformer.wte.weight", "v d"),
-    LayoutRow("blocks/norm1/scale", "d", _BLOCK + "ln_1.weight", "d"),
-    LayoutRow("blocks/attn/q", "d n h", _ATTN + "c_attn.weight", "(n h) d"),
-    LayoutRow("blocks/attn/k", "d k h", _ATTN + "c_attn.weight", "(k h) d"),
-    LayoutRow("blocks/attn/v", "d k h", _ATTN + "c_attn.weight", "(k h) d"),
-    LayoutRow("blocks/attn/q_bias", "n h", _ATTN + "c_attn.bias", "(n h)"),
-    LayoutRow("blocks/attn/k_bias", "k h", _ATTN + "c_attn.bias", "(k h)"),
-    LayoutRow("blocks/attn/v_bias", "k h", _ATTN + "c_attn.bias", "(k h)"),
-    LayoutRow("blocks/attn/o", "n h d", _ATTN + "c_proj.weight", "d (n h)"),
-    LayoutRow("blocks/norm2/scale", "d", _BLOCK + "ln_2.weight", "d"),
-    LayoutRow("blocks/mlp/up", "d f", _MLP + "w1.weight", "f d"),
-    LayoutRow("blocks/mlp/gate", "d f", _MLP + "w2.weight", "f d"),
-    LayoutRow("blocks/mlp/down", "d f", _MLP + "c_proj.weight", "d f"),
-    LayoutRow("norm/scale", "d", "transformer.ln_f.weight", "d"),
-    LayoutRow("head", "d v", "lm_head.weight", "v d"),
+QWEN = (  # docs/report.md, Checkpoint layout; w2 is the gate, w1 the up projection
+    LayoutEntry("embed", "v d", "transformer.wte.weight", "v d", "token_embd"),
+    LayoutEntry("blocks/norm1/scale", "d", _BLOCK + "ln_1.weight", "d", "blk.{}.attn_norm"),
+    LayoutEntry("blocks/attn/q", "d n h", _ATTN + "c_attn.weight", "(n h) d", "blk.{}.attn_qkv"),
+    LayoutEntry("blocks/attn/k", "d k h", _ATTN + "c_attn.weight", "(k h) d", "blk.{}.attn_qkv"),
+    LayoutEntry("blocks/attn/v", "d k h", _ATTN + "c_attn.weight", "(k h) d", "blk.{}.attn_qkv"),
+    LayoutEntry("blocks/attn/q_bias", "n h", _ATTN + "c_attn.bias", "(n h)", "blk.{}.attn_qkv"),
+    LayoutEntry("blocks/attn/k_bias", "k h", _ATTN + "c_attn.bias", "(k h)", "blk.{}.attn_qkv"),
+    LayoutEntry("blocks/attn/v_bias", "k h", _ATTN + "c_attn.bias", "(k h)", "blk.{}.attn_qkv"),
+    LayoutEntry("blocks/attn/o", "n h d", _ATTN + "c_proj.weight", "d (n h)", "blk.{}.attn_output"),
+    LayoutEntry("blocks/norm2/scale", "d", _BLOCK + "ln_2.weight", "d", "blk.{}.ffn_norm"),
+    LayoutEntry("blocks/mlp/up", "d f", _MLP + "w1.weight", "f d", "blk.{}.ffn_up"),
+    LayoutEntry("blocks/mlp/gate", "d f", _MLP + "w2.weight", "f d", "blk.{}.ffn_gate"),
+    LayoutEntry("blocks/mlp/down", "d f", _MLP + "c_proj.weight", "d f", "blk.{}.ffn_down"),
+    LayoutEntry("norm/scale", "d", "transformer.ln_f.weight", "d", "output_norm"),
+    LayoutEntry("head", "d v", "lm_head.weight", "v d", "output"),
 )
 
 _BLOCK, _ATTN, _MLP = "model.layers.{}.", "model.layers.{}.self_attn.", "model.layers.{}.mlp."
-QWEN2 = (  # spec §3.4; Qwen1.5 to 3 and everything Llama-shaped
-    LayoutRow("embed", "v d", "model.embed_tokens.weight", "v d"),
-    LayoutRow("blocks/norm1/scale", "d", _BLOCK + "input_layernorm.weight", "d"),
-    LayoutRow("blocks/attn/q", "d n h", _ATTN + "q_proj.weight", "(n h) d"),
-    LayoutRow("blocks/attn/k", "d k h", _ATTN + "k_proj.weight", "(k h) d"),
-    LayoutRow("blocks/attn/v", "d k h", _ATTN + "v_proj.weight", "(k h) d"),
-    LayoutRow("blocks/attn/q_bias", "n h", _ATTN + "q_proj.bias", "(n h)"),
-    LayoutRow("blocks/attn/k_bias", "k h", _ATTN + "k_proj.bias", "(k h)"),
-    LayoutRow("blocks/attn/v_bias", "k h", _ATTN + "v_proj.bias", "(k h)"),
-    LayoutRow("blocks/attn/q_norm", "h", _ATTN + "q_norm.weight", "h"),
-    LayoutRow("blocks/attn/k_norm", "h", _ATTN + "k_norm.weight", "h"),
-    LayoutRow("blocks/attn/o", "n h d", _ATTN + "o_proj.weight", "d (n h)"),
-    LayoutRow("blocks/norm2/scale", "d", _BLOCK + "post_attention_layernorm.weight", "d"),
-    LayoutRow("blocks/mlp/gate", "d f", _MLP + "gate_proj.weight", "f d"),
-    LayoutRow("blocks/mlp/up", "d f", _MLP + "up_proj.weight", "f d"),
-    LayoutRow("blocks/mlp/down", "d f", _MLP + "down_proj.weight", "d f"),
-    LayoutRow("norm/scale", "d", "model.norm.weight", "d"),
-    LayoutRow("head", "d v", "lm_head.weight", "v d"),
+QWEN2 = (  # docs/report.md, Checkpoint layout; Qwen1.5 to 3 and Llama
+    LayoutEntry("embed", "v d", "model.embed_tokens.weight", "v d", "token_embd"),
+    LayoutEntry("blocks/norm1/scale", "d", _BLOCK + "input_layernorm.weight", "d", "blk.{}.attn_norm"),
+    LayoutEntry("blocks/attn/q", "d n h", _ATTN + "q_proj.weight", "(n h) d", "blk.{}.attn_q"),
+    LayoutEntry("blocks/attn/k", "d k h", _ATTN + "k_proj.weight", "(k h) d", "blk.{}.attn_k"),
+    LayoutEntry("blocks/attn/v", "d k h", _ATTN + "v_proj.weight", "(k h) d", "blk.{}.attn_v"),
+    LayoutEntry("blocks/attn/q_bias", "n h", _ATTN + "q_proj.bias", "(n h)", "blk.{}.attn_q"),
+    LayoutEntry("blocks/attn/k_bias", "k h", _ATTN + "k_proj.bias", "(k h)", "blk.{}.attn_k"),
+    LayoutEntry("blocks/attn/v_bias", "k h", _ATTN + "v_proj.bias", "(k h)", "blk.{}.attn_v"),
+    LayoutEntry("blocks/attn/q_norm", "h", _ATTN + "q_norm.weight", "h", "blk.{}.attn_q_norm"),
+    LayoutEntry("blocks/attn/k_norm", "h", _ATTN + "k_norm.weight", "h", "blk.{}.attn_k_norm"),
+    LayoutEntry("blocks/attn/o", "n h d", _ATTN + "o_proj.weight", "d (n h)", "blk.{}.attn_output"),
+    LayoutEntry("blocks/norm2/scale", "d", _BLOCK + "post_attention_layernorm.weight", "d", "blk.{}.ffn_norm"),
+    LayoutEntry("blocks/mlp/gate", "d f", _MLP + "gate_proj.weight", "f d", "blk.{}.ffn_gate"),
+    LayoutEntry("blocks/mlp/up", "d f", _MLP + "up_proj.weight", "f d", "blk.{}.ffn_up"),
+    LayoutEntry("blocks/mlp/down", "d f", _MLP + "down_proj.weight", "d f", "blk.{}.ffn_down"),
+    LayoutEntry("norm/scale", "d", "model.norm.weight", "d", "output_norm"),
+    LayoutEntry("head", "d v", "lm_head.weight", "v d", "output"),
 )
 
 
 class TensorPart(NamedTuple):
-    """Where one layer of one parameter lies: rows `start` to `stop` of a tensor."""
+    """One layer of one parameter: rows `start` to `stop` of a tensor."""
 
-    row: LayoutRow
+    entry: LayoutEntry
     layer: int | None  # None: the parameter is not stacked
     start: int
     stop: int
 
 
 class Table:
-    """A layout for one model: which tensors there are, of which shape, and how they become parameters.
+    """A layout for one model: its tensors, their shapes, and how they become parameters.
 
     Attributes:
-      rows: those of the layout that the model has (no biases without `qkv_bias`, no head when it is tied, …).
-      parts: tensor name -> the parts of parameters in it, in order of their rows.
+      entries: those that the model has (no biases without `qkv_bias`, no head when it is tied, …).
+      parts: tensor name -> the parts of parameters in it, in order of its rows.
     """
 
     def __init__(self, config: ModelConfig, layout: str):
-        """Raises ValueError for an unknown layout, and for a model that the layout has no tensors for."""
+        """Raises ValueError for an unknown layout, or a model that the layout has no tensors for."""
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r} is unknown; known: {', '.join(LAYOUTS)}")
         if not config.plain:
             raise ValueError(
-                f"no checkpoint of others has gated={config.gated}, norm={config.norm!r}, "
-                f"rope_dtype={config.rope_dtype!r}: such models are read and written as runs of ours alone"
+                f"no other program has models with gated={config.gated}, norm={config.norm!r}, "
+                f"rope_dtype={config.rope_dtype!r}: qwenjax keeps such models as runs only"
             )
         absent = set()
         if not config.qkv_bias:
@@ -110,38 +112,38 @@ class Table:
             "v": config.vocab, "d": config.embed, "n": config.heads, "k": config.kv, "h": config.head_size,
             "f": config.ffn,
         }  # fmt: skip
-        self.rows = tuple(row for row in (QWEN if layout == "qwen" else QWEN2) if row.ours not in absent)
+        self.entries = tuple(entry for entry in (QWEN if layout == "qwen" else QWEN2) if entry.ours not in absent)
         self.parts: dict[str, list[TensorPart]] = {}
-        for row in self.rows:
-            if not row.stacked:
-                self._add(row, None)
+        for entry in self.entries:
+            if not entry.stacked:
+                self._add(entry, None)
         for layer in range(config.layers):
-            for row in self.rows:
-                if row.stacked:
-                    self._add(row, layer)
+            for entry in self.entries:
+                if entry.stacked:
+                    self._add(entry, layer)
 
-    def _add(self, row: LayoutRow, layer: int | None) -> None:
-        parts = self.parts.setdefault(row.theirs.format(layer), [])
+    def _add(self, entry: LayoutEntry, layer: int | None) -> None:
+        parts = self.parts.setdefault(entry.theirs.format(layer), [])
         start = parts[-1].stop if parts else 0
-        parts.append(TensorPart(row, layer, start, start + self._extents(row)[0]))
+        parts.append(TensorPart(entry, layer, start, start + self._stored_shape(entry)[0]))
 
-    def _extents(self, row: LayoutRow) -> tuple[int, ...]:
+    def _stored_shape(self, entry: LayoutEntry) -> tuple[int, ...]:
         """Shape of the part of a tensor that holds this parameter."""
-        return tuple(math.prod(self.sizes[a] for a in group) for group in _groups(row.stored))
+        return tuple(math.prod(self.sizes[a] for a in group) for group in _groups(entry.stored))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor of theirs."""
         parts = self.parts[name]
-        return (parts[-1].stop, *self._extents(parts[-1].row)[1:])
+        return (parts[-1].stop, *self._stored_shape(parts[-1].entry)[1:])
 
-    def ours_shape(self, row: LayoutRow) -> tuple[int, ...]:
+    def ours_shape(self, entry: LayoutEntry) -> tuple[int, ...]:
         """Shape of a parameter of ours, without the `layers` axis."""
-        return tuple(self.sizes[a] for a in row.axes.split())
+        return tuple(self.sizes[a] for a in entry.axes.split())
 
     def to_ours(self, part: TensorPart, tensor: np.ndarray) -> np.ndarray:
-        """One layer of a parameter, as a view of the tensor where it lies."""
-        order = [a for group in _groups(part.row.stored) for a in group]
-        axes = part.row.axes.split()
+        """One layer of a parameter, as a view of the tensor."""
+        order = [a for group in _groups(part.entry.stored) for a in group]
+        axes = part.entry.axes.split()
         split = tensor[part.start : part.stop].reshape([self.sizes[a] for a in order])
         return split.transpose([order.index(a) for a in axes])
 
@@ -149,29 +151,19 @@ class Table:
         """A tensor of theirs from one layer of each parameter in it, in the order of `parts[name]`."""
         blocks = []
         for part, ours in zip(self.parts[name], layers, strict=True):
-            order = [a for group in _groups(part.row.stored) for a in group]
-            axes = part.row.axes.split()
-            blocks.append(ours.transpose([axes.index(a) for a in order]).reshape(self._extents(part.row)))
+            order = [a for group in _groups(part.entry.stored) for a in group]
+            axes = part.entry.axes.split()
+            blocks.append(ours.transpose([axes.index(a) for a in order]).reshape(self._stored_shape(part.entry)))
         return np.ascontiguousarray(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
 
 
 def _groups(stored: str) -> list[list[str]]:
     """`(n h) d` -> [[n, h], [d]]: the axes of ours that each axis of theirs is made of."""
-    groups, open_ = [], False
-    for word in stored.replace("(", "( ").replace(")", " )").split():
-        if word in "()":
-            open_ = word == "("
-            if open_:
-                groups.append([])
-        elif open_:
-            groups[-1].append(word)
-        else:
-            groups.append([word])
-    return groups
+    return [group.strip("()").split() for group in re.findall(r"\(.*?\)|\w+", stored)]
 
 
 def _check_qwen(config: ModelConfig) -> None:
-    """What the v1 names and the released code cannot hold."""
+    """Raises ValueError for what the released code of Qwen-v1 does not compute."""
     lacks = [
         (config.kv != config.heads, f"grouped key/value heads (kv_heads={config.kv}, heads={config.heads})"),
         (config.qk_norm, "norms of queries and keys (qk_norm)"),
@@ -181,4 +173,4 @@ def _check_qwen(config: ModelConfig) -> None:
     ]
     for there, what in lacks:
         if there:
-            raise ValueError(f"the Qwen-v1 layout has no {what}; write it with layout='qwen2'")
+            raise ValueError(f"the Qwen-v1 layout has no {what}; use --to=qwen2 (layout='qwen2')")

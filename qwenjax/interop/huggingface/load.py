@@ -1,8 +1,7 @@
-"""Parameters from a checkpoint checkpoint: tensor by tensor from the file into sharded arrays.
+"""Parameters of a `HubCheckpoint`: tensor by tensor from the files into sharded arrays.
 
-Layers are stacked in our arrays and apart in the files. The stacked arrays are made empty, in their shards, and layer
-after layer is written into them on the devices. What the host holds beside them is the blocks of one layer (or of the
-embeddings) and one tensor as stored.
+Our arrays have all layers stacked. They are allocated in their shards, and the devices write one layer after another
+into them. The host holds one layer (or the embeddings) and one stored tensor at a time.
 """
 
 import itertools
@@ -22,12 +21,12 @@ from qwenjax.interop import HubCheckpoint
 from qwenjax.interop.huggingface.layout import Table, TensorPart
 from qwenjax.model import transformer
 
-# Buffers that older files carry beside the weights (spec §3.3).
+# Buffers in older files (docs/report.md, Checkpoint layout)
 IGNORED = re.compile(r"(\.attn\.masked_bias|\.rotary_emb\.inv_freq)$")
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict:
-    """Where each parameter of a model lives on a mesh: the tree that `load_params` and training take.
+    """The sharding of each parameter of a model on a mesh: the tree for `load_params` and training.
 
     Raises:
       ValueError: an axis that does not divide over the mesh.
@@ -48,38 +47,39 @@ def load_params(
     Args:
       shardings: tree of `param_shardings`; None puts everything on the default device.
       dtype: of the parameters; casting happens on the host, value by value.
-      progress: told after each tensor how many bytes of the file it had (`total_bytes` is their sum).
+      progress: called after each tensor with its bytes in the file (`total_bytes` is their sum).
     Raises:
-      ValueError: tensors that are missing, left over, of the wrong shape or no floating-point numbers, by name; before
-        anything is read.
+      ValueError: tensors that are missing, left over, of the wrong shape or not floating point, by name; raised
+        before anything is read.
     """
     table = Table(checkpoint.config, checkpoint.layout)
     zeros = check(checkpoint, table)
     target = np.dtype(dtype)
-    places = {row.ours: _at(shardings, row.ours) for row in table.rows}
-    shapes = {row.ours: (checkpoint.config.layers, *table.ours_shape(row)) for row in table.rows if row.stacked}
-    out = None if shardings is None else {path: places[path] for path in shapes}
+    where = {entry.ours: _at(shardings, entry.ours) for entry in table.entries}
+    layers = checkpoint.config.layers
+    shapes = {entry.ours: (layers, *table.ours_shape(entry)) for entry in table.entries if entry.stacked}
+    out = None if shardings is None else {path: where[path] for path in shapes}
 
     def put(stacked: dict, layer: dict, number: jax.Array) -> dict:
         return {path: x.at[number].set(layer[path]) for path, x in stacked.items()}
 
-    put = jax.jit(put, donate_argnums=0, out_shardings=out)  # in the same memory
+    put = jax.jit(put, donate_argnums=0, out_shardings=out)  # in place
     stacked = jax.jit(lambda: {path: jnp.zeros(shape, target) for path, shape in shapes.items()}, out_shardings=out)()
     single = {}
     for number, named in itertools.groupby(table.parts.items(), key=lambda item: item[1][0].layer):
-        pieces = {}
+        layer = {}
         for name, parts in named:
             stored = checkpoint.tensors[name].read()
             for part in parts:
-                pieces[part.row.ours] = _piece(table, part, stored, places[part.row.ours], target)
+                layer[part.entry.ours] = _piece(table, part, stored, where[part.entry.ours], target)
             progress(stored.nbytes)
         if number is None:
-            single = pieces
+            single = layer
         else:
-            stacked = jax.block_until_ready(put(stacked, pieces, number))  # or layers pile up before the devices
+            stacked = jax.block_until_ready(put(stacked, layer, number))  # else layers queue up in memory
     for name in zeros:
         if checkpoint.tensors[name].read().any():
-            raise ValueError(f"the checkpoint has {name!r}, a bias that our model lacks, and it is not zero")
+            raise ValueError(f"the checkpoint has {name!r}, a bias that our model does not have, and it is not zero")
     return _tree(single | stacked)
 
 
@@ -90,66 +90,67 @@ def total_bytes(checkpoint: HubCheckpoint) -> int:
 
 
 def check(checkpoint: HubCheckpoint, table: Table) -> list[str]:
-    """Compares the tensors that are there with those that the model needs, by descriptor.
+    """Compares the checkpoint's tensors with those that the model needs, without reading them.
 
-    Returns: names of biases that the model lacks, which must turn out to be zero: some writers, those of GPTQ among
-      them, give every projection one.
+    Returns: names of biases that the model does not have. They must be zero: some writers (GPTQ) give every
+      projection a bias.
     Raises:
       ValueError: see `load_params`.
     """
     there = checkpoint.tensors
     wrong = []
     if missing := [name for name in table.parts if name not in there]:
-        wrong.append(f"{len(missing)} missing: {_few(missing)}")
+        wrong.append(f"{len(missing)} missing: {few(missing)}")
     extra = [name for name in there if name not in table.parts and not IGNORED.search(name)]
     if checkpoint.config.tie_embeddings:
         extra = [name for name in extra if name != "lm_head.weight"]  # a copy of the input embedding
     zeros = [name for name in extra if name.endswith(".bias") and f"{name[:-5]}.weight" in table.parts]
     if left := [name for name in extra if name not in zeros]:
-        wrong.append(f"{len(left)} left over: {_few(left)}")
+        wrong.append(f"{len(left)} left over: {few(left)}")
     shapes = [
         f"{name} {list(there[name].shape)} instead of {list(table.shape(name))}"
         for name in table.parts
         if name in there and tuple(there[name].shape) != table.shape(name)
     ]
     if shapes:
-        wrong.append(f"{len(shapes)} of another shape than the config says: {_few(shapes)}")
+        wrong.append(f"{len(shapes)} of another shape than the config says: {few(shapes)}")
     kinds = [
         f"{name} is {there[name].dtype}"
         for name in table.parts
         if name in there and not jnp.issubdtype(there[name].dtype, jnp.floating)
     ]
     if kinds:
-        wrong.append(f"{len(kinds)} of a dtype that is no floating point: {_few(kinds)}")
+        wrong.append(f"{len(kinds)} of a dtype that is not floating point: {few(kinds)}")
     if wrong:
         raise ValueError(f"the tensors are not those of the config ({checkpoint.layout} layout): {'; '.join(wrong)}")
     return zeros
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _piece(table: Table, part: TensorPart, stored: np.ndarray, place: Sharding | None, dtype: np.dtype) -> jax.Array:
-    """One layer of a parameter on the devices, each of which is given its own block."""
+def _piece(table: Table, part: TensorPart, stored: np.ndarray, where: Sharding | None, dtype: np.dtype) -> jax.Array:
+    """One layer of a parameter on the devices; each device gets its own block."""
     view = table.to_ours(part, stored)
-    if place is None:
+    if where is None:
         return jax.device_put(_block(view, dtype))
-    if part.row.stacked:
-        place = _layer_sharding(place)
-    return jax.make_array_from_callback(view.shape, place, lambda at: _block(view[at], dtype))
+    if part.entry.stacked:
+        where = _layer_sharding(where)
+    return jax.make_array_from_callback(view.shape, where, lambda at: _block(view[at], dtype))
 
 
 def _block(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A dense copy: the tensor may be forgotten while the devices still read."""
+    """A dense copy: the stored tensor may be freed while the devices still read."""
     return np.array(view, dtype, order="C")
 
 
-def _layer_sharding(place: Sharding) -> Sharding:
-    """Of one layer of a stacked array."""
-    if isinstance(place, NamedSharding):
-        return NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
-    return place
+def _layer_sharding(stacked: Sharding) -> Sharding:
+    """The sharding of one layer of a stacked array."""
+    if isinstance(stacked, NamedSharding):
+        return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
+    return stacked
 
 
 def _at(tree: dict | None, path: str) -> Any:

@@ -1,7 +1,7 @@
 """Our parameters as a checkpoint that other programs read: safetensors with an index, configs, tokenizer.
 
-Everything is written into a directory beside the wanted one, which takes its name when it is whole. The host holds one
-file's tensors at a time.
+Everything is written into a temporary directory, which gets its name when it is complete. The host holds the tensors
+of one file at a time.
 """
 
 import math
@@ -26,7 +26,7 @@ from qwenjax.tokenizer.base import Tokenizer
 
 GENERATION = "generation_config.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-MADE_BY = {"format": "pt", "made_by": "qwenjax"}  # in each file's header; transformers asks for the format
+MADE_BY = {"format": "pt", "made_by": "qwenjax"}  # in the header of each file; transformers needs the format
 OTHERS = {CONFIG, GENERATION, "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"}
 OTHERS |= {"qwen.tiktoken", "extra.tiktoken", "tokenizer.model"}
 
@@ -44,24 +44,24 @@ def save_params(
     file_bytes: int = 5_000_000_000,
     progress: Callable[[int], None] = lambda written: None,
 ) -> list[str]:
-    """Writes a model as `layout` 'qwen' (the first releases') or 'qwen2' (Qwen2, Qwen3 or Llama, as the model is).
+    """Writes a model in the layout 'qwen' (the first releases) or 'qwen2' (Qwen2, Qwen3 or Llama).
 
     Args:
       params: as `transformer.init_params`, sharded in any way.
       dtype: 'float32' or 'bfloat16'; None: that of the embedding.
-      tokenizer: written along, in the form that readers of the layout expect; None writes none.
-      chat: whether the model speaks ChatML: decides what ends a text, and whether there is a chat template.
-      generation: generation_config.json, if not that of the releases.
-      file_bytes: tensors of one file; a larger tensor has a file of its own.
-      progress: told after each tensor how many bytes it has; `saved_bytes` is their sum.
-    Returns: a sentence for each thing that the layout cannot say and that is left out (dynamic NTK, LogN, …).
+      tokenizer: written in the form that readers of the layout expect; None writes none.
+      chat: whether the model uses ChatML; decides what ends a text, and whether there is a chat template.
+      generation: generation_config.json; None writes that of the releases.
+      file_bytes: size of a file at most; a larger tensor has a file of its own.
+      progress: called after each tensor with its bytes; `saved_bytes` is their sum.
+    Returns: a sentence for each thing that the layout cannot express and that is left out (dynamic NTK, LogN, …).
     Raises:
-      ValueError: a model or tokenizer that the layout cannot hold, parameters that are not the config's, or a
-        directory with files in it that are not an earlier checkpoint of ours.
+      ValueError: a model or tokenizer that the layout does not have, parameters that do not match the config, or a
+        directory with files that `save_params` has not written.
     """
     target = Path(directory)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not _is_ours(target)):
-        raise ValueError(f"{target} is there and is no checkpoint written by qwenjax: give a new or empty directory")
+        raise ValueError(f"{target} exists and was not written by qwenjax: give a new or empty directory")
     tensors = as_tensors(config, params, layout, dtype)
     dtype = next(iter(tensors.values())).dtype.name
     values, warnings = write_config(config, layout, dtype)
@@ -69,24 +69,24 @@ def save_params(
         values |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
         generation = generation_config(tokenizer, layout, config, chat) if generation is None else generation
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
         if tokenizer is not None:
-            warnings += write_tokenizer(tokenizer, made, layout, config, chat)
-        _write_tensors(made, tensors, file_bytes, progress)
+            warnings += write_tokenizer(tokenizer, temporary, layout, config, chat)
+        _write_tensors(temporary, tensors, file_bytes, progress)
         if generation is not None:
-            write_json(made / GENERATION, generation)
-        write_json(made / CONFIG, values)
-        _take_place(made, target)
+            write_json(temporary / GENERATION, generation)
+        write_json(temporary / CONFIG, values)
+        _replace(temporary, target)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return warnings
 
 
 def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: str | None = None) -> dict[str, Tensor]:
-    """Our parameters under the names and in the shapes of a layout; each is brought to the host when it is read.
+    """Our parameters under the names and in the shapes of a layout; reading one copies it to the host.
 
     Raises:
       ValueError: see `save_params`.
@@ -97,7 +97,7 @@ def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: 
 
     def reader(name: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
-            arrays = [_on_host(flat[part.row.ours], part.layer) for part in table.parts[name]]
+            arrays = [_on_host(flat[part.entry.ours], part.layer) for part in table.parts[name]]
             return table.to_theirs(name, arrays).astype(kind, copy=False)
 
         return read
@@ -129,10 +129,10 @@ def _dtype(name: str) -> np.dtype:
 
 
 def _check(table: Table, config: ModelConfig, params: dict) -> dict[str, jax.Array]:
-    """The parameters by path, if they are those of the model."""
+    """The parameters by path. Raises ValueError if they are not those of the model."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     flat = {"/".join(str(key.key) for key in path): x for path, x in leaves}
-    wanted = {row.ours: ((config.layers,) if row.stacked else ()) + table.ours_shape(row) for row in table.rows}
+    wanted = {x.ours: ((config.layers,) if x.stacked else ()) + table.ours_shape(x) for x in table.entries}
     if set(flat) != set(wanted):
         odd = sorted(set(flat) ^ set(wanted))
         raise ValueError(f"the parameters are not those of the config: {', '.join(odd[:4])} on one side only")
@@ -149,29 +149,29 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], limit: int, progres
     from safetensors.numpy import save_file
 
     sizes = {name: math.prod(tensor.shape) * tensor.dtype.itemsize for name, tensor in tensors.items()}
-    files = _plan(sizes, limit)
+    files = _files(sizes, limit)
     for file, names in files.items():
-        held = {}
+        arrays = {}
         for name in names:
-            held[name] = tensors[name].read()
+            arrays[name] = tensors[name].read()
             progress(sizes[name])
-        save_file(held, folder / file, metadata=MADE_BY)
+        save_file(arrays, folder / file, metadata=MADE_BY)
     if len(files) > 1:
         where = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _plan(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
-    """File -> names of its tensors, in order, of at most `limit` bytes together."""
+def _files(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
+    """File -> names of its tensors, in order, together at most `limit` bytes."""
     groups: list[list[str]] = []
-    room = 0
+    left = 0
     for name, size in sizes.items():
-        if not groups or size > room:
+        if not groups or size > left:
             groups.append([])
-            room = limit
+            left = limit
         groups[-1].append(name)
-        room -= size
+        left -= size
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
     return {f"model-{i:05}-of-{len(groups):05}.safetensors": names for i, names in enumerate(groups, start=1)}
@@ -192,10 +192,10 @@ def _is_ours(folder: Path) -> bool:
     return bool(weights)
 
 
-def _take_place(made: Path, target: Path) -> None:
-    """The new directory under the wanted name. One that was there is moved aside first, and goes last."""
+def _replace(temporary: Path, target: Path) -> None:
+    """Renames the new directory; one with this name is moved aside first and deleted last."""
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.is_dir():
         target.rename(old)
-    made.rename(target)
+    temporary.rename(target)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Our tokenizers in the files that readers of each layout expect.
 
-The Qwen-v1 layout has the ranks themselves; the qwen2 layout a tokenizer.json, in which every token of several bytes
-is the merge of two others, and beside it our own file, from which `load_tokenizer` (and llama.cpp, if it is a
-sentencepiece model) reads. Ids are equal either way, and some are compared before a file is left behind.
+The Qwen-v1 layout has the ranks themselves. The qwen2 layout has a tokenizer.json, in which every token of several
+bytes is the merge of two others, and our own file for `load_tokenizer` (and llama.cpp, for a sentencepiece model).
+Both give equal ids; some are compared before a file is written.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from qwenjax.tokenizer.bpe import PATTERN, QwenBPE, merges, spell
 from qwenjax.tokenizer.hub import HubTokenizer
 from qwenjax.tokenizer.sentencepiece import SentencePiece
 
-# ChatML as `text.chatml.render` writes it (spec §6.1), for programs that take a Jinja template.
+# ChatML (report §A.1.1) as `chatml.render` writes it, for programs that take a Jinja template
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
     "{{ '<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n' }}"
@@ -38,13 +38,13 @@ _PROBES = (
 def write_tokenizer(
     tokenizer: Tokenizer, folder: Path, layout: str, config: ModelConfig, chat: bool = True
 ) -> list[str]:
-    """Writes the tokenizer's files, and returns sentences about what a reader has to bring along.
+    """Writes the tokenizer's files, and returns sentences about what a reader needs in addition.
 
     Args:
-      chat: whether turns of ChatML are how the model is used; then `<|im_end|>` ends a text, and there is a template.
+      chat: whether the model uses ChatML; then `<|im_end|>` ends a text, and there is a chat template.
     Raises:
-      ValueError: more ids than the embedding has rows, a kind that the layout cannot hold, or one that its files would
-        not reproduce exactly.
+      ValueError: more ids than the embedding has rows, a kind that the layout does not have, or a tokenizer that its
+        files would not reproduce exactly.
     """
     if tokenizer.size > config.vocab:
         raise ValueError(
@@ -56,7 +56,7 @@ def write_tokenizer(
 
 
 def generation_config(tokenizer: Tokenizer, layout: str, config: ModelConfig, chat: bool = True) -> dict[str, Any]:
-    """generation_config.json as the releases have it (spec §6.4)."""
+    """generation_config.json as the releases have it (docs/report.md, Generation defaults)."""
     values: dict[str, Any] = {"do_sample": True, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.eot}
     values |= {"top_k": 0, "top_p": 0.8, "max_new_tokens": 512, "transformers_version": "4.32.0"}
     if chat:
@@ -75,7 +75,7 @@ def generation_config(tokenizer: Tokenizer, layout: str, config: ModelConfig, ch
 def _write_qwen(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: bool) -> list[str]:
     if not isinstance(tokenizer, QwenBPE):
         raise ValueError(
-            f"the Qwen-v1 layout holds a qwen.tiktoken, and {tokenizer.name} is none; write with layout='qwen2'"
+            f"the Qwen-v1 layout needs a qwen.tiktoken, which {tokenizer.name} is not; use --to=qwen2 (layout='qwen2')"
         )
     tokenizer.save(folder)
     values = {
@@ -86,7 +86,7 @@ def _write_qwen(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: b
     write_json(folder / "tokenizer_config.json", values)
     return [
         "the files name the released code (modeling_qwen.py, configuration_qwen.py, tokenization_qwen.py), which "
-        "is not part of them: copy it from a release to use them with transformers"
+        "is not written: copy it from a release to use the checkpoint with transformers"
     ]
 
 
@@ -113,7 +113,7 @@ def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: 
         got, wanted = engine.encode(text, add_special_tokens=False).ids, tokenizer.encode(text)
         if got != wanted:
             raise ValueError(f"{tokenizer.name} cannot be written as tokenizer.json: {text!r} would become {got[:8]} …")
-    if not isinstance(tokenizer, HubTokenizer):  # whose file is written as it was
+    if not isinstance(tokenizer, HubTokenizer):  # its file is written unchanged
         engine.save(str(folder / "tokenizer.json"))
     surface = {index: surface for surface, index in tokenizer.special.items()}
     end, first = surface[tokenizer.eot], tokenizer.prefix
@@ -132,13 +132,13 @@ def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: 
 
 
 def _byte_level(tokenizer: QwenBPE) -> Any:
-    """Ranks as byte-level BPE: bytes are spelt as printable characters, as GPT-2 did."""
+    """Ranks as byte-level BPE: bytes are spelled as printable characters, as in GPT-2."""
     import tokenizers
     from tokenizers import decoders, normalizers, pre_tokenizers
 
     ranks = {tokenizer.decode_bytes([i]): i for i in range(tokenizer.eot)} | getattr(tokenizer, "extra", {})
     vocab = {spell(token): i for token, i in ranks.items()}
-    # control tokens between the ranks and extra tokens keep their ids by being in the table, too
+    # control tokens between the ranks and extra tokens keep their ids only if they are in the table
     vocab |= {surface: i for surface, i in tokenizer.special.items() if surface not in vocab}
     pairs = [(spell(left), spell(right)) for left, right in merges(ranks)]
     engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, pairs))
@@ -154,7 +154,7 @@ def _byte_level(tokenizer: QwenBPE) -> Any:
 
 
 def _pieces(tokenizer: SentencePiece) -> Any:
-    """A sentencepiece BPE: merges of characters, the others as bytes. Blanks stay what they are instead of U+2581."""
+    """A sentencepiece BPE: merges of characters, unknown ones as bytes. Blanks are not replaced by U+2581."""
     import tokenizers
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import decoders
