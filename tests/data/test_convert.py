@@ -11,8 +11,7 @@ from chat_doubles import CALL, GOOD, one, says, user, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenjax.common import command_line
-from qwenjax.data.commands import convert as command
+from qwenjax.data.__main__ import Convert, main
 from qwenjax.data.conversations.convert import ConversionReport, convert, convert_rows
 from qwenjax.data.conversations.files import read_chat
 from qwenjax.data.conversations.formats import FORMATS, recognise
@@ -174,7 +173,7 @@ def test_recognition_is_unambiguous_for_the_documented_fields():
 
 
 def run(*argv):
-    return command_line.main("qwenjax.data", "", {"convert": command}, ["convert", *map(str, argv)])
+    return main(["convert", *map(str, argv)])
 
 
 def test_command_prints_an_account(tmp_path, capsys):
@@ -197,6 +196,6 @@ def test_command_prints_an_account(tmp_path, capsys):
 
 
 def test_help_lists_every_format():
-    table = command.EXAMPLES.split("without --to:\n")[1].split("\n--to")[0].splitlines()
+    table = Convert.EXAMPLES.split("without --to:\n")[1].split("\n--to")[0].splitlines()
     listed = {name: line.split()[-1] for line in table for name in re.findall(r"(\w+)(?: \([^)]*\))?(?:,|  )", line)}
     assert listed == {name: format.kind for name, format in FORMATS.items()}

@@ -13,7 +13,7 @@ from data_doubles import ByteTokenizer, corpus
 import qwenjax.tokenizer
 from qwenjax.data.__main__ import main
 from qwenjax.data.batches.text import TextMixture
-from qwenjax.data.inspect.show import END, text_row_lines
+from qwenjax.data.inspect.show import END, row_lines, text_row
 from qwenjax.data.shards.format import Shards
 from qwenjax.data.shards.write import tokenize
 
@@ -75,7 +75,8 @@ def experiment():
     assert main(["show", "--exp=exp.py", "--step=2", "--rows=2", "--set=seed=3", "--set=data.seq_len=100"]) == 0
     shown = capsys.readouterr().out
     mixture = TextMixture([Shards(tmp_path / "shards")], [1], 100, 3)
-    assert shown == "\n".join(line for row in (6, 7) for line in text_row_lines(mixture, row, ByteTokenizer())) + "\n"
+    rows = [text_row(mixture, row, ByteTokenizer()) for row in (6, 7)]
+    assert shown == "\n".join(line for row in rows for line in row_lines(row, by_document=True)) + "\n"
     assert main(["show", "--exp=exp.py", "--row=6", "--rows=2", "--set=seed=3", "--set=data.seq_len=100"]) == 0
     assert capsys.readouterr().out == shown
     # and what is described is what the source file holds
@@ -100,7 +101,7 @@ def test_describe_marks_borders_and_cuts(tmp_path):
     mixture = TextMixture([made], [1], 4, 0)
     whole = "".join(chr(t) if t < 256 else END for t in made.read("train", 0, 19).tolist())
     for row in range(20):
-        place, lines = mixture.locate(row), text_row_lines(mixture, row, ByteTokenizer())
+        place, lines = mixture.locate(row), row_lines(text_row(mixture, row, ByteTokenizer()), by_document=True)
         assert f"tokens {place.offset} to {place.offset + 4}" in lines[0]
         texts = [line for line in lines[1:] if line and not line.startswith("---")]
         joined = "".join(texts).replace("…", "")

@@ -147,5 +147,7 @@ def test_wrong_tokenizer_is_named(shards):
     shards.check_tokenizer(ByteTokenizer())
     other = ByteTokenizer(fingerprint="c" * 64)
     other.name = "other"
-    with pytest.raises(ValueError, match=r"made with tokenizer 'bytes' .*bbbb.*not with other .*cccc.*or tokenise again"):
+    with pytest.raises(
+        ValueError, match=r"made with tokenizer 'bytes' .*bbbb.*not with other .*cccc.*or tokenise again"
+    ):
         shards.check_tokenizer(other)

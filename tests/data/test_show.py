@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 
 from qwenjax.chat_format import chatml
 from qwenjax.chat_format.loss_mask import LOSS_MASKS, encode_with_mask
-from qwenjax.common import command_line
+from qwenjax.data.__main__ import main
 from qwenjax.data.batches.text import TextMixture
-from qwenjax.data.commands import show as command
 from qwenjax.data.conversations.schema import validate
-from qwenjax.data.inspect.html import page
 from qwenjax.data.inspect.show import (
     END,
     LOSS,
@@ -23,12 +21,12 @@ from qwenjax.data.inspect.show import (
     ShownBlock,
     ShownRow,
     chat_row,
-    chat_row_lines,
     draw_rows,
+    page,
     pieces,
     printable,
+    row_lines,
     text_row,
-    text_row_lines,
 )
 
 pytest_plugins = ["data_fixtures"]
@@ -101,13 +99,13 @@ def test_a_conversation_is_marked_by_its_mask(qwen_vocab, loss_mask):
 
 
 def test_without_colour_what_carries_loss_is_between_signs(qwen_vocab):
-    lines = chat_row_lines(chat_row(validate(CONVERSATION), qwen_vocab, "assistant"), colour=False)
+    lines = row_lines(chat_row(validate(CONVERSATION), qwen_vocab, "assistant"), colour=False)
     text = "\n".join(lines)
     assert re.findall(f"{LOSS[0]}(.*?){LOSS[1]}", text) == ["Hello!<|im_end|>", f"{BYE['content']}<|im_end|>"]
     unmarked = text.replace(LOSS[0], "").replace(LOSS[1], "")
     assert chatml.render(CONVERSATION["messages"], add_generation_prompt=False) in unmarked
     assert "\x1b" not in text
-    coloured = "\n".join(chat_row_lines(chat_row(validate(CONVERSATION), qwen_vocab, "assistant"), colour=True))
+    coloured = "\n".join(row_lines(chat_row(validate(CONVERSATION), qwen_vocab, "assistant"), colour=True))
     assert re.findall("\x1b\\[32m(.*?)\x1b\\[0m", coloured)[0] == "Hello!<|im_end|>"
     assert re.sub("\x1b\\[\\d*m", "", coloured) == unmarked
 
@@ -124,7 +122,7 @@ def test_a_preference_shows_what_each_response_adds(qwen_vocab):
     assert {piece.mark for block in (chosen, rejected) for piece in block.pieces} == {1}
     assert chosen.title == f"chosen, {len(ids['c'])} tokens, score 1.5"
     assert "margin: 2" in shown.facts
-    lines = chat_row_lines(shown, colour=False)
+    lines = row_lines(shown, colour=False)
     assert lines.index(f"--- {chosen.title}") < lines.index(f"{LOSS[0]}Hello!<|im_end|>{LOSS[1]}") < len(lines)
     ranked = chat_row(validate({"prompt": [USER], "responses": [HELLO, BYE, USER | {"role": "assistant"}]}), qwen_vocab)
     assert [b.title.split(",")[0] for b in ranked.blocks[1:]] == [f"response {i} of 3" for i in (1, 2, 3)]
@@ -132,7 +130,7 @@ def test_a_preference_shows_what_each_response_adds(qwen_vocab):
 
 def test_tool_turns_are_shown_as_they_are_trained(qwen_vocab):
     row = validate({"messages": [USER, CALL, RESULT, HELLO], "tools": TOOLS})
-    text = "\n".join(chat_row_lines(chat_row(row, qwen_vocab, "assistant"), colour=False))
+    text = "\n".join(row_lines(chat_row(row, qwen_vocab, "assistant"), colour=False))
     assert f"Observation:{LOSS[1]} the result is 4{LOSS[0]}\nThought: I now know" in text
     assert "add: Call this tool to interact with the add API." in text
     prompt = validate({"prompt": [USER, CALL, RESULT], "responses": [HELLO, BYE], "tools": TOOLS})
@@ -153,7 +151,7 @@ def test_data_cannot_steer_the_terminal(qwen_vocab):
     assert printable(evil) == "␛[2J␛]0;owned␇⟨009B⟩31m␍⟨202E⟩abc␀␡"
     assert printable("a\n\tb 中 עברית 👩‍👧") == "a\n\tb 中 עברית 👩‍👧"
     row = validate({"messages": [{**USER, "content": evil}, HELLO], "id": evil, "source": evil})
-    text = "\n".join(chat_row_lines(chat_row(row, qwen_vocab), colour=False))
+    text = "\n".join(row_lines(chat_row(row, qwen_vocab), colour=False))
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
 
 
@@ -207,7 +205,7 @@ def test_documents_of_a_training_row(shards):
         shown, tokens = text_row(mixture, row, ByteTokenizer()), mixture.row(row).tolist()
         assert [i for block in shown.blocks for piece in block.pieces for i in piece.ids] == tokens
         assert len(shown.blocks) == len(mixture.documents(row))
-        lines = text_row_lines(mixture, row, ByteTokenizer())
+        lines = row_lines(shown, by_document=True)
         assert lines[0] == shown.title
         assert sum(line.count(END) for line in lines) == tokens.count(256)
         made = Page(page("h", "l", [shown], by_document=True))
@@ -225,7 +223,7 @@ def test_a_picture_has_every_document_of_every_row(shards, tmp_path):
     assert f": {first / 80:.0%} of the rows" in left.get_legend().get_texts()[0].get_text()
     bars = right.patches
     assert len(bars) == sum(len(mixture.documents(row)) for row in range(2, 6))
-    for line in range(4):
+    for line in range(2, 6):
         own = [bar for bar in bars if round(bar.get_y() + bar.get_height() / 2) == line]
         assert sum(bar.get_width() for bar in own) == 301
 
@@ -236,7 +234,7 @@ def test_an_empty_page_is_whole():
 
 
 def run(*argv):
-    return command_line.main("qwenjax.data", "", {"show": command}, ["show", *map(str, argv)])
+    return main(["show", *map(str, argv)])
 
 
 def test_command(tmp_path, capsys, monkeypatch, qwen_vocab):

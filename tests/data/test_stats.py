@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 from data_doubles import ByteTokenizer, corpus
 
-import qwenjax.tokenizer
 from qwenjax.data.__main__ import main
 from qwenjax.data.inspect import stats as room
 from qwenjax.data.inspect.stats import Stats, language, length_class, length_of
@@ -93,7 +92,7 @@ def test_without_py3langid_the_rest_is_told(monkeypatch):
 
 
 def test_text_and_its_shards_give_the_same(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(qwenjax.tokenizer, "load_tokenizer", lambda name: ByteTokenizer())
+    monkeypatch.setattr(room, "load_tokenizer", lambda name: ByteTokenizer())
     texts = corpus(tmp_path / "a.jsonl", 120)
     with open(tmp_path / "a.jsonl", "a") as file:
         file.write("broken\n")

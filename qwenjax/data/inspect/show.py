@@ -1,10 +1,11 @@
 """Rows as people read them: which documents a row of text was cut from; which tokens of a chat row carry loss.
 
-A row becomes a `ShownRow`: titles, and blocks of tokens with a mark each. `text_row_lines` and `chat_row_lines` make
-lines of it, `html.page` a page. `draw_rows` is a picture of what a run reads.
+A row becomes a `ShownRow`: titles, and blocks of tokens with a mark each. `row_lines` makes lines of it, `page` an HTML
+page that needs nothing else. `draw_rows` is a picture of what a run reads.
 """
 
 import codecs
+import html
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -20,7 +21,7 @@ from qwenjax.data.conversations.schema import ConversationRow, PreferenceRow, Pr
 
 END = "⟦end⟧"  # where a document ends; "…" is where the row cuts one
 LOSS = "⟪⟫"  # around what carries loss, where there is no colour
-NAMED_FROM = 60  # tokens of 256 from which a document's name fits into its bar
+NAMED_FROM = 1 / 4  # of a row, from which a document's name fits into its bar
 GREEN, DIM, BOLD, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
@@ -82,65 +83,42 @@ def text_row(mixture: TextMixture, row: int, tokenizer) -> ShownRow:
         part = f"its tokens {a - span.start} to {b - span.start - 1} of {span.stop - span.start}"
         title = f"{span.origin}: {part}, {a - first} to {b - first - 1} of the row"
         ids = tokens[a - first : b - first].tolist()
-        inside = pieces(tokenizer, ids[:-1] if ends else ids, [1] * len(ids))
-        cut = Piece("…", (), 1)
-        before, after = [] if begins else [cut], Piece(END, (ids[-1],), 1) if ends else cut
+        inside = pieces(tokenizer, ids[:-1] if ends else ids, [0] * len(ids))
+        cut = Piece("…", (), 0)
+        before, after = [] if begins else [cut], Piece(END, (ids[-1],), 0) if ends else cut
         blocks.append(ShownBlock(title, [*before, *inside, after]))
     return ShownRow(f"row {row}: {where}, tokens {first} to {end - 1}", [], blocks)
 
 
-def text_row_lines(mixture: TextMixture, row: int, tokenizer) -> list[str]:
-    """A row as lines: where it is, then each document's origin, its tokens in the row, and their text."""
-    shown = text_row(mixture, row, tokenizer)
-    lines = [shown.title]
-    for block in shown.blocks:
-        lines += [f"--- {block.title}", "".join(piece.text for piece in block.pieces)]
-    return [*lines, ""]
-
-
-def draw_rows(mixture: TextMixture, first: int, rows: int, ahead: int, path: Path | str | None = None) -> Any:
-    """A matplotlib figure of what a run reads.
+def draw_rows(mixture: TextMixture, first: int, rows: int, ahead: int, path: Path | str) -> Any:
+    """Draws what a run reads into a PNG; returns the matplotlib figure.
 
     On the left, where in its source each of the first `ahead` rows is. Every epoch is a permutation, so points fill the
-    height evenly, and none comes twice before the next epoch. On the right, `rows` rows from `first` on, with a bar and
-    the name of each document in them.
-
-    Args:
-      path: also write it there, as a PNG.
+    height evenly, and none comes twice before the next epoch. On the right, `rows` rows from `first` on, with a bar for
+    each document in them.
     """
     figure, (left, right) = figures.canvas(13, 1.6 + 0.45 * max(rows, 5), 2)
-    locations = [mixture.locate(row) for row in range(ahead)]
+    locations = [(row, mixture.locate(row)) for row in range(ahead)]
     for source, shards in enumerate(mixture.shards):
-        windows = mixture.order.windows[source]
-        at = [(row, l.window / windows, l.epoch) for row, l in enumerate(locations) if l.source == source]
-        color, share = figures.COLORS[source % len(figures.COLORS)], len(at) / len(locations)
-        label = f"{shards.directory.name}: {share:.0%} of the rows, {len(at) / windows:.2f} epochs"
-        if at:
-            xs, ys, epochs = zip(*at)
-            left.scatter(
-                xs, ys, s=6, color=color, label=label, alpha=[0.9 if epoch % 2 == 0 else 0.45 for epoch in epochs]
-            )
-    left.set(
-        title="position in the corpus, by row", xlabel="row (odd epochs are fainter)", ylabel="share of the source"
-    )
-    left.legend(frameon=True, facecolor=figures.CARD, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        windows, color = mixture.order.windows[source], figures.COLORS[source % len(figures.COLORS)]
+        points = [(row, location.window / windows) for row, location in locations if location.source == source]
+        share = f"{len(points) / ahead:.0%} of the rows, {len(points) / windows:.2f} epochs"
+        left.scatter(*zip(*points or [(None, None)]), s=6, color=color, label=f"{shards.directory.name}: {share}")
+    left.set(title="position in the corpus, by row", xlabel="row", ylabel="share of the source")
+    left.legend(facecolor=figures.CARD, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
-    for line in range(rows):
-        row = first + line
+    for row in range(first, first + rows):
         location = mixture.locate(row)
-        begin, end = location.offset, location.offset + mixture.seq_len + 1
-        for n, span in enumerate(mixture.documents(row)):
-            a, b = max(span.start, begin) - begin, min(span.stop, end) - begin
-            color = figures.COLORS[location.source % len(figures.COLORS)]
-            right.barh(line, b - a, left=a, color=color, alpha=0.55 if n % 2 else 0.3, edgecolor=figures.CARD, lw=1.5)
-            if b - a >= NAMED_FROM * mixture.seq_len / 256:
-                name = span.origin.rsplit("/", 1)[-1]
-                right.text(a + 2, line, name, va="center", fontsize=7, clip_on=True)
-    right.set_yticks(range(rows), range(first, first + rows))
+        color = figures.COLORS[location.source % len(figures.COLORS)]
+        for span in mixture.documents(row):
+            a, b = max(span.start - location.offset, 0), min(span.stop - location.offset, mixture.seq_len + 1)
+            right.barh(row, b - a, left=a, color=color, alpha=0.5, edgecolor=figures.CARD)
+            if b - a >= NAMED_FROM * mixture.seq_len:
+                right.text(a, row, span.origin.rsplit("/", 1)[-1], va="center", fontsize=7, clip_on=True)
+    right.set_yticks(range(first, first + rows))
     right.invert_yaxis()
     right.set(title="the documents in a batch", xlabel="token of the row", ylabel="row", xlim=(0, mixture.seq_len + 1))
-    if path:
-        figures.save(figure, Path(path))
+    figures.save(figure, Path(path))
     return figure
 
 
@@ -209,8 +187,13 @@ def _visible(match: re.Match) -> str:
     return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else f"⟨{code:04X}⟩"
 
 
-def chat_row_lines(shown: ShownRow, colour: bool) -> list[str]:
-    """A row of chat data as lines; what carries loss is green, or between the signs of `LOSS`."""
+def row_lines(shown: ShownRow, colour: bool = False, by_document: bool = False) -> list[str]:
+    """A row as lines; what carries loss is green, or between the signs of `LOSS`.
+
+    Args:
+      by_document: every block under its title, as alternatives are. The blocks of a conversation are one text, which
+        names the roles.
+    """
     bold, dim, plain = (BOLD, DIM, PLAIN) if colour else ("", "", "")
     before, after = (GREEN, PLAIN) if colour else LOSS
 
@@ -219,9 +202,80 @@ def chat_row_lines(shown: ShownRow, colour: bool) -> list[str]:
         return "".join(f"{before}{part}{after}" if mark else f"{dim}{part}{plain}" for mark, part in parts)
 
     lines = [f"{bold}{printable(shown.title)}{plain}", *(f"  {printable(fact)}" for fact in shown.facts)]
-    if shown.alternatives:
+    if shown.alternatives or by_document:
         for block in shown.blocks:
-            lines += [f"{bold}--- {block.title}{plain}", text(block.pieces)]
-    else:  # one text: the roles are in it
+            lines += [f"{bold}--- {printable(block.title)}{plain}", text(block.pieces)]
+    else:
         lines.append(text(piece for block in shown.blocks for piece in block.pieces))
     return [*lines, ""]
+
+
+# ---- a page ----
+
+STYLE = """
+:root { color-scheme: light dark; --back: #fff; --text: #1f2328; --dim: #656d76; --line: #d0d7de; --loss: #b4ecc4;
+  --grey: #eef0f2; --hues: 91%; }
+@media (prefers-color-scheme: dark) { :root { --back: #0d1117; --text: #e6edf3; --dim: #8d96a0; --line: #30363d;
+  --loss: #1b5e34; --grey: #1c2128; --hues: 17%; } }
+body { background: var(--back); color: var(--text); margin: 1.5rem auto; padding: 0 1rem; max-width: 100rem;
+  font: 15px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 2.2rem 0 .2rem; overflow-wrap: anywhere; }
+p { color: var(--dim); margin: .1rem 0; overflow-wrap: anywhere; }
+section { border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; overflow: hidden; }
+h3 { font-size: .8rem; font-weight: 600; color: var(--dim); margin: 0; padding: .25rem .6rem;
+  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+.text { padding: .5rem .6rem; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: .5rem; align-items: start; }
+.side section { margin: 0; }
+span { border-radius: 2px; box-shadow: inset 1px 0 var(--line); }
+span.n { background: var(--grey); } span.l { background: var(--loss); }
+span:hover { outline: 2px solid #f78166; }
+i { color: var(--dim); font-style: normal; user-select: none; }
+"""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def page(heading: str, legend: str, rows: Iterable[ShownRow], by_document: bool = False) -> str:
+    """Rows as one HTML page: every token with its id, coloured by loss mask or by document.
+
+    Text from data enters it through `html.escape` only, and the page's content policy forbids scripts and requests.
+
+    Args:
+      by_document: a colour for each block, instead of one colour for what carries loss.
+    """
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(POLICY)}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(heading)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{html.escape(heading)}</h1><p>{html.escape(legend)}</p>",
+    ]
+    for row in rows:
+        parts.append(f'<h2 dir="auto">{html.escape(row.title)}</h2>')
+        parts += [f'<p dir="auto">{html.escape(fact)}</p>' for fact in row.facts]
+        common = len(row.blocks) - row.alternatives
+        blocks = [_block(block, i if by_document else None) for i, block in enumerate(row.blocks)]
+        parts += blocks[:common]
+        if row.alternatives:
+            parts.append(f'<div class="side">{"".join(blocks[common:])}</div>')
+    parts.append("</body></html>\n")
+    return "\n".join(parts)
+
+
+def _block(block: ShownBlock, number: int | None) -> str:
+    # the golden angle: neighbours are 137.5 degrees of hue apart, and no hue comes back soon
+    style = "" if number is None else f' style="background: hsl({(210 + number * 137.5) % 360:g} 55% var(--hues))"'
+    text = "".join(_piece(piece, number is None) for piece in block.pieces)
+    return f'<section><h3>{html.escape(block.title)}</h3><div class="text" dir="auto"{style}>{text}</div></section>'
+
+
+def _piece(piece: Piece, marked: bool) -> str:
+    text = html.escape(printable(piece.text)).replace("\n", "<i>↵</i>\n")
+    if not piece.ids:
+        return f"<i>{text}</i>"
+    ids = f"id {piece.ids[0]}" if len(piece.ids) == 1 else f"ids {', '.join(map(str, piece.ids))}"
+    kind = (' class="l"' if piece.mark else ' class="n"') if marked else ""
+    # in a right-to-left line the signs of a control token would be reordered
+    direction = ' dir="ltr"' if re.fullmatch(r"<\|\w+\|>", piece.text) and len(piece.ids) == 1 else ""
+    return f'<span title="{ids}"{kind}{direction}>{text}</span>'

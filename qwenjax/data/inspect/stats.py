@@ -9,12 +9,19 @@ import importlib.util
 import math
 import random
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from qwenjax.common import figures
+from qwenjax.common.progress import meter
+from qwenjax.config import Source
+from qwenjax.data.shards.format import SPLITS, Shards
+from qwenjax.sources.documents import Report, documents, slices
+from qwenjax.tokenizer import load_tokenizer
 
 SAMPLE = 2000  # documents whose language is identified: 1 ms each; shares are then right to about 2 %
 EXCERPT = 1000  # characters whose language is identified, from the middle: beginnings and ends are often boilerplate
@@ -47,26 +54,19 @@ class Stats:
         self.characters += len(text)
         self.longest = max(self.longest, (tokens, origin))
         self.lengths[length_class(tokens)] += 1
-        self._sample(text, text_bytes)
+        # reservoir sampling: every document so far is kept with the same probability
+        at = len(self.excerpts) if len(self.excerpts) < SAMPLE else self._random.randrange(self.documents)
+        if at < SAMPLE:
+            start = max(0, (len(text) - EXCERPT) // 2)
+            self.excerpts[at : at + 1] = [(text[start : start + EXCERPT], text_bytes)]
         for line in text.splitlines():
             line = line.strip()
             if len(line) >= LINE[0] or len(line.encode()) >= LINE[0]:
                 self.lines[line[: LINE[1]]] += 1
                 self.counted += 1
-        if len(self.lines) > LINES:
-            self._drop_rare_lines()
-
-    def _sample(self, text: str, text_bytes: int) -> None:
-        """Keeps each document so far with the same probability (reservoir sampling)."""
-        at = len(self.excerpts) if len(self.excerpts) < SAMPLE else self._random.randrange(self.documents)
-        if at < SAMPLE:
-            start = max(0, (len(text) - EXCERPT) // 2)
-            self.excerpts[at : at + 1] = [(text[start : start + EXCERPT], text_bytes)]
-
-    def _drop_rare_lines(self) -> None:
-        """Drops lines that cannot be frequent: those seen no more often than the average of `LINES` lines."""
-        least = max(1, self.counted // LINES)
-        self.lines = Counter({line: n for line, n in self.lines.items() if n > least})
+        if len(self.lines) > LINES:  # drop those seen no more often than the average of `LINES` lines
+            least = max(1, self.counted // LINES)
+            self.lines = Counter({line: n for line, n in self.lines.items() if n > least})
 
     def percentile(self, share: float) -> int:
         """Tokens that this share of the documents does not exceed, to 9 %."""
@@ -90,8 +90,7 @@ class Stats:
             name = language(text)
             documents[name] += 1
             size[name] += text_bytes
-        total = max(sum(size.values()), 1)
-        return {name: (n / len(self.excerpts), size[name] / total) for name, n in documents.most_common()}
+        return {name: (n / len(self.excerpts), size[name] / size.total()) for name, n in documents.most_common()}
 
     def repeated(self, limit: int) -> list[tuple[int, str]]:
         """The lines that were seen most often, more than once, and how often."""
@@ -116,6 +115,35 @@ class Stats:
             "languages": {name: {"documents": a, "bytes": b} for name, (a, b) in (self.languages or {}).items()},
             "repeated_lines": [[n, line] for n, line in self.repeated(limit)],
         }
+
+
+def read(source: Source, tokenizer: str, report: Report, verify: bool = False) -> Stats:
+    """The statistics of text, or of a folder of shards, whose text is decoded; with a progress bar over its bytes.
+
+    Args:
+      tokenizer: for text, what `load_tokenizer` takes.
+      report: gets what was skipped.
+      verify: first compare the files of shards with their checksums.
+    """
+    stats, name = Stats(), f"reading {Path(source.text).name}"
+    if (Path(source.text) / "index.json").is_file():
+        shards = Shards(source.text)
+        if verify:
+            shards.verify()
+            print(f"{source.text}: every file is as it was written", file=sys.stderr)
+        decode = load_tokenizer(shards.directory / "tokenizer").decode
+        with meter(name, sum(map(shards.text_bytes, SPLITS))) as step:
+            for span, tokens in chain.from_iterable(map(shards.all_documents, SPLITS)):
+                stats.add(decode(tokens[:-1].tolist()), len(tokens) - 1, span.bytes, span.origin)
+                step(span.bytes)
+    else:
+        encode = load_tokenizer(tokenizer).encode_array
+        with meter(name, sum(piece.size for piece in slices(source, Report()))) as step:
+            for document in documents(source, report):
+                text_bytes = len(document.text.encode())
+                stats.add(document.text, len(encode(document.text)), text_bytes, document.origin)
+                step(text_bytes)
+    return stats
 
 
 def length_class(tokens: int) -> int:
@@ -168,23 +196,19 @@ def figure(stats: dict[str, Stats], path: str) -> None:
     """Draws lengths and languages of the corpora side by side into a PNG."""
     drawing, (left, right) = figures.canvas(11, 4, 2)
     for name, s in stats.items():
-        classes = [c for c in sorted(s.lengths) if c >= 0]
-        if not classes:
-            continue
-        every = range(classes[0], classes[-1] + 2)
-        shares = [100 * s.lengths[c] / s.documents for c in every]
-        left.step([2 ** (c / 8) for c in every], shares, where="post", label=Path(name).name)
+        classes = range(max(min(s.lengths, default=0), 0), max(s.lengths, default=0) + 2)
+        shares = [100 * s.lengths[c] / max(s.documents, 1) for c in classes]
+        left.step([2 ** (c / 8) for c in classes], shares, where="post", label=Path(name).name)
     left.set(xscale="log", xlabel="tokens per document", ylabel="% of documents", title="lengths")
     left.legend()
-    languages = {name: s.languages or {} for name, s in stats.items()}
-    top = Counter()
-    for shares in languages.values():
-        top.update({language: size for language, (_, size) in shares.items()})
-    names = [language for language, share in top.most_common(10) if share > 0.005]
-    height = 0.8 / max(len(languages), 1)
-    for i, shares in enumerate(languages.values()):
-        sizes = [100 * shares.get(language, (0, 0))[1] for language in names]
-        right.barh([j + i * height for j in range(len(names))], sizes, height, align="edge")
+    sizes = {
+        name: Counter({lang: 100 * size for lang, (_, size) in (s.languages or {}).items()})
+        for name, s in stats.items()
+    }
+    names = [lang for lang, _ in sum(sizes.values(), Counter()).most_common(10)]
+    height = 0.8 / len(sizes)
+    for i, shares in enumerate(sizes.values()):
+        right.barh([j + i * height for j in range(len(names))], [shares[lang] for lang in names], height, align="edge")
     right.set(xlabel="% of bytes", title="languages of a sample" if names else "languages: not identified")
     right.set_yticks([j + 0.4 for j in range(len(names))], names)
     right.invert_yaxis()

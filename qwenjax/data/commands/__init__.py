@@ -1,1 +1,0 @@
-"""The data commands, a module each: its docstring and `EXAMPLES` are the help, `arguments` and `run` the work."""
