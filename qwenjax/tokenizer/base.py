@@ -44,12 +44,8 @@ class Tokenizer(ABC):
     def __init__(
         self, vocabulary: bytes, name: str, pieces: list[bytes], special: dict[str, int], prefix: Sequence[int] = ()
     ):
-        """Subclasses take only the bytes of a vocabulary file and derive the arguments of this.
+        """Subclasses take the bytes of a vocabulary file and derive the rest; `pieces` are the bytes of each id.
 
-        Args:
-          vocabulary: the bytes of the file.
-          pieces: the bytes that each id stands for.
-          special, prefix: see the class.
         Raises:
           ValueError: no control token ends a text.
         """
@@ -131,10 +127,7 @@ class Tokenizer(ABC):
             return self._ordinary(text)
         ids: list[int] = []
         for i, part in enumerate(_any_of(allowed).split(text)):  # plain, surface, plain, surface, … plain
-            if i % 2:
-                ids.append(self.special[part])
-            elif part:
-                ids += self._ordinary(part)
+            ids += [self.special[part]] if i % 2 else self._ordinary(part)
         return ids
 
     def encode_chat(self, messages: Sequence[chatml.Message], add_generation_prompt: bool = True) -> list[int]:
@@ -184,13 +177,7 @@ class Tokenizer(ABC):
 def check_same(
     tokenizer: Tokenizer, fingerprint: str, what: str, advice: str, other: str = "another tokenizer"
 ) -> None:
-    """Raises ValueError if `what` was made with a tokenizer of another fingerprint than this one.
-
-    Args:
-      what: a model, a run or data, as the message names it.
-      advice: for people, how to solve it.
-      other: how the message names the tokenizer of `fingerprint`.
-    """
+    """Raises ValueError if `what` was made with a tokenizer of another fingerprint (named `other`); `advice` helps."""
     if fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"{what} was made with {other} (fingerprint {fingerprint[:12]}), not with {tokenizer.name} "

@@ -69,7 +69,10 @@ class QwenBPE(Tokenizer):
         import tiktoken
 
         published = hashlib.sha256(data).hexdigest() == PUBLISHED  # needs no checks, which take 0.4 s
-        ranks = _published_ranks(data) if published else read_ranks(data, source)
+        if published:
+            ranks = {token: rank for rank, token in enumerate(map(binascii.a2b_base64, data.split()[::2]))}
+        else:
+            ranks = read_ranks(data, source)
         special = {surface: len(ranks) + i for i, surface in enumerate(SPECIAL)}
         pieces = [*ranks, *(surface.encode() for surface in SPECIAL)]
         super().__init__(data if published else write_ranks(ranks), f"bpe-{len(pieces)}", pieces, special)
@@ -81,8 +84,6 @@ class QwenBPE(Tokenizer):
         return unicodedata.normalize("NFC", text)
 
     def _ordinary(self, text: str) -> list[int]:
-        if len(text) < LONG:
-            return self._engine.encode_ordinary(text)
         return [i for part in _parts(text) for i in self._engine.encode_ordinary(part)]
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
@@ -97,10 +98,7 @@ class QwenBPE(Tokenizer):
 
         The first call loads quicktok if it is installed, which takes half a second.
         """
-        text = self._normalize(text)
-        if len(text) < LONG:
-            return self._array(text)
-        return np.concatenate([self._array(part) for part in _parts(text)])
+        return np.concatenate([self._array(part) for part in _parts(self._normalize(text))])
 
     def _array(self, text: str) -> np.ndarray:
         if self.quicktok and (text.isascii() or _ALIKE.fullmatch(text)):
@@ -143,43 +141,39 @@ class ExtendedBPE(QwenBPE):
     def __init__(
         self, data: bytes, extra: bytes, source: str = "the vocabulary", extra_source: str = "the extra vocabulary"
     ):
-        """From the bytes of both files; `source` and `extra_source` name them in errors.
-
-        Raises:
-          ValueError: as `QwenBPE`; or a line of the extra file that is not a token and an id.
-        """
+        """From the bytes of both files; `source` and `extra_source` name them in errors."""
         import tiktoken
 
         super().__init__(data, source)
         ranks = {token: rank for rank, token in enumerate(self._pieces[: self.eot])}
-        first, added, taken = self.size, {}, set()
-        self.extra: dict[bytes, int] = added
+        used = set(range(self.size))
+        self.extra: dict[bytes, int] = {}
         self.skipped: list[tuple[bytes, int, str]] = []
         for token, index in read_extra(extra, extra_source):
-            if token in ranks or token in added:
-                self.skipped.append((token, index, f"the token exists, with id {(ranks | added)[token]}"))
-            elif index < first or index in taken:
+            if token in ranks or token in self.extra:
+                self.skipped.append((token, index, f"the token exists, with id {(ranks | self.extra)[token]}"))
+            elif index in used:
                 self.skipped.append((token, index, "the id is in use"))
             elif index >= MAX_EMBEDDING_ROWS:
                 raise ValueError(f"{extra_source}: id {index} of token {token!r} is larger than any embedding")
             else:
-                added[token] = index
-                taken.add(index)
+                self.extra[token] = index
+                used.add(index)
         if self.skipped:
             token, index, why = self.skipped[0]
             warnings.warn(
-                f"{extra_source}: {len(self.skipped)} of {len(self.skipped) + len(added)} extra tokens are left out; "
-                f"the first is {token!r} with id {index}: {why}",
+                f"{extra_source}: {len(self.skipped)} of {len(self.skipped) + len(self.extra)} extra tokens are left "
+                f"out; the first is {token!r} with id {index}: {why}",
                 stacklevel=2,
             )
-        pieces = self._pieces + [b""] * (max(taken, default=first - 1) + 1 - first)
-        for token, index in added.items():
+        pieces = self._pieces + [b""] * (max(used) + 1 - self.size)
+        for token, index in self.extra.items():
             pieces[index] = token
-        self._files = (self._vocabulary, write_ranks(added))
-        self._unused = frozenset(range(first, len(pieces))) - taken
-        Tokenizer.__init__(self, b"".join(self._files), f"{self.name}+{len(added)}", pieces, self.special)
+        self._files = (self._vocabulary, write_ranks(self.extra))
+        self._unused = frozenset(range(len(pieces))) - used
+        Tokenizer.__init__(self, b"".join(self._files), f"{self.name}+{len(self.extra)}", pieces, self.special)
         self._engine = tiktoken.Encoding(
-            self.name, pat_str=PATTERN, mergeable_ranks=ranks | added, special_tokens=self.special
+            self.name, pat_str=PATTERN, mergeable_ranks=ranks | self.extra, special_tokens=self.special
         )
 
     def __reduce__(self):
@@ -203,17 +197,14 @@ class ExtendedBPE(QwenBPE):
 
 def _parts(text: str) -> list[str]:
     """The text, cut at runs of blanks that are too long, and within them."""
+    if len(text) < LONG:
+        return [text]
     runs = (run.span() for run in _LONG_BLANKS.finditer(text))
     cuts = [0, *(cut for start, stop in runs for cut in range(start, stop, LONG)), len(text)]
     return [text[a:b] for a, b in pairwise(cuts)]
 
 
 # ---- .tiktoken files ----
-
-
-def _published_ranks(data: bytes) -> dict[bytes, int]:
-    """`read_ranks` of the published file, without its checks."""
-    return {token: rank for rank, token in enumerate(map(binascii.a2b_base64, data.split()[::2]))}
 
 
 def _lines(data: bytes, source: str, number_name: str) -> Iterator[tuple[str, bytes, int]]:
@@ -248,9 +239,8 @@ def read_ranks(data: bytes, source: str = "the vocabulary") -> dict[bytes, int]:
     for where, token, rank in _lines(data, source, "a rank"):
         if rank != len(ranks):
             raise ValueError(f"{where}: rank {rank} where {len(ranks)} was due; ranks count up without gaps")
-        if not token or token in ranks:
-            problem = f"already has rank {ranks[token]}" if token else "is empty"
-            raise ValueError(f"{where}: token {token!r} {problem}")
+        if token in ranks:
+            raise ValueError(f"{where}: token {token!r} already has rank {ranks[token]}")
         ranks[token] = len(ranks)
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
@@ -264,11 +254,7 @@ def read_extra(data: bytes, source: str = "the extra vocabulary") -> list[tuple[
     Raises:
       ValueError: naming the line that is not a base64 token, a blank and a number.
     """
-    pairs = []
-    for where, token, index in _lines(data, source, "its id"):
-        if not token:
-            raise ValueError(f"{where}: the token is empty")
-        pairs.append((token, index))
+    pairs = [(token, index) for _, token, index in _lines(data, source, "its id")]
     return sorted(pairs, key=lambda pair: pair[1])
 
 
@@ -312,9 +298,7 @@ def merges(ranks: dict[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
             joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
             lowest = min(joined)
             if lowest >= rank:
-                raise ValueError(
-                    f"token {token!r} (rank {rank}) is not made by merging two others; it cannot be written"
-                )
+                raise ValueError(f"token {token!r} (rank {rank}) is not made by merging two others")
             at = joined.index(lowest)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         if len(parts) == 2:

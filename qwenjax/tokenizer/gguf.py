@@ -20,15 +20,10 @@ CL100K = PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 SPLIT_PATTERNS = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-    "gpt-2": (GPT2,),
-    "mpt": (GPT2,),
+    **dict.fromkeys(("gpt-2", "mpt"), (GPT2,)),
     "llama-bpe": (CL100K,),
-    "qwen2": (PATTERN,),
-    "deepseek-r1-qwen": (PATTERN,),
-    "starcoder": (r"\p{N}", GPT2),
-    "smollm": (r"\p{N}", GPT2),
-    "refact": (r"\p{N}", GPT2),
-    "command-r": (r"\p{N}", GPT2),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), (PATTERN,)),
+    **dict.fromkeys(("starcoder", "smollm", "refact", "command-r"), (r"\p{N}", GPT2)),
 }
 WHOLE_WORDS = ("llama-bpe",)  # a word that is a token is never merged from parts; texts begin with a token
 # Values of `tokenizer.ggml.token_type`, the same numbers as in sentencepiece
@@ -91,19 +86,13 @@ class HeadReader:
         return self.take(*self.unpack("<Q")).decode("utf-8")
 
     def value(self, kind: int) -> object:
-        if kind == STRING:
-            return self.text()
-        if kind == ARRAY:
-            kind, count = self.unpack("<IQ")
-            if kind == STRING:
-                return [self.text() for _ in range(count)]
-            if kind in NUMBERS:
-                return self.numbers(kind, count)
-        elif kind in NUMBERS:
-            return self.numbers(kind, 1)[0]
-        raise ValueError(f"it has a value of the unknown type {kind}")
+        return self.values(*self.unpack("<IQ")) if kind == ARRAY else self.values(kind, 1)[0]
 
-    def numbers(self, kind: int, count: int) -> list:
+    def values(self, kind: int, count: int) -> list:
+        if kind == STRING:
+            return [self.text() for _ in range(count)]
+        if kind not in NUMBERS:
+            raise ValueError(f"it has a value of the unknown type {kind}")
         form = np.dtype(NUMBERS[kind]).newbyteorder("<")
         return np.frombuffer(self.take(count * form.itemsize), form).tolist()
 
@@ -122,13 +111,9 @@ def tokenizer_of(head: Mapping[str, Any], source: str) -> Tokenizer:
     facts = vocabulary(head, source)
     if facts["model"] == "gpt2":
         return hub.HubTokenizer(byte_level(facts, source).to_str().encode(), source)
-    from qwenjax.tokenizer.sentencepiece import ForeignSentencePiece, SentencePiece
+    from qwenjax.tokenizer.sentencepiece import read_model
 
-    model = sentencepiece(facts, source)
-    try:
-        return SentencePiece(model, source)
-    except ValueError:  # not trained here
-        return ForeignSentencePiece(model, source)
+    return read_model(sentencepiece(facts, source), source)
 
 
 def vocabulary(head: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -141,14 +126,12 @@ def vocabulary(head: Mapping[str, Any], source: str) -> dict[str, Any]:
     facts = {key.removeprefix(prefix): value for key, value in head.items() if key.startswith(prefix)}
     if not facts.get("tokens"):
         raise ValueError(f"{source} holds no vocabulary (no tokenizer.ggml.tokens)")
-    if facts.get("model") not in MODELS:
-        raise ValueError(
-            f"{source}: tokenizer.ggml.model={facts.get('model')!r} is unknown; known: {', '.join(map(repr, MODELS))}"
-        )
+    if (model := facts.get("model")) not in MODELS:
+        raise ValueError(f"{source}: tokenizer.ggml.model={model!r} is unknown; known: {', '.join(map(repr, MODELS))}")
     types = facts.get("token_type", ())
-    while types and len(types) == len(facts["tokens"]) and types[-1] == UNUSED:  # pads the embedding
-        facts |= {key: facts[key][:-1] for key in ("tokens", "token_type", "scores") if key in facts}
-        types = facts["token_type"]
+    if len(types) == len(facts["tokens"]):
+        size = max((i + 1 for i, kind in enumerate(types) if kind != UNUSED), default=0)  # the rest pads the embedding
+        facts |= {key: facts[key][:size] for key in ("tokens", "token_type", "scores") if key in facts}
     return facts
 
 

@@ -123,6 +123,14 @@ class SentencePiece(_SentencePieceModel):
         return [list(itertools.chain.from_iterable(itertools.islice(ids, len(own)))) for own in segments]
 
 
+def read_model(data: bytes, source: str) -> SentencePiece | ForeignSentencePiece:
+    """The tokenizer of a .model file, made by `train` or of another project."""
+    try:
+        return SentencePiece(data, source)
+    except ValueError:  # not trained here
+        return ForeignSentencePiece(data, source)
+
+
 def load_engine(data: bytes, source: str):
     """The sentencepiece processor of a model. Raises ValueError if the data are not one."""
     from sentencepiece import SentencePieceProcessor

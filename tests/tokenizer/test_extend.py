@@ -5,7 +5,7 @@ import pytest
 from qwenjax.sources.documents import Report
 from qwenjax.tokenizer import load_tokenizer
 from qwenjax.tokenizer.bpe import byte_order, write_ranks
-from qwenjax.tokenizer.vocabulary.train import read_words
+from qwenjax.tokenizer.vocabulary import read_words
 
 CATS = "我是一只猫\t20\n你是一只猫\t10\n他是一只猫\t5\n一只猫\t100\n"
 

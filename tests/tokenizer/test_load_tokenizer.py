@@ -6,13 +6,12 @@ import sys
 
 import pytest
 
-import qwenjax.tokenizer.load
-from qwenjax.tokenizer import load_tokenizer
+from qwenjax.tokenizer import FILES, load_tokenizer
 
 
 def test_saved_tokenizers_load_from_file_directory_and_run(either, tmp_path):
     file = either.save(tmp_path / "run" / "tokenizer")
-    assert file.name in qwenjax.tokenizer.load.FILES
+    assert file.name in FILES
     for path in (file, file.parent, file.parent.parent, str(file)):
         copy = load_tokenizer(path)
         assert type(copy) is type(either)
@@ -47,7 +46,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, small):
 def test_importing_and_loading_stay_light():
     """No engine for the import, and neither jax nor the package that ships the vocabulary for loading it."""
     code = """if True:
-        import sys, qwenjax.tokenizer.load
+        import sys, qwenjax.tokenizer
         assert not {"tiktoken", "sentencepiece", "jax", "numpy"} & set(sys.modules), "import"
         assert qwenjax.tokenizer.load_tokenizer("qwen").size == 151851
         assert not {"dashscope", "sentencepiece", "jax"} & set(sys.modules), "load"

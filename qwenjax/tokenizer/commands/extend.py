@@ -30,7 +30,7 @@ def arguments(add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Learns and writes; prints what was skipped and the new tokens."""
-    from qwenjax.tokenizer.vocabulary.train import extend
+    from qwenjax.tokenizer.vocabulary import extend
 
     for line in extend(options.vocab, options.words, options.out):
         print(line)

@@ -42,9 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from qwenjax.tokenizer.vocabulary import train
 
     report = Report()
-    tokenizer, lines = train.train(
-        sources(options), options.out, options.size, options.kind, options.continue_from, report
-    )
+    tokenizer, lines = train(sources(options), options.out, options.size, options.kind, options.continue_from, report)
     for line in (*report.lines(), *lines):
         print(line)
     print(f"{options.out}: {tokenizer.name}, {tokenizer.size:,} ids, fingerprint {tokenizer.fingerprint[:12]}…")

@@ -15,10 +15,9 @@ from qwenjax.common.progress import meter
 from qwenjax.sources.documents import STDLIB, documents
 from qwenjax.sources.files import json_lines
 from qwenjax.sources.slices import Report, Slice
-from qwenjax.tokenizer import gguf, hub, sentencepiece
+from qwenjax.tokenizer import gguf, hub, load_tokenizer, sentencepiece
 from qwenjax.tokenizer.base import replace_surrogates
 from qwenjax.tokenizer.bpe import QwenBPE, read_ranks
-from qwenjax.tokenizer.load import load_tokenizer
 
 # The report's languages in its order, with their three-letter codes (of Arabic and Chinese the standard forms)
 LANGUAGES = {
