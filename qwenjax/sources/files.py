@@ -142,15 +142,9 @@ def _object(line: bytes, origin: str, report: Report) -> dict | None:
 
 def json_list(piece: Slice, report: Report) -> Iterator[Row]:
     """The objects of a JSON list, which is read at once; the origin is FILE#INDEX."""
+    data = _whole_file(piece, report, f"JSON list over {slices.LIMIT >> 20} MiB; write it as JSON lines")
     try:
-        with open_unpacked(piece.file) as stream:
-            data = stream.read(slices.LIMIT + 1)
-        if len(data) > slices.LIMIT:
-            report.note(f"JSON list over {slices.LIMIT >> 20} MiB; write it as JSON lines", piece.origin)
-            return
-        items = json.loads(data.decode("utf-8").removeprefix("\ufeff"))
-    except BROKEN as error:
-        report.note(describe_damage(error, piece.file), piece.origin)
+        items = json.loads(data.decode("utf-8").removeprefix("\ufeff")) if data else []
     except UnicodeDecodeError:
         report.note(slices.NOT_UTF8, piece.origin)
     except (ValueError, RecursionError):
@@ -162,6 +156,20 @@ def json_list(piece: Slice, report: Report) -> Iterator[Row]:
                 report.note("JSON item that is not an object", here)
             elif piece.needs_row(here):
                 yield here, item
+
+
+def _whole_file(piece: Slice, report: Report, too_long: str) -> bytes | None:
+    """The bytes of a file, or None if it is damaged or over the limit of a document, which is reported."""
+    try:
+        with open_unpacked(piece.file) as stream:
+            data = stream.read(slices.LIMIT + 1)
+    except BROKEN as error:
+        report.note(describe_damage(error, piece.file), piece.origin)
+        return None
+    if len(data) > slices.LIMIT:
+        report.note(too_long, piece.origin)
+        return None
+    return data
 
 
 # ---- Parquet ----
@@ -176,12 +184,9 @@ def parquet_text(file: Path, columns: tuple[str, ...]) -> tuple[int, int]:
         footer = pq.read_metadata(file)
     except (pa.ArrowException, OSError):
         return 0, 0  # its reader reports what is wrong
-    size = 0
-    for g in range(footer.num_row_groups):
-        group = footer.row_group(g)
-        chunks = [group.column(c) for c in range(group.num_columns)]
-        size += sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
-    return footer.num_row_groups, size
+    groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
+    chunks = [group.column(c) for group in groups for c in range(group.num_columns)]
+    return len(groups), sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
 
 
 def parquet(piece: Slice, report: Report) -> Iterator[Row]:
@@ -195,7 +200,7 @@ def parquet(piece: Slice, report: Report) -> Iterator[Row]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        report.note(f"corrupt parquet ({_line(error)})", piece.origin)
+        report.note(f"corrupt parquet ({str(error).splitlines()[0]})", piece.origin)
         return
     with file:
         names = file.schema_arrow.names
@@ -235,27 +240,15 @@ def _rows(batch) -> list[dict]:
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].split(". ")[0]
-
-
 # ---- text ----
 
 
 def text(piece: Slice, report: Report) -> Iterator[Document]:
     """A file as one document."""
-    if not piece.keeps(piece.origin):
-        return
-    try:
-        with open_unpacked(piece.file) as stream:
-            data = stream.read(slices.LIMIT + 1)
-    except BROKEN as error:
-        report.note(describe_damage(error, piece.file), piece.origin)
-        return
-    if len(data) > slices.LIMIT:
-        report.note(f"file over {slices.LIMIT >> 20} MiB is not one document", piece.origin)
-    else:
-        yield from text_document(data, piece.origin, report)
+    if piece.keeps(piece.origin):
+        data = _whole_file(piece, report, f"file over {slices.LIMIT >> 20} MiB is not one document")
+        if data is not None:
+            yield from text_document(data, piece.origin, report)
 
 
 def parts(piece: Slice, report: Report) -> Iterator[Document]:

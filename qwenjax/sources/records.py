@@ -8,12 +8,11 @@ SPLIT is 'train' by default, and may be a part of one in the library's notation:
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 from qwenjax.config import Source
 from qwenjax.sources.files import BATCH, Row
@@ -23,17 +22,15 @@ TFDS, HF = "tfds:", "hf:"
 SAMPLE = 64  # rows read to estimate how much text there is
 
 
-class Records(Protocol):
+@dataclass(frozen=True, eq=False)
+class Records:
     """Rows by number."""
 
     name: str  # equal on every machine
     path: str  # where the data is, or ''
     fields: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def read(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Mapping]:
-        """The given fields of some rows."""
+    count: int
+    read: Callable[[list[int], list[str]], list[Mapping]]  # the given fields of some rows
 
 
 def is_prepared(folder: Path) -> bool:
@@ -55,12 +52,12 @@ def slices(source: Source, report: Report) -> list[Slice]:
             f"{source.text} has no column {', '.join(map(repr, missing))}; it has: {', '.join(records.fields)}. "
             "Choose with --column, or column=(…,) in an experiment"
         )
-    count = len(records)
+    count = records.count
     if not count:
         report.note("empty data set", records.name)
         return []
     try:
-        sample = records.read(sorted({i * count // SAMPLE for i in range(SAMPLE)}), source.column)
+        sample = records.read(sorted({i * count // SAMPLE for i in range(SAMPLE)}), list(source.column))
     except RuntimeError:  # damaged; reading it reports which records
         sample = []
     size = sum(len(value) for row in sample for value in row.values() if isinstance(value, str | bytes))
@@ -102,26 +99,7 @@ def open_records(text: str) -> Records:
 # ---- TensorFlow Datasets ----
 
 
-@dataclass(frozen=True, eq=False)
-class _Tfds:
-    name: str
-    path: str
-    fields: tuple[str, ...]
-    source: Sequence  # of serialised examples
-    features: Mapping
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Mapping]:
-        from tensorflow_datasets.core.features import FeaturesDict
-
-        # decode these fields only: an image would need more libraries
-        features = FeaturesDict({name: self.features[name] for name in fields})
-        return [features.deserialize_example_np(record) for record in self.source.__getitems__(list(numbers))]
-
-
-def _tensorflow(text: str) -> _Tfds:
+def _tensorflow(text: str) -> Records:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
@@ -130,60 +108,46 @@ def _tensorflow(text: str) -> _Tfds:
     if is_prepared(folder):
         builder = tfds.builder_from_directory(folder)
     elif folder.is_absolute() or name.startswith((".", "~")):
-        inside = [str(version) for version in sorted(folder.glob("*")) if is_prepared(version)]
-        hint = f"; wanted one version of it: {', '.join(inside)}" if inside else ""
+        versions = ", ".join(str(version) for version in sorted(folder.glob("*")) if is_prepared(version))
         raise ValueError(
-            f"{folder} is not a prepared TFDS data set: no dataset_info.json and features.json in it{hint}"
+            f"{folder} is not a prepared TFDS data set; wanted one version of it: {versions or 'none there'}"
         )
     else:
         try:  # from its files only: the code of a data set may be missing, or need TensorFlow
             builder = read_only_builder.builder_from_files(name)
         except tfds.core.DatasetNotFoundError:
-            data_dir = tfds.core.constants.DATA_DIR
-            raise ValueError(
-                f"no prepared TFDS data set {name!r} in {data_dir} (TFDS_DATA_DIR names another folder). "
-                f"{_advice(name)}"
-            ) from None
+            where = f"{tfds.core.constants.DATA_DIR} (TFDS_DATA_DIR names another folder)"
+            raise ValueError(f"no prepared TFDS data set {name!r} in {where}. {_advice(name)}") from None
     split = split or "train"
     try:
         source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     except NotImplementedError:
-        kind = builder.info.file_format.value
-        raise ValueError(
-            f"{builder.data_dir} is stored as {kind}, which cannot be read by row number. {_advice(builder.name)}"
-        ) from None
-    features, path = builder.info.features, os.fspath(builder.data_dir)
-    return _Tfds(f"{TFDS}{builder.info.full_name}@{split}", path, tuple(features), source, features)
+        stored = f"{builder.data_dir} is stored as {builder.info.file_format.value}"
+        raise ValueError(f"{stored}, which cannot be read by row number. {_advice(builder.name)}") from None
+    features = builder.info.features
+
+    def read(numbers: list[int], fields: list[str]) -> list[Mapping]:
+        # decode these fields only: an image would need more libraries
+        decoder = tfds.features.FeaturesDict({name: features[name] for name in fields})
+        return [decoder.deserialize_example_np(record) for record in source.__getitems__(numbers)]
+
+    name = f"{TFDS}{builder.info.full_name}@{split}"
+    return Records(name, os.fspath(builder.data_dir), tuple(features), len(source), read)
 
 
 def _advice(name: str) -> str:
     """How to prepare a TFDS data set so that qwenjax can read it."""
     return (
         "Prepare it once (on a machine with TensorFlow if the data set's code needs that): "
-        f"""python -c "import tensorflow_datasets as tfds; """
-        f"""tfds.builder('{name}', file_format='array_record').download_and_prepare(file_format='array_record')" """
-    ).rstrip()
+        f'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare(file_format='array_record')\""
+    )
 
 
 # ---- Hugging Face ----
 
 
-@dataclass(frozen=True, eq=False)
-class _HuggingFace:
-    name: str
-    path: str
-    fields: tuple[str, ...]
-    source: object  # datasets.Dataset
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Mapping]:
-        columns = self.source.select_columns(list(fields))[list(numbers)]  # decode these only
-        return [dict(zip(columns, values)) for values in zip(*columns.values())]
-
-
-def _hugging_face(text: str) -> _HuggingFace:
+def _hugging_face(text: str) -> Records:
     try:
         import datasets
     except ImportError:
@@ -207,5 +171,11 @@ def _hugging_face(text: str) -> _HuggingFace:
         raise ValueError(f"{text}: {error}") from error
     name = folder.name if folder.is_dir() else path
     name += f"#{configuration}" * bool(configuration)
+
+    def read(numbers: list[int], fields: list[str]) -> list[Mapping]:
+        columns = dataset.select_columns(fields)[numbers]  # decode these only
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
     files = dataset.cache_files
-    return _HuggingFace(f"{HF}{name}@{split}", files[0]["filename"] if files else "", tuple(dataset.features), dataset)
+    path = files[0]["filename"] if files else ""
+    return Records(f"{HF}{name}@{split}", path, tuple(dataset.features), len(dataset), read)
