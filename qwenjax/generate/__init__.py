@@ -1,1 +1,1 @@
-"""Text from a model: sampling policies as values, and the decode loop."""
+"""Text from a model: ways to sample as values, the decode loop, and rollouts for training."""

@@ -1,7 +1,8 @@
-"""Reading prompts of any length into a model, a chunk at a time, before decoding.
+"""Prefill: prompts of any length into a model's cache, a chunk at a time.
 
-Texts are padded on the right with position -1, to few widths, so that few shapes compile. Each goes by its own length
-(`lengths`), so that it is read alike alone and in a batch. Memory grows with the chunk, not with the text's square.
+Texts are padded on the right with position -1, to few widths, so that few shapes compile. Dynamic NTK uses each text's
+own length, so that a text is read the same alone and in a batch. Memory grows with the chunk, not with the square of
+the text. Axes: r rows, w width, d embed, k key/value heads, s slots, h head width.
 """
 
 import functools
@@ -18,7 +19,7 @@ CHUNK = 512  # positions read at a time
 
 
 def bucket(n: int, least: int) -> int:
-    """The smallest of least · 1, 1.5, 2, 3, 4, 6, … that holds n."""
+    """The smallest of least · 1, 1.5, 2, 3, 4, 6, … that is at least n."""
     power = least
     while 2 * power < n:
         power *= 2
@@ -26,25 +27,26 @@ def bucket(n: int, least: int) -> int:
 
 
 def batch_size(n: int) -> int:
-    """Rows in which n texts are computed: the next power of two."""
+    """Rows of the batch for n texts: the next power of two, so that few shapes compile."""
     return 1 << (n - 1).bit_length()
 
 
-def read(
-    model: transformer.Transformer, params: dict, texts: Sequence[Sequence[int]], kind: str = "plain"
+def prefill(
+    model: transformer.Transformer, params: dict, texts: Sequence[Sequence[int]], kv_cache: str = "plain"
 ) -> tuple[jax.Array, tuple[caches.Cache, ...]]:
     """Hidden states of each text's last token, and the cache of all tokens.
 
     Args:
       model, params: from `transformer.prepare`.
-      texts: ids, at least one each. kind: of cache, one of cache.KINDS.
+      texts: ids, at least one each. kv_cache: one of cache.KINDS.
     Returns: [r d] and each layer's cache [r k s h], r = batch_size(len(texts)), s at least the longest text.
     """
     ids, positions, lengths = padded(texts, batch_size(len(texts)), _width(max(map(len, texts))))
-    cache = _empty(model, len(ids), bucket(ids.shape[1], 16), kind)
+    cache = _empty(model, len(ids), bucket(ids.shape[1], 16), kv_cache)
     last = jnp.zeros((len(ids), model.cfg.embed), jnp.dtype(model.compute.dtype))
-    for part in _parts(ids.shape[1]):
-        last, cache = _read(params, cache, last, ids[:, part], positions[:, part], lengths, model=model)
+    for start in range(0, ids.shape[1], CHUNK):
+        part = slice(start, start + CHUNK)
+        last, cache = _prefill_chunk(params, cache, last, ids[:, part], positions[:, part], lengths, model=model)
     return last, cache
 
 
@@ -63,10 +65,6 @@ def _width(longest: int) -> int:
     return bucket(longest, 16) if longest <= CHUNK else -(-longest // CHUNK) * CHUNK
 
 
-def _parts(width):
-    return [slice(start, start + CHUNK) for start in range(0, width, CHUNK)]
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _empty(model, batch, length, kind):
     dtype = jnp.dtype(model.compute.dtype)
@@ -74,8 +72,8 @@ def _empty(model, batch, length, kind):
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnums=(1, 2))
-def _read(params, cache, last, ids, positions, lengths, *, model):
-    """One chunk: `last` [r d] takes the hidden states of the texts that end in it."""
+def _prefill_chunk(params, cache, last, ids, positions, lengths, *, model):
+    """Reads one chunk, and puts the hidden states of the texts that end in it into `last` [r d]."""
     hidden, cache = model.apply({"params": params}, ids, positions, None, cache, lengths)
     ends = (positions == lengths[:, None] - 1) & (positions >= 0)
     here = jnp.take_along_axis(hidden, jnp.argmax(ends, axis=1)[:, None, None], axis=1)[:, 0]

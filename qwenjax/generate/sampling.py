@@ -1,7 +1,9 @@
-"""Sampling policies as values, and the arithmetic on scores that they stand for: pure, one row per sequence.
+"""Ways to choose the next token, as values (`Greedy`, `Sample`) and as arithmetic on logits; pure.
 
-A batch may mix policies: they become arrays (`Rules`), so that mixing compiles nothing anew. Order of the steps, as in
-the library the releases were run with: repetition penalty, min_new, temperature, top_k, top_p.
+Every row of a batch may be sampled in its own way: the ways become arrays (`SamplingArrays`), so that a new mix
+compiles nothing. Order of the steps, as in transformers: repetition penalty, min_new_tokens, temperature, top_k, top_p.
+
+Axes: b rows of the batch, v vocab.
 """
 
 from collections.abc import Sequence
@@ -17,8 +19,8 @@ import numpy as np
 class Greedy:
     """Always the most likely token."""
 
-    repetition_penalty: float = 1.0  # scores of ids already in the text: positive ones divided, negative multiplied
-    min_new: int = 0  # tokens before which nothing may stop the text
+    repetition_penalty: float = 1.0  # positive logits of ids in the text are divided by it, negative multiplied
+    min_new_tokens: int = 0  # nothing stops the text before so many
 
     def __post_init__(self):
         _check_common(self)
@@ -26,53 +28,58 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Sample:
-    """Drawn from the model's distribution, sharpened and cut; the defaults leave it as it is.
+    """A token drawn from the model's distribution, after temperature and truncation; by default from all of it.
 
-    The released chat models sample with top_p=0.8 and repetition_penalty=1.1, base models with top_p=0.8 (spec §6.4).
+    The released chat models sample with top_p=0.8 and repetition_penalty=1.1, base models with top_p=0.8
+    (docs/report.md, Generation defaults).
     """
 
-    temperature: float = 1.0  # scores are divided by it
+    temperature: float = 1.0  # logits are divided by it
     top_k: int = 0  # only the k most likely; 0: all
     top_p: float = 1.0  # only the fewest most likely whose probabilities reach p, the one that crosses it included
     repetition_penalty: float = 1.0
-    min_new: int = 0
+    min_new_tokens: int = 0
 
     def __post_init__(self):
         if not (self.temperature > 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
             raise ValueError(
-                f"wanted temperature > 0, 0 < top_p <= 1 and top_k >= 0, got {self}; use Greedy() for temperature 0"
+                "wanted temperature > 0 (Greedy() is 0), 0 < top_p <= 1 and top_k >= 0, got "
+                f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k}"
             )
         _check_common(self)
 
 
-def _check_common(policy):
-    if not (policy.repetition_penalty > 0 and policy.min_new >= 0):
-        raise ValueError(f"wanted repetition_penalty > 0 and min_new >= 0, got {policy}")
+def _check_common(sampling):
+    if not (sampling.repetition_penalty > 0 and sampling.min_new_tokens >= 0):
+        raise ValueError(
+            "wanted repetition_penalty > 0 and min_new_tokens >= 0, got "
+            f"repetition_penalty={sampling.repetition_penalty}, min_new_tokens={sampling.min_new_tokens}"
+        )
 
 
-class Rules(NamedTuple):
-    """The policies of a batch, each [b]; temperature 0 is greedy."""
+class SamplingArrays(NamedTuple):
+    """How each row of a batch is sampled, each [b]; temperature 0 is greedy."""
 
     temperature: jax.Array
     top_k: jax.Array
     top_p: jax.Array
     repetition_penalty: jax.Array
-    min_new: jax.Array
+    min_new_tokens: jax.Array
 
 
-def rules(policies: Sequence[Greedy | Sample]) -> Rules:
-    """Arrays of the policies, in order."""
+def sampling_arrays(samplings: Sequence[Greedy | Sample]) -> SamplingArrays:
+    """The values as arrays, in order."""
     greedy = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
-    rows = [{**greedy, **vars(policy)} for policy in policies]
-    return Rules(*(np.array([row[name] for row in rows], _dtype(name)) for name in Rules._fields))
+    rows = [{**greedy, **vars(sampling)} for sampling in samplings]
+    return SamplingArrays(*(np.array([row[name] for row in rows], _dtype(name)) for name in SamplingArrays._fields))
 
 
 def _dtype(name):
-    return np.int32 if name in ("top_k", "min_new") else np.float32
+    return np.int32 if name in ("top_k", "min_new_tokens") else np.float32
 
 
 class Needs(NamedTuple):
-    """Which steps any row of a batch needs; what none needs is not compiled in."""
+    """Which steps some row of a batch needs; a step that no row needs is not compiled."""
 
     draw: bool
     top_k: bool
@@ -80,13 +87,13 @@ class Needs(NamedTuple):
     penalise: bool
 
 
-def needs(rules: Rules) -> Needs:
-    """Of rules still on the host."""
+def needs(arrays: SamplingArrays) -> Needs:
+    """The steps that these arrays, still on the host, ask for."""
     return Needs(
-        draw=bool((rules.temperature > 0).any()),
-        top_k=bool((rules.top_k > 0).any()),
-        top_p=bool((rules.top_p < 1).any()),
-        penalise=bool((rules.repetition_penalty != 1).any()),
+        draw=bool((arrays.temperature > 0).any()),
+        top_k=bool((arrays.top_k > 0).any()),
+        top_p=bool((arrays.top_p < 1).any()),
+        penalise=bool((arrays.repetition_penalty != 1).any()),
     )
 
 
@@ -101,7 +108,7 @@ class Picked(NamedTuple):
 def pick(
     scores: jax.Array,
     keys: jax.Array,
-    rules: Rules,
+    arrays: SamplingArrays,
     needs: Needs,
     *,
     size: int,
@@ -115,30 +122,30 @@ def pick(
       scores: [b v] float32 logits.
       keys: [b] random keys, fresh for every token.
       size: ids at or above it (padding rows of the vocabulary have no text) are never chosen.
-      count: [b] tokens made before this one, for min_new.
-      seen: [b v] bool, ids already in the text; only read when penalising.
+      count: [b] tokens made before this one, for min_new_tokens.
+      seen: [b v] bool, ids already in the text; only for the repetition penalty.
       ending: [v] bool, ids that would stop the text.
     """
-    given = scores
+    raw = scores
     if needs.penalise:
-        penalty = rules.repetition_penalty[:, None]
+        penalty = arrays.repetition_penalty[:, None]
         scores = jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
-    hidden = jnp.arange(scores.shape[-1]) >= size
+    excluded = jnp.arange(scores.shape[-1]) >= size
     if ending is not None:
-        hidden |= ending & (count < rules.min_new)[:, None]
-    scores = jnp.where(hidden, -jnp.inf, scores)
+        excluded |= ending & (count < arrays.min_new_tokens)[:, None]
+    scores = jnp.where(excluded, -jnp.inf, scores)
     logprob = jnp.zeros(len(scores), jnp.float32)
     if needs.draw:
-        greedy = rules.temperature == 0
-        drawn = scores / jnp.where(greedy, 1.0, rules.temperature)[:, None]
-        drawn = truncate(drawn, rules.top_k if needs.top_k else None, rules.top_p if needs.top_p else None)
+        greedy = arrays.temperature == 0
+        drawn = scores / jnp.where(greedy, 1.0, arrays.temperature)[:, None]
+        drawn = truncate(drawn, arrays.top_k if needs.top_k else None, arrays.top_p if needs.top_p else None)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(keys)
         scores = jnp.where(greedy[:, None], scores, drawn + noise)
         token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         logprob = jnp.where(greedy, 0.0, _at(jax.nn.log_softmax(drawn), token))
     else:
         token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    return Picked(token, logprob, _at(given, token) - jax.nn.logsumexp(given, axis=-1))
+    return Picked(token, logprob, _at(raw, token) - jax.nn.logsumexp(raw, axis=-1))
 
 
 def _at(values, token):
@@ -146,9 +153,9 @@ def _at(values, token):
 
 
 def truncate(logits: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None) -> jax.Array:
-    """[b v] with everything outside the top k at -inf, then everything outside the nucleus of what is left.
+    """Logits [b v], with -inf outside the top k, and then outside the nucleus (top p) of the rest.
 
-    The crossing token stays, as in the released helper (spec §6.3). Equal scores stay or go together. None: no cut.
+    The token that crosses p stays, as in the released helper. Equal logits stay or go together. None: not truncated.
     """
     order, rows = _ordered(logits), len(logits)
     if top_k is not None:
@@ -163,16 +170,19 @@ def truncate(logits: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None
 
 
 def _ordered(x):
-    """float32 as uint32 of the same order."""
+    """float32 -> uint32 in the same order."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _greatest(enough, rows):
-    """[rows 1] the greatest threshold with `enough` above it, bit by bit: 32 sums are quicker than a sort of 152k."""
+    """[rows 1] uint32: the greatest threshold with `enough` above it, found bit by bit.
 
-    def bit(i, found):
-        more = found | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
-        return jnp.where(enough(more), more, found)
+    32 sums over 152k entries are quicker than sorting them.
+    """
+
+    def bit(i, threshold):
+        higher = threshold | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        return jnp.where(enough(higher), higher, threshold)
 
     return jax.lax.fori_loop(0, 32, bit, jnp.zeros((rows, 1), jnp.uint32))

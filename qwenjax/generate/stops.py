@@ -10,7 +10,7 @@ Stop = int | Sequence[int] | str
 
 @dataclass(frozen=True)
 class Stops:
-    """Stops by kind; `of` sorts them."""
+    """Stops by kind; `of` makes one from a mixed list."""
 
     sequences: tuple[tuple[int, ...], ...] = ()
     texts: tuple[str, ...] = ()
@@ -18,7 +18,7 @@ class Stops:
 
     @classmethod
     def of(cls, stops: Sequence[Stop], decode: Callable[[list[int]], str] | None = None) -> "Stops":
-        """From ids, sequences of ids and texts in any order.
+        """Stops from ids, sequences of ids and texts in any order.
 
         Raises:
           ValueError: an empty stop, or a text without the function that turns ids into text.
@@ -40,32 +40,32 @@ class Stops:
             row[width - len(sequence) :] = sequence
         return out
 
-    def cut(self, ids: list[int], min_new: int) -> int | None:
-        """How many of the ids stay if a stop has come, else None. A sequence counts only at the very end."""
-        ends = [n for s in self.sequences if len(ids) > min_new and tuple(ids[(n := len(ids) - len(s)) :]) == s]
+    def cut(self, ids: list[int], min_new_tokens: int) -> int | None:
+        """How many of the ids stay, if a stop has come; else None. A sequence counts only at the end of the ids."""
+        ends = [n for s in self.sequences if len(ids) > min_new_tokens and tuple(ids[(n := len(ids) - len(s)) :]) == s]
         return min((n for n in ends if n >= 0), default=None)
 
-    def cut_text(self, ids: list[int], min_new: int) -> tuple[int, str] | None:
-        """(how many of the ids lie wholly before a stop text, the text before it), or None."""
-        if not self.texts or len(ids) <= min_new:
+    def cut_text(self, ids: list[int], min_new_tokens: int) -> tuple[int, str] | None:
+        """(how many ids end before a stop text begins, the text before it), or None where no stop text has come."""
+        if not self.texts or len(ids) <= min_new_tokens:
             return None
         text = self.decode(ids)
-        start = len(self.decode(ids[:min_new])) if min_new else 0
-        found = [at for stop in self.texts if (at := text.find(stop, start)) >= 0]
-        return (self._whole(ids, min(found)), text[: min(found)]) if found else None
+        start = len(self.decode(ids[:min_new_tokens])) if min_new_tokens else 0
+        begins = [at for stop in self.texts if (at := text.find(stop, start)) >= 0]
+        return (self._tokens_within(ids, min(begins)), text[: min(begins)]) if begins else None
 
     def settled(self, ids: list[int]) -> int:
-        """How many of the ids no coming match can take back: all but what may be the beginning of a stop."""
+        """How many of the ids no later match can remove: all but what may be the beginning of a stop."""
         held = max((n for s in self.sequences for n in range(1, len(s)) if tuple(ids[-n:]) == s[:n]), default=0)
         settled = len(ids) - held
         if self.texts:
             text = self.decode(ids).rstrip("\ufffd")  # half a character may become part of a stop
             begun = max((n for s in self.texts for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-            settled = min(settled, self._whole(ids, len(text) - begun))
+            settled = min(settled, self._tokens_within(ids, len(text) - begun))
         return settled
 
-    def _whole(self, ids: list[int], end: int) -> int:
-        """How many ids make up at most the first `end` characters."""
+    def _tokens_within(self, ids: list[int], end: int) -> int:
+        """How many ids lie within the first `end` characters."""
         n = len(ids)
         while n and len(self.decode(ids[:n])) > end:
             n -= 1

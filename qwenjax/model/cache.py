@@ -1,7 +1,7 @@
-"""Keys and values of earlier positions, as they are or in 8 bits. Slot = position, heads before slots.
+"""The KV cache: keys and values of earlier positions, plain or in 8 bits. Slot = position, heads before slots.
 
-With heads first a decode step reads every head's keys as they lie. Whoever writes may leave anything behind a row's
-last position: causality hides it until it is overwritten.
+Heads come first, so that a decode step reads each head's keys from contiguous memory. Slots behind a row's last
+position may hold anything: causality hides them until they are overwritten.
 """
 
 from typing import NamedTuple
@@ -24,9 +24,10 @@ class Int8(NamedTuple):
 
 
 class ReleasedInt8(NamedTuple):
-    """The same, quantised as the released code does: all positions of one call share a scale, fractions are cut off.
+    """The same, quantised as the released code does: all positions of one call share a scale, values are not rounded.
 
-    For parity (spec §14.2). Its errors are larger, and depend on how a text was cut into calls.
+    It reproduces that code's outputs (docs/report.md, Int8 cache). Errors are larger than those of Int8, and depend on
+    how a text is split into calls.
     """
 
     q: jax.Array
@@ -35,14 +36,14 @@ class ReleasedInt8(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Of one layer; with a leading `layers` axis when it spans the model."""
+    """The cache of one layer; or of all layers, with a leading axis `layers`."""
 
     k: jax.Array | Int8 | ReleasedInt8  # [b k s h], rotary applied
     v: jax.Array | Int8 | ReleasedInt8
 
 
 def empty(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype, kind: str = "plain") -> Cache:
-    """One layer's cache with room for `length` positions of `batch` sequences.
+    """One layer's cache for `length` positions of `batch` sequences.
 
     Args:
       dtype: of a plain cache. kind: one of KINDS.
@@ -53,9 +54,9 @@ def empty(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype, kind: str
 
     def part():
         if kind == "plain":
-            return _placed(jnp.zeros(shape, dtype))
-        one = jnp.zeros((*shape[:-1], 1), jnp.float32)
-        parts = (_placed(x) for x in (jnp.zeros(shape, jnp.uint8), one, one))
+            return _sharded(jnp.zeros(shape, dtype))
+        scale = jnp.zeros((*shape[:-1], 1), jnp.float32)
+        parts = (_sharded(x) for x in (jnp.zeros(shape, jnp.uint8), scale, scale))
         return (Int8 if kind == "int8" else ReleasedInt8)(*parts)
 
     return Cache(part(), part())
@@ -66,9 +67,9 @@ def write(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Cac
 
     def put(old, new):
         slots = jnp.where(positions < 0, old.shape[2], positions)  # out of range, so mode="drop" skips it
-        # by vmap the partitioner sees that a row writes into itself; by an index it would gather all rows
+        # vmap shows the partitioner that a row writes only into itself; with an index it would gather all rows
         row = jax.vmap(lambda old, new, slots: old.at[:, slots].set(new, mode="drop"))
-        return _placed(row(old, new.swapaxes(1, 2).astype(old.dtype), slots))
+        return _sharded(row(old, new.swapaxes(1, 2).astype(old.dtype), slots))
 
     def quantised(old, new):
         if isinstance(old, Int8):
@@ -83,17 +84,20 @@ def write(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Cac
     return jax.tree.map(put, cache, Cache(quantised(cache.k, k), quantised(cache.v, v)))
 
 
-def join(cache: tuple[Cache, ...], other: tuple[Cache, ...], rows: jax.Array) -> tuple[Cache, ...]:
-    """Caches by layer in which `rows` [r] are another's; it may have fewer slots; rows beyond the end are left."""
+def insert(cache: tuple[Cache, ...], other: tuple[Cache, ...], rows: jax.Array) -> tuple[Cache, ...]:
+    """Caches by layer with `rows` [r] replaced by the other's rows; rows beyond the end are ignored.
+
+    The other cache may have another number of slots.
+    """
 
     def put(old, new):
-        new = new[:, :, : old.shape[2]]  # slots behind the last position are padding
-        return _placed(old.at[rows, :, : new.shape[2]].set(new, mode="drop"))
+        new = new[:, :, : old.shape[2]]  # what is cut off is padding
+        return _sharded(old.at[rows, :, : new.shape[2]].set(new, mode="drop"))
 
     return jax.tree.map(put, cache, other)
 
 
-def _placed(x):
+def _sharded(x):
     return constrain(x, "batch", "kv_heads", None, None)
 
 

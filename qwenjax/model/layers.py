@@ -1,7 +1,7 @@
-"""The pieces of one decoder layer: RMSNorm, attention with QKV bias, SwiGLU (report §2.3.1, spec §3.2).
+"""The pieces of one decoder layer: RMSNorm, attention with QKV bias, SwiGLU (report §2.3.1, modeling_qwen.py).
 
-Every parameter is declared here with its logical axes. Per projection, by head, the dimension that FSDP splits (d)
-first where it can be. Master parameters are float32 and are cast where they are used.
+Every parameter is declared here with its logical axes. Projections keep heads as an axis of their own, and d, which
+FSDP splits, comes first where it can. Master parameters are float32 and are cast where they are used.
 """
 
 from typing import NamedTuple
@@ -22,8 +22,8 @@ from qwenjax.sharding import constrain
 INIT_STD = 0.02  # initializer_range of every release
 
 
-class Context(NamedTuple):
-    """What every layer is told about the tokens; the same for all layers."""
+class TokenInfo(NamedTuple):
+    """What attention needs to know of the tokens; the same for all layers."""
 
     positions: jax.Array  # [b t] int32; -1 is padding
     segments: jax.Array | None  # [b t] int32, or None: each row is one document
@@ -35,9 +35,9 @@ class Context(NamedTuple):
 def project(x: jax.Array, *weights: jax.Array, fuse: bool = False) -> tuple[jax.Array, ...]:
     """[b t d] times each weight [d ...] -> one [b t ...] per weight, in x's dtype.
 
-    With `fuse` the weights are joined into one matmul at use. On CPU that is 13 % of a training step, because the
-    operands of fewer, wider weight-gradient products are laid out anew; elsewhere, and when a weight's columns are
-    split over devices, the join would be a copy.
+    With `fuse` the weights are joined for one matmul. On CPU that saves 13 % of a training step, because XLA copies the
+    operands of each weight-gradient product into another layout, and there are fewer products. Elsewhere, and when a
+    weight's columns are split over devices, joining would be a copy.
     """
     weights = [w.astype(x.dtype) for w in weights]
     if not fuse:
@@ -49,8 +49,8 @@ def project(x: jax.Array, *weights: jax.Array, fuse: bool = False) -> tuple[jax.
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) · scale over the last axis. Statistics in float32, cast back BEFORE the scale, as released."""
-    x32 = x.astype(jnp.float32)  # bf16 squares lose the small coordinates of the mean
+    """x / rms(x) · scale over the last axis. Statistics in float32; cast back before the scale, as released."""
+    x32 = x.astype(jnp.float32)  # a mean of bf16 squares would lose the small ones
     x32 *= jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps)
     return x32.astype(x.dtype) * scale.astype(x.dtype)
 
@@ -62,9 +62,9 @@ def gated(gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
 
 
 def _gated_gradient(saved, g):
-    """By hand, so that the three values that several products read are made once.
+    """Written out, so that the three values that several products read are computed once.
 
-    Left to itself the TPU compiler makes them anew inside each product. Worth 2 % of a 14B step on v5e.
+    The TPU compiler would compute them again inside each product. Saves 2 % of a 14B step on v5e.
     """
     gate, up, down = saved
     d_act = jnp.einsum("btd,df->btf", g, down)
@@ -89,7 +89,7 @@ def drop(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
 
 
 def weight(module: nn.Module, name: str, axes: tuple[str, ...], shape: tuple[int, ...], std: float = INIT_STD):
-    """A float32 matrix parameter ~ N(0, std), or the frozen one that is held in fewer bits (model/quantise.py)."""
+    """A float32 matrix parameter ~ N(0, std), or the frozen one that is stored in fewer bits (model/quantise.py)."""
     if module.has_variable("quantised", name):
         return dequantise(module.get_variable("quantised", name))
     return module.param(name, nn.with_logical_partitioning(nn.initializers.normal(std), axes), shape, jnp.float32)
@@ -100,18 +100,18 @@ def vector(module: nn.Module, name: str, axes: tuple[str, ...], shape: tuple[int
     return module.param(name, nn.with_logical_partitioning(nn.initializers.constant(fill), axes), shape, jnp.float32)
 
 
-def adapt(module: nn.Module, lora: Lora | None, x: jax.Array, **outputs: jax.Array) -> tuple[jax.Array, ...]:
-    """Each projection of x [b t …], by name, plus alpha/rank · drop(x) A B where the module has an adapter for it.
+def add_adapters(module: nn.Module, lora: Lora | None, x: jax.Array, **outputs: jax.Array) -> tuple[jax.Array, ...]:
+    """Each projection of x [b t …], by name, plus alpha/rank · dropout(x) A B where the module has an adapter for it.
 
-    A frozen weight gets no product for its gradient this way, as it would if W + A B were formed. Projections of one
-    input share the dropped input and one product with their A, side by side.
+    W + A B is not formed, so a frozen W needs no product for its gradient. Projections of one input share the dropout
+    and one product with their A, side by side.
     """
     pairs = {name: module.get_variable("lora", name) for name in outputs if module.has_variable("lora", name)}
     if not pairs:
         return tuple(outputs.values())
     a = jnp.concatenate([pair["a"] for pair in pairs.values()], axis=-1).astype(x.dtype)
     if a.shape[-1] != len(pairs) * lora.rank:
-        raise ValueError(f"the adapters of {', '.join(pairs)} are not of rank {lora.rank}, as lora.rank says")
+        raise ValueError(f"the adapters of {', '.join(pairs)} do not have the rank of lora.rank={lora.rank}")
     low = jnp.tensordot(drop(module, x, lora.dropout), a, a.ndim - 1) * (lora.alpha / lora.rank)
     low = jnp.split(checkpoint_name(low, "low"), len(pairs), axis=-1)
     added = {name: outputs[name] + project(part, pair["b"])[0] for (name, pair), part in zip(pairs.items(), low)}
@@ -129,7 +129,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """What RMSNorm is measured against: also takes the mean off, and has a bias (arXiv 1607.06450)."""
+    """The alternative to RMSNorm in ablations: also subtracts the mean, and has a bias (arXiv 1607.06450)."""
 
     eps: float
 
@@ -144,7 +144,7 @@ class LayerNorm(nn.Module):
 
 
 def normalisation(cfg: ModelConfig, name: str) -> nn.Module:
-    """The norm that the model has, under a name."""
+    """The model's kind of norm, as a module of this name."""
     return (RMSNorm if cfg.norm == "rms" else LayerNorm)(cfg.norm_eps, name=name)
 
 
@@ -160,11 +160,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None, window: jax.Array | None = None
+        self, x: jax.Array, context: TokenInfo, cache: Cache | None, window: jax.Array | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """[b t d] -> [b t d] and the cache with this call's keys and values written at their positions.
 
-        A window that comes as an argument (int32) differs between the layers of a scan.
+        window: int32, for a scan over layers with different windows; None: `self.window`.
         """
         cfg, d, n, k, h = self.cfg, self.cfg.embed, self.cfg.heads, self.cfg.kv, self.cfg.head_size
         if self.fused:
@@ -180,7 +180,7 @@ class Attention(nn.Module):
                 weight(self, "v", ("embed", "kv_heads", "head_dim"), (d, k, h)),
                 fuse=self.compute.fuse == "yes",
             )
-            q_, k_, v_ = adapt(self, self.lora, x, q=q_, k=k_, v=v_)
+            q_, k_, v_ = add_adapters(self, self.lora, x, q=q_, k=k_, v=v_)
             if cfg.qkv_bias:
                 q_ += vector(self, "q_bias", ("heads", "head_dim"), (n, h), 0.0).astype(x.dtype)
                 k_ += vector(self, "k_bias", ("kv_heads", "head_dim"), (k, h), 0.0).astype(x.dtype)
@@ -193,7 +193,7 @@ class Attention(nn.Module):
         if context.logn is not None:
             q_ = (q_ * context.logn).astype(x.dtype)
         for name, x in (("q", q_), ("k", k_)):
-            self.sow("intermediates", name, x)  # for who asks to see them (evals/entropy.py), and nothing else
+            self.sow("intermediates", name, x)  # collected only where a caller asks for them (eval/tasks/entropy.py)
         q_, k_, v_ = checkpoint_name(q_, "q"), checkpoint_name(k_, "k"), checkpoint_name(v_, "v")
 
         k_pos, k_segment = context.positions, context.segments
@@ -213,12 +213,12 @@ class Attention(nn.Module):
             window=self.window if window is None else window,
             dropout=self.dropout,
             rng=self.make_rng("dropout") if self.dropout else None,
-            backend=self.compute.attention if cache is None else "xla",  # kernels are for whole rows
+            backend=self.compute.attention if cache is None else "xla",  # kernels do not read caches
         )
-        out = constrain(out, "batch", "length", "heads", None)  # backends name what they need of it again: attn_out
-        # 2 L sums go into the residual stream: each starts smaller, so that their total does not grow with depth
+        out = constrain(out, "batch", "length", "heads", None)  # its checkpoint name, attn_out, is given by the backend
+        # 2 L outputs are added to the residual stream: each starts smaller, so that the sum does not grow with depth
         o = weight(self, "o", ("heads", "head_dim", "embed"), (n, h, d), INIT_STD / (2 * cfg.layers) ** 0.5)
-        (y,) = adapt(self, self.lora, out, o=jnp.einsum("btnh,nhd->btd", out, o.astype(x.dtype)))
+        (y,) = add_adapters(self, self.lora, out, o=jnp.einsum("btnh,nhd->btd", out, o.astype(x.dtype)))
         return y, cache
 
 
@@ -243,18 +243,18 @@ class SwiGLU(nn.Module):
             weight(self, "up", ("embed", "ffn"), (d, f)),
             fuse=self.compute.fuse == "yes",
         )
-        gate, up = adapt(self, self.lora, x, gate=gate, up=up)
+        gate, up = add_adapters(self, self.lora, x, gate=gate, up=up)
         gate = checkpoint_name(constrain(gate, "batch", "length", "ffn"), "gate")
         up = checkpoint_name(constrain(up, "batch", "length", "ffn"), "up")
         down = weight(self, "down", ("embed", "ffn"), (d, f), INIT_STD / (2 * self.cfg.layers) ** 0.5)
         y = gated(gate, up, down.astype(x.dtype))
         if self.has_variable("lora", "down"):
-            (y,) = adapt(self, self.lora, up * nn.silu(gate), down=y)
+            (y,) = add_adapters(self, self.lora, up * nn.silu(gate), down=y)
         return y
 
 
 class GELU(nn.Module):
-    """What SwiGLU is measured against: down( gelu(up(x)) ), as in GPT-2 (erf exactly, no bias)."""
+    """The alternative to SwiGLU in ablations: down( gelu(up(x)) ), as in GPT-2 (exact erf, no bias)."""
 
     cfg: ModelConfig
     fused: bool = False  # the parameters are those of `transformer.prepare`
@@ -282,7 +282,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None, window: jax.Array | None = None
+        self, x: jax.Array, context: TokenInfo, cache: Cache | None, window: jax.Array | None = None
     ) -> tuple[jax.Array, Cache | None]:
         cfg = self.cfg
         attn = Attention(cfg, self.compute, self.dropout, self.window, self.fused, self.lora, name="attn")

@@ -1,13 +1,13 @@
 """Low-rank adapters beside frozen weights: W stays, x W + alpha/rank · drop(x) A B is learned (arXiv 2106.09685).
 
 Adapters are a second collection of variables, in the shape of the first: where parameters have `blocks/attn/q`,
-adapters have {"a": [layers, *in, r], "b": [layers, r, *out]}. What is held in 8 or 4 bits is a third, `quantised`:
+adapters have {"a": [layers, *in, r], "b": [layers, r, *out]}. Weights in 8 or 4 bits are a third, `quantised`:
 
     trained, frozen = split(params, lora)
     trained["lora"] = nn.unbox(init(cfg, lora, rng))
     Transformer(cfg, compute, lora=lora).apply(variables(trained, frozen), tokens)
 
-Adapters that nothing is to change any more are merged (`merge`) before a model is prepared for decoding or written.
+Finished adapters are merged into the weights (`merge`) before a model is prepared for decoding or saved.
 """
 
 import math
@@ -25,7 +25,7 @@ from qwenjax.model.quantise import KINDS, dequantise, quantise
 
 
 class Target(NamedTuple):
-    """Where a projection lies, and which axes of its weight (without `layers`) are input and output."""
+    """The module of a projection, and which axes of its weight (without `layers`) are input and output."""
 
     module: str
     inputs: tuple[int, ...]
@@ -46,7 +46,7 @@ TARGETS = {
 def init(cfg: ModelConfig, lora: Lora, rng: jax.Array) -> dict:
     """Fresh float32 adapters, boxed with their logical axes: A uniform within ±1/sqrt(inputs), as PEFT's; B zero.
 
-    The axes are those of the weight, so that adapters are split over devices as it is; the rank stays whole.
+    The axes are those of the weight, so that adapters are split over devices in the same way; the rank is not split.
     """
     boxed = jax.eval_shape(lambda: transformer.init_params(cfg, rng))["blocks"]
     out: dict = {}
@@ -67,11 +67,11 @@ def init(cfg: ModelConfig, lora: Lora, rng: jax.Array) -> dict:
 
 
 def split(params: dict, lora: Lora) -> tuple[dict, dict]:
-    """What is trained of a model's parameters, and what is frozen, in the width of `lora.base_dtype`.
+    """A model's parameters in two: what is trained, and what is frozen, stored as `lora.base_dtype`.
 
-    Returns: trained = {"params": those of `lora.modules_to_save`}, to which adapters come as "lora"; and
-      frozen = {"params": the rest, "quantised": the projections with their codes and scales}. Only projections are
-      quantised; of an int8 or nf4 base the rest is bfloat16. Boxed parameters give boxed results.
+    Returns: trained = {"params": those of `lora.modules_to_save`}, to which the caller adds adapters as "lora"; and
+      frozen = {"params": the others, "quantised": projections as codes and scales}. Only projections are quantised;
+      the other parameters of an int8 or nf4 base are bfloat16. Boxed parameters give boxed results.
     Raises:
       ValueError: `lora.modules_to_save` names a head that is the input embedding, which is named embed.
     """
@@ -80,23 +80,24 @@ def split(params: dict, lora: Lora) -> tuple[dict, dict]:
             f"lora.modules_to_save={lora.modules_to_save}: the model has no {missing[0]}; its head is tied, "
             "train 'embed'"
         )
-    rest = {name: x for name, x in params.items() if name not in lora.modules_to_save}
-    frozen: dict = {"params": rest, "quantised": {}}
+    kept = {name: x for name, x in params.items() if name not in lora.modules_to_save}
+    frozen: dict = {"params": kept, "quantised": {}}
     if lora.base_dtype in KINDS:
-        blocks = {module: dict(x) for module, x in rest["blocks"].items()}
+        blocks = {module: dict(x) for module, x in kept["blocks"].items()}
         codes: dict = {}
         for name, target in TARGETS.items():
             weight = blocks[target.module].pop(name)
             codes.setdefault(target.module, {})[name] = _unboxed(lambda w: quantise(w, lora.base_dtype), weight)
-        frozen = {"params": {**rest, "blocks": blocks}, "quantised": {"blocks": codes}}
+        frozen = {"params": {**kept, "blocks": blocks}, "quantised": {"blocks": codes}}
     dtype = jnp.dtype("float32" if lora.base_dtype == "float32" else "bfloat16")
     frozen["params"] = jax.tree.map(lambda w: w.astype(dtype), frozen["params"])
-    whole = {name: params[name] for name in lora.modules_to_save}
-    return {"params": jax.tree.map(lambda w: w.astype(jnp.float32), whole)}, frozen  # a master, as all that learns
+    saved = {name: params[name] for name in lora.modules_to_save}
+    # float32 whatever the base is stored as: these are master parameters
+    return {"params": jax.tree.map(lambda w: w.astype(jnp.float32), saved)}, frozen
 
 
 def _unboxed(f: Callable[[jax.Array], dict], weight: Any) -> dict:
-    """f(weight), boxed as the weight is; an axis that becomes shorter by blocks need not divide over devices."""
+    """f(weight), boxed if the weight is. Scales are not split along the blocks, whose number may not divide evenly."""
     if not isinstance(weight, meta.AxisMetadata):
         return f(weight)
     out = {name: weight.replace_boxed(x) for name, x in f(weight.value).items()}
@@ -112,10 +113,10 @@ def variables(trained: dict, frozen: dict) -> dict:
 
 
 def merge(collections: dict, lora: Lora) -> dict:
-    """One tree of float32 parameters that computes the same: W + alpha/rank · A B, a quantised W as it was read.
+    """One tree of float32 parameters that computes the same: W + alpha/rank · A B, with a quantised W dequantised.
 
     Args:
-      collections: of `variables`; without adapters or quantised weights those that are there.
+      collections: as from `variables`; adapters and quantised weights may be missing.
     """
     params = jax.tree.map(lambda w: w.astype(jnp.float32), dict(collections["params"]))
     blocks = {module: dict(x) for module, x in params["blocks"].items()}
@@ -140,5 +141,5 @@ def _product(name: str, ab: dict, lora: Lora) -> jax.Array:
 
 
 def _targets(lora: Lora) -> Iterator[tuple[str, Target]]:
-    """In the order of TARGETS, whatever that of `lora.targets`."""
+    """The projections with adapters, in the order of TARGETS: random keys do not depend on that of `lora.targets`."""
     return ((name, target) for name, target in TARGETS.items() if name in lora.targets)

@@ -1,7 +1,7 @@
 """Frozen weights in 8 or 4 bits, each block of up to 64 neighbours with its own scale (QLoRA, arXiv 2305.14314, §3).
 
 Blocks lie along the last axis, so that codes and scales keep the other axes of the weight: they are stacked over
-layers and split over devices as the weight would be. Scales are float32 (the paper quantises them once more, which
+layers and split over devices like the weight. Scales are float32 (the paper quantises them once more, which
 saves 0.4 bits of 4.5).
 """
 
@@ -41,7 +41,7 @@ def block_size(width: int) -> int:
 def quantise(w: jax.Array, kind: str) -> dict[str, jax.Array]:
     """A weight [… n] as {"codes": …, "scale": [… n/block] float32}.
 
-    int8 has codes [… n] int8, whole multiples of absmax/127. nf4 has codes [… n/2] uint8, two values a byte (the even
+    int8 has codes [… n] int8, multiples of absmax/127. nf4 has codes [… n/2] uint8, two values a byte (the even
     one in the low half), each the nearest of LEVELS times absmax.
 
     Raises:
@@ -53,13 +53,13 @@ def quantise(w: jax.Array, kind: str) -> dict[str, jax.Array]:
     if kind == "nf4" and width % 2:
         raise ValueError(f"nf4 keeps two values in a byte, and a weight of shape {w.shape} has rows of odd width")
     blocks = w.astype(jnp.float32).reshape(*w.shape[:-1], -1, block_size(width))
-    most = jnp.max(jnp.abs(blocks), axis=-1)
-    units = (blocks / jnp.where(most == 0, 1, most)[..., None]).reshape(w.shape)  # in [-1, 1]
+    absmax = jnp.max(jnp.abs(blocks), axis=-1)
+    units = (blocks / jnp.where(absmax == 0, 1, absmax)[..., None]).reshape(w.shape)  # in [-1, 1]
     if kind == "int8":
-        return {"codes": jnp.round(units * 127).astype(jnp.int8), "scale": most / 127}
-    between = [(low + high) / 2 for low, high in itertools.pairwise(LEVELS)]
-    codes = sum((units > bound).astype(jnp.uint8) for bound in between)
-    return {"codes": codes[..., ::2] | codes[..., 1::2] << 4, "scale": most}
+        return {"codes": jnp.round(units * 127).astype(jnp.int8), "scale": absmax / 127}
+    thresholds = [(low + high) / 2 for low, high in itertools.pairwise(LEVELS)]
+    codes = sum((units > bound).astype(jnp.uint8) for bound in thresholds)
+    return {"codes": codes[..., ::2] | codes[..., 1::2] << 4, "scale": absmax}
 
 
 def dequantise(q: dict[str, jax.Array]) -> jax.Array:
@@ -71,5 +71,5 @@ def dequantise(q: dict[str, jax.Array]) -> jax.Array:
         levels = jnp.array(LEVELS, jnp.float32)
         pair = [levels.at[half].get(mode="promise_in_bounds") for half in (codes & 15, codes >> 4)]
         units = jnp.stack(pair, axis=-1).reshape(*codes.shape[:-1], -1)
-    # the scale is spread, not the codes cut: where devices split the axis, their borders need not be those of blocks
+    # repeats the scale instead of reshaping the codes: devices may split the axis within a block
     return units * jnp.repeat(scale, units.shape[-1] // scale.shape[-1], axis=-1)

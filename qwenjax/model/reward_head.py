@@ -1,7 +1,7 @@
-"""A scalar in the place of the vocabulary: reward models read it at one token, value models at every one.
+"""A scalar head instead of the output embedding: reward models read it at one token, value models at every token.
 
-The report's reward model has "a pooling layer" that reads one end token (§3.2.1), which it does not name; here it is
-the `<|im_end|>` of the answer. A network with such a head has no output embedding (`headless`).
+The report's reward model has "a pooling layer" that reads one end token (§3.2.1). It does not say which; here it is the
+`<|im_end|>` of the answer. Axes: n sequences, t positions, d embed.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ def headless(cfg: ModelConfig) -> ModelConfig:
 
 
 def init_head(cfg: ModelConfig, rng: jax.Array) -> nn.LogicallyPartitioned:
-    """Fresh weights [d] ~ N(0, 1 / (d + 1)²), boxed: first scores are small, as RMSNorm's outputs have size 1."""
+    """Fresh weights [d] ~ N(0, 1 / (d + 1)²), boxed: small first scores, because RMSNorm's outputs have size 1."""
     w = jax.random.normal(rng, (cfg.embed,), jnp.float32) / (cfg.embed + 1)
     return nn.LogicallyPartitioned(w, ("norm",))
 
@@ -49,5 +49,5 @@ def scores(
 ) -> jax.Array:
     """float32 [n]: the scalar at position `end` [n] of each row of tokens [n t]: its end token."""
     hidden, _ = network.apply(collections, tokens, positions, rngs=rngs or {})
-    at = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
-    return jnp.einsum("nd,d->n", at.astype(jnp.float32), head)
+    last = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+    return jnp.einsum("nd,d->n", last.astype(jnp.float32), head)

@@ -1,7 +1,8 @@
-"""Rotary position embedding (report §2.3.1) and what is done to it beyond the training length (§2.3.2).
+"""Rotary position embedding (report §2.3.1) and its extensions beyond the training length (§2.3.2).
 
 Half-rotation. The report keeps the frequency table in FP32 for accuracy; here the angles, their sines and the rotation
-itself are float32 whatever the activations' dtype, as in the released code (spec §3.2).
+itself are float32 whatever the activations' dtype, as in the released
+modeling_qwen.py.
 """
 
 import math
@@ -19,26 +20,26 @@ def inverse_frequencies(head_dim: int, base: float | jax.Array) -> jax.Array:
 
 
 def ntk_alpha(lengths: jax.Array, context: int) -> jax.Array:
-    """max(2^ceil(log2(L/T) + 1) - 1, 1) of int32 lengths L: 1 up to T, 3 up to 2T, 7 up to 4T, … (spec §5.1).
+    """max(2^ceil(log2(L/T) + 1) - 1, 1) of int32 lengths L: 1 up to T, 3 up to 2T, 7 up to 4T, …
 
-    In integers, because a rounded logarithm errs at the borders themselves.
+    Computed in integers (modeling_qwen.py uses a logarithm), because rounding would err at the borders themselves.
     """
     chunks = (jnp.maximum(lengths, 1) - 1) // context  # full ones before the last
     return (2 << (32 - jax.lax.clz(chunks))) - 1
 
 
 def ntk_border(length: int, context: int) -> int:
-    """The greatest length (T, 2T, 4T, …) that has the same alpha."""
+    """The greatest length (T, 2T, 4T, …) with the same alpha as this one."""
     return context << ((length - 1) // context).bit_length()
 
 
-def tables(positions: jax.Array, cfg: ModelConfig, lengths: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def cos_sin(positions: jax.Array, cfg: ModelConfig, lengths: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """[b t] int32 -> cosines and sines [b t 1 h/2], float32, of every position's angles.
 
     Args:
-      lengths: [b] int32, by which dynamic NTK raises each row's own base to base · alpha^(h/(h-2)). None: training.
+      lengths: [b] int32; from a row's length dynamic NTK gets its base, base · alpha^(h/(h-2)). None: training, no NTK.
     """
-    h, base, where = cfg.head_size, cfg.rope_base, positions[..., None, None].astype(jnp.float32)
+    h, base = cfg.head_size, cfg.rope_base
     if cfg.ntk and lengths is not None:
         alpha = ntk_alpha(lengths, cfg.context).astype(jnp.float32)
         base = (base * alpha ** (h / (h - 2)))[:, None, None, None]
@@ -49,18 +50,19 @@ def tables(positions: jax.Array, cfg: ModelConfig, lengths: jax.Array | None = N
     elif scaling.kind == "yarn":
         kept = yarn_kept(cfg)
         frequencies = frequencies * kept + frequencies / scaling.factor * (1 - kept)
-        size = 0.1 * math.log(scaling.factor) + 1  # of queries and keys: attention as sharp as before
-    frequencies = frequencies.astype(cfg.rope_dtype).astype(jnp.float32)  # float32 but to measure what else it costs
-    angles = where * frequencies
+        size = 0.1 * math.log(scaling.factor) + 1  # scales queries and keys, so that attention stays as sharp
+    # rope_dtype is float32, except to measure what bfloat16 would cost
+    frequencies = frequencies.astype(cfg.rope_dtype).astype(jnp.float32)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return (cos, sin) if size == 1 else (cos * size, sin * size)
 
 
 def yarn_kept(cfg: ModelConfig) -> np.ndarray:
-    """[h/2] float32: how much of each frequency YaRN keeps (arXiv 2309.00071, "NTK-by-parts"); the rest is divided.
+    """[h/2] float32: which share of each frequency YaRN keeps (arXiv 2309.00071, "NTK-by-parts"); the rest is divided.
 
     1 where it makes more than beta_fast turns within the original context, 0 where fewer than beta_slow; linear in
-    the index between, from the last index before to the first behind, as published models are made.
+    the index between, from the last index before to the first behind, as in published models.
     """
     scaling, h = cfg.rope_scaling, cfg.head_size
     original = scaling.original or cfg.context
@@ -74,16 +76,16 @@ def yarn_kept(cfg: ModelConfig) -> np.ndarray:
 
 
 def logn(positions: jax.Array, context: int) -> jax.Array:
-    """[b t] int32 -> [b t 1 1] float32: log_T(p + 1) for positions p >= T, else 1; scales the query (spec §5.1)."""
+    """[b t] int32 -> [b t 1 1] float32: log_T(p + 1) for positions p >= T, else 1; scales the query (report §2.3.2)."""
     scale = jnp.log(jnp.maximum(positions + 1, context).astype(jnp.float32)) / math.log(context)
     return jnp.where(positions < context, 1.0, scale)[..., None, None]
 
 
 @jax.custom_vjp
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """[b t n h] turned by its positions: x·cos + concat(-x2, x1)·sin, where x1 and x2 are the halves of the head.
+    """[b t n h] rotated by its positions: x·cos + concat(-x2, x1)·sin, where x1 and x2 are the halves of the head.
 
-    Both ways below give the same bits. The gradient is the turn back; positions have none.
+    Both ways below give the same bits. The gradient is the inverse rotation; positions have none.
     """
     return jax.lax.platform_dependent(x, cos, sin, tpu=_by_permutation, default=_by_halves)
 
@@ -97,10 +99,10 @@ def _by_halves(x, cos, sin):
 
 
 def _by_permutation(x, cos, sin):
-    """The halves changed by a product with a matrix of 0 and ±1, which is exact.
+    """Swaps the halves by a product with a matrix of 0 and ±1, which is exact.
 
-    Halves of a head are 64 of a TPU's 128 lanes: cutting and joining them takes three passes over memory, the product
-    one. Worth 4 % of a 14B step on v5e (compiler estimate).
+    Half a head is 64 of a TPU's 128 lanes: splitting and joining takes three passes over memory, the product one. Saves
+    4 % of a 14B step on v5e (compiler estimate).
     """
     half = x.shape[-1] // 2
     eye = np.eye(half, dtype=np.float32)

@@ -1,8 +1,8 @@
 """The decoder: embedding, a scan over layers, final norm; the head is applied by whoever needs logits.
 
 `Transformer.apply({"params": params}, tokens, …)` returns hidden states, because logits over 152k entries for every
-position are the largest array there is: losses take the hidden states and the head (objectives/losses.py), sampling
-takes the last position.
+position would be the largest array of all: losses take the hidden states and the head (objectives/cross_entropy.py),
+sampling takes the last position.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from qwenjax.config import Compute, Lora, ModelConfig
 from qwenjax.model import cache as caches
 from qwenjax.model import rope
 from qwenjax.model.cache import Cache
-from qwenjax.model.layers import Block, Context, drop, normalisation, weight
+from qwenjax.model.layers import Block, TokenInfo, drop, normalisation, weight
 from qwenjax.sharding import constrain, per_device
 
-# What the backward pass may keep of a layer, by the names given in layers.py; all else is recomputed.
+# What the backward pass keeps of a layer for each `compute.remat`, by the names in layers.py; the rest is recomputed.
 SAVED = {
-    "matmuls": ("q", "k", "v", "attn_out", "x_mid", "gate", "up", "low"),  # nothing but element-wise work is redone
+    "matmuls": ("q", "k", "v", "attn_out", "x_mid", "gate", "up", "low"),  # only element-wise work is recomputed
     "attention": ("q", "k", "v", "attn_out"),
     "attn_out": ("attn_out",),  # the attention kernel runs once
     "full": (),  # only each layer's input
@@ -34,14 +34,14 @@ ALL = 1 << 30  # a window that hides nothing
 class Transformer(nn.Module):
     """The whole decoder. Parameters: embed [v d], blocks/… (each with a leading layers axis), norm, head [d v].
 
-    Beside them `apply` takes the collections of model/lora.py: adapters, and projections that are held in fewer bits.
+    `apply` also takes the collections of model/lora.py: adapters, and projections that are stored in fewer bits.
     """
 
     cfg: ModelConfig
     compute: Compute
     dropout: float = 0.0
-    prepared: bool = False  # the parameters are those of `prepare`: for reading and decoding, not for training
-    lora: Lora | None = None  # how to read adapters, where some are given; without them the model is the frozen one
+    prepared: bool = False  # the parameters are those of `prepare`: for decoding, not for training
+    lora: Lora | None = None  # rank, alpha and dropout of the adapters, if some are given
 
     @nn.compact
     def __call__(
@@ -59,15 +59,15 @@ class Transformer(nn.Module):
           positions: [b t] int32, -1 for padding; None is 0, 1, 2, … in every row.
           segments: [b t] int32; tokens see only their own segment. None: a row is one document.
           cache: keys and values of earlier positions, when decoding (`empty_cache`): a tuple by layer if prepared.
-          lengths: [b] int32, each row's own number of tokens after this call, without padding: what dynamic NTK goes
-            by. None is training, where NTK and LogN are off; windows and rope_scaling belong to the model and stay.
+          lengths: [b] int32, each row's number of tokens after this call, without padding: dynamic NTK's alpha follows
+            from it. None is training, where NTK and LogN are off; windows and rope_scaling stay on.
         Returns: [b t d] in the compute dtype, and the cache extended by these tokens (None if none came).
         """
         cfg, compute = self.cfg, self.compute
         if segments is not None and cache is not None:
             raise ValueError("segments are for packed training rows; a cached sequence is one document")
         if "lora" in self.variables and (self.lora is None or self.prepared):
-            raise ValueError("adapters came to a model that does not read them: give it `lora`, or merge them first")
+            raise ValueError("this model does not read adapters: construct it with `lora`, or merge them first")
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         embed = weight(self, "embed", ("vocab", "embed"), (cfg.vocab, cfg.embed))
@@ -78,7 +78,7 @@ class Transformer(nn.Module):
         x = constrain(drop(self, x, self.dropout), "batch", "length", None)
 
         logn = rope.logn(positions, cfg.context) if cfg.logn and lengths is not None else None
-        context = Context(positions, segments, *rope.tables(positions, cfg, lengths), logn)
+        context = TokenInfo(positions, segments, *rope.cos_sin(positions, cfg, lengths), logn)
         if self.prepared:
             layers = []
             for i, window in enumerate(cfg.windows or [0] * cfg.layers):
@@ -99,10 +99,10 @@ class Transformer(nn.Module):
             windows = jnp.array([w or ALL for w in cfg.windows], jnp.int32)
         block, remat = Block, compute.remat
         if remat == "none" and "quantised" in self.variables:
-            remat = "matmuls"  # or the backward pass would keep the weights of all layers at full width
+            remat = "matmuls"  # else the backward pass would keep the dequantised weights of all layers
         if remat != "none":
             keep = jax.checkpoint_policies.save_only_these_names(*SAVED[remat])
-            # inside a scan the loop itself keeps the recomputation apart from the forward pass
+            # inside a scan XLA cannot merge the recomputation with the forward pass anyway
             block = nn.remat(Block, policy=keep, prevent_cse=not compute.scan)
         layers = nn.scan(
             block,
@@ -122,7 +122,7 @@ class Transformer(nn.Module):
 def lookup(embed: jax.Array, tokens: jax.Array, vocab: int, dtype: str) -> jax.Array:
     """Rows [b t d] of the table [v d] in the compute dtype; the gradient is added up in float32.
 
-    A frequent token occurs thousands of times in a batch: a bf16 sum would drop most of them.
+    A frequent token occurs thousands of times in a batch: a bf16 sum would lose most of them.
     """
     return jnp.take(constrain(embed.astype(dtype), "vocab", None), tokens, axis=0)
 
@@ -145,14 +145,14 @@ def head(params: dict) -> jax.Array:
 
 
 def logits(params: dict, hidden: jax.Array) -> jax.Array:
-    """[… d] -> [… v] float32 scores; for a few positions, not for a training batch."""
+    """[… d] -> [… v] float32 logits; for a few positions, not for a training batch."""
     return jnp.einsum("...d,dv->...v", hidden, head(params).astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def init_params(cfg: ModelConfig, rng: jax.Array) -> dict:
-    """Fresh float32 parameters with the released initialisation, boxed with their logical axes (`nn.unbox`).
+    """Fresh float32 parameters with the released initialisation, boxed with their logical axes (see `nn.unbox`).
 
-    The parameters do not depend on how they are computed with; under `jax.eval_shape` nothing is allocated.
+    They do not depend on `Compute`; under `jax.eval_shape` nothing is allocated.
     """
     plain = Compute(dtype="float32", remat="none", attention="xla", fuse="no")
     return Transformer(cfg, plain).init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
@@ -165,21 +165,20 @@ def empty_cache(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype, kin
 
 
 def prepare(model: Transformer, params: dict) -> tuple[Transformer, dict]:
-    """Model and parameters for many calls: cast to the compute dtype once, each layer's by itself.
+    """Model and parameters for decoding: cast to the compute dtype once, and each layer's in arrays of its own.
 
-    A scan would copy every layer's weights and cache out of their stacks at each token. On CPU the projections are
-    also fused, all weights lie [in, out], and bfloat16 becomes float32: XLA converts whole weights at each product.
+    A scan would copy every layer's weights and cache out of their stacks at each token. With compute.fuse, which is for
+    CPUs, projections are fused and all weights are stored [in, out]; and bfloat16 becomes float32, because XLA for CPUs
+    would convert whole weights at each product.
     """
-    compute = model.compute
-    if jax.default_backend() == "cpu":
-        compute = dataclasses.replace(compute, dtype="float32")
+    compute = dataclasses.replace(model.compute, dtype="float32") if model.compute.fuse == "yes" else model.compute
     model = model.clone(compute=compute, dropout=0.0, prepared=True)
     return model, unstack(params, model)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def unstack(params: dict, model: Transformer) -> dict:
-    """Parameters for a prepared model: each layer's by itself, in the compute dtype, fused if it fuses."""
+    """Parameters for a prepared model: block0, block1, … in the compute dtype, fused if compute.fuse says so."""
     cfg, fused, dtype = model.cfg, model.compute.fuse == "yes", model.compute.dtype
     params = jax.tree.map(lambda w: w.astype(dtype), params)
     out = {name: params[name] for name in ("embed", "norm", "head") if name in params}
@@ -194,14 +193,14 @@ def unstack(params: dict, model: Transformer) -> dict:
 
 
 def _fuse(block: dict) -> dict:
-    """Weights of one layer's attention or MLP, those that read the same input side by side."""
-    rest = dict(block)
+    """One layer's attention or MLP with the weights that read the same input side by side: qkv, gate_up."""
+    fused = dict(block)
     if "down" in block:
-        down = rest.pop("down").T
-        if "gate" not in rest:
-            return {"down": down, **rest}
-        return {"gate_up": jnp.concatenate([rest.pop("gate"), rest.pop("up")], axis=1), "down": down, **rest}
+        down = fused.pop("down").T
+        if "gate" not in fused:
+            return {"down": down, **fused}
+        return {"gate_up": jnp.concatenate([fused.pop("gate"), fused.pop("up")], axis=1), "down": down, **fused}
     for name, axis in (("{}", 1), ("{}_bias", 0)):
-        if name.format("q") in rest:
-            rest[name.format("qkv")] = jnp.concatenate([rest.pop(name.format(part)) for part in "qkv"], axis=axis)
-    return rest
+        if name.format("q") in fused:
+            fused[name.format("qkv")] = jnp.concatenate([fused.pop(name.format(part)) for part in "qkv"], axis=axis)
+    return fused

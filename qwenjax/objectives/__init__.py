@@ -1,1 +1,1 @@
-"""Losses as functions of arrays: they know no model, so tests use four numbers instead of a network."""
+"""Losses as functions of arrays: they know no model, so a test needs four numbers and no network."""

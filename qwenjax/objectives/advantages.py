@@ -1,9 +1,10 @@
-"""From scores to advantages, for one response: rewards per token, running mean, GAE.
+"""From scores to advantages, for one response (PPO, report §3.2.2): running mean, rewards per token, GAE.
 
-All arrays are [t] and aligned to actions: entry t belongs to the choice of one token, made from the tokens before it.
-`logp[t]` is that token's log-probability and `value[t]` is read at the hidden state it was chosen from, so both come
-from position t of the model where tokens[t + 1] was chosen. `mask` is True on the response's tokens, its end token
-included. Callers `vmap` over trajectories.
+  score of a response -> RunningMean.normalise -> score_unfinished -> token_rewards, with the KL penalty -> gae
+
+Arrays are [t], one entry per action: the choice of one token from the tokens before it. `logp[t]` is the
+log-probability of tokens[t + 1], and `values[t]` is read at the hidden state that token was chosen from: both are of
+position t. `mask` is True on the response's tokens, its end token included. Callers `vmap` over responses.
 """
 
 from typing import NamedTuple
@@ -11,16 +12,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qwenjax.objectives.masked import kept, last, masked_mean
+from qwenjax.objectives.masked import is_last, masked_mean, zero_outside
 
 
-def unfinished(score: jax.Array, ended: jax.Array, instead: float) -> jax.Array:
-    """The score, or `instead` for a response that never ended: its end token, which the reward model reads, is missing.
+def score_unfinished(score: jax.Array, ended: jax.Array, missing_eos_score: float) -> jax.Array:
+    """The score, or `missing_eos_score` for a response that was cut off: it has no end token for the reward model.
 
     A fixed low score (Ziegler et al. 2019 use -1) in normalised units: replace after `RunningMean.normalise`, and leave
     cut-off responses out of `RunningMean.add`. The report says nothing about them.
     """
-    return jnp.where(ended, score, instead)
+    return jnp.where(ended, score, missing_eos_score)
 
 
 def token_rewards(
@@ -29,35 +30,35 @@ def token_rewards(
     """Rewards [t]: r_t = -β (log π(a_t) - log π_ref(a_t)), plus the score once, at the last token of the response.
 
     Their sum is the score minus β times the k1 estimate of the sequence's KL to the reference (Ziegler et al. 2019,
-    eq. 2; InstructGPT, arXiv 2203.02155, eq. 2). β = 0.04: report §3.2.2. No gradient passes.
+    eq. 2; InstructGPT, arXiv 2203.02155, eq. 2). β = 0.04: report §3.2.2. The result has no gradient.
     """
-    penalty = -kl_coef * kept(logp - ref_logp, mask)
-    return jax.lax.stop_gradient(penalty + jnp.where(last(mask), score, 0))
+    penalty = -kl_coef * zero_outside(logp - ref_logp, mask)
+    return jax.lax.stop_gradient(penalty + jnp.where(is_last(mask), score, 0))
 
 
 def gae(
-    rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float = 1.0, lam: float = 0.95
+    rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float = 1.0, gae_lambda: float = 0.95
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimates and value targets of one response (Schulman et al., arXiv 1506.02438, eq. 16).
 
         δ_t = r_t + γ V_{t+1} - V_t        A_t = δ_t + γ λ A_{t+1}        R_t = A_t + V_t
 
-    V after the last token is 0: the episode is over, both at an end token and at a response that was cut off and got a
-    fixed score for it.
+    V after the last token is 0: the episode is over, at an end token as well as where a response was cut off, which has
+    its fixed score.
 
     Args:
-      rewards, values, mask: [t]. "Next" is the next unmasked position, so padding, a prompt, or a tool's output within
-        the response, is stepped over.
-      gamma, lam: ours (InstructGPT's 1, and 0.95); the report does not give them.
-    Returns: advantages and returns, [t], 0 outside the mask. The returns belong to the raw advantages: whiten after.
-      No gradient passes.
+      rewards, values, mask: [t]. t + 1 is the next position inside the mask, so padding, a prompt, or a tool's output
+        within the response, is skipped.
+      gamma, gae_lambda: γ and λ. The report does not give them; 1 is InstructGPT's, 0.95 is ours.
+    Returns: advantages A and value targets R, [t], 0 outside the mask, without gradients. R is of the raw advantages:
+      whiten these afterwards.
     """
-    rewards, values = kept(rewards, mask), kept(values, mask)
+    rewards, values = zero_outside(rewards, mask), zero_outside(values, mask)
 
     def back(carry, x):
         later, next_value = carry
         reward, value, real = x
-        advantage = reward + gamma * next_value - value + gamma * lam * later
+        advantage = reward + gamma * next_value - value + gamma * gae_lambda * later
         carry = jnp.where(real, advantage, later), jnp.where(real, value, next_value)
         return carry, jnp.where(real, advantage, 0)
 
@@ -67,11 +68,11 @@ def gae(
 
 
 class RunningMean(NamedTuple):
-    """Mean and spread of all scores seen so far; a value that goes in and comes out, and into the checkpoint.
+    """Mean and variance of all scores so far, as a value: `add` returns a new one. It is part of the checkpoint.
 
-    Report §3.2.2: rewards are normalised "based on the running mean". Ours, as it says no more: the mean weighs every
-    score of the run alike, a batch enters before it is normalised (so the first one is centred too), scores are taken
-    raw, before the KL penalty. Dividing by the running deviation is an option the report does not mention.
+    Report §3.2.2: rewards are normalised "based on the running mean", and no more. Our choices: every score of the run
+    has the same weight; a batch is added before it is normalised, so the first one is centred, too; scores are raw,
+    without the KL penalty. Dividing by the running standard deviation is an option that the report does not mention.
     """
 
     count: jax.Array  # int32
@@ -84,21 +85,21 @@ class RunningMean(NamedTuple):
         return cls(jnp.int32(0), jnp.float32(0), jnp.float32(0))
 
     def add(self, scores: jax.Array, real: jax.Array) -> "RunningMean":
-        """With a batch of scores, any shape, merged in (Chan et al. 1979): stable, and the batching does not matter.
+        """With a batch of scores, any shape, added (Chan et al. 1979): stable, and independent of the batching.
 
         Args:
           real: bool, the shape of scores, which of them count; the others may be anything. A response that was cut
-            off has no score of its own (`unfinished`).
+            off has no score of its own (`score_unfinished`).
         """
         n, mean = jnp.sum(real), masked_mean(scores, real)
         count, shift = self.count + n, mean - self.mean
         share = n / jnp.maximum(count, 1)
-        squares = self.squares + jnp.sum(kept(scores - mean, real) ** 2) + shift**2 * self.count * share
+        squares = self.squares + jnp.sum(zero_outside(scores - mean, real) ** 2) + shift**2 * self.count * share
         return RunningMean(count.astype(jnp.int32), self.mean + shift * share, squares)
 
-    def normalise(self, scores: jax.Array, divide: bool = False) -> jax.Array:
-        """Scores minus the running mean; with `divide`, over the running deviation (n - 1) too."""
+    def normalise(self, scores: jax.Array, normalize_std: bool = False) -> jax.Array:
+        """Scores minus the running mean; with `normalize_std` also over the running standard deviation (n - 1)."""
         centred = scores - self.mean
-        if not divide:
+        if not normalize_std:
             return centred
         return centred * jax.lax.rsqrt(self.squares / jnp.maximum(self.count - 1, 1) + 1e-8)

@@ -1,6 +1,7 @@
-"""Next-token cross entropy with the head inside, in chunks: [tokens x 152k] logits never exist.
+"""Next-token cross entropy with the head inside, in chunks of tokens: logits [tokens 152k] are never all in memory.
 
-Losses return sums; the caller divides once, globally, so accumulation, padding and masks cannot disagree.
+Losses return sums. The caller divides once, by the weight of the whole batch, so that accumulation, padding and masks
+cannot disagree. Axes: b batch, t position, d embed, v vocab.
 """
 
 import functools
@@ -22,10 +23,11 @@ def next_token_loss(
     Args:
       hidden: [b t d], after the final norm. head: [d v], float32 master; used in hidden's dtype.
       targets: [b t] int32. weights: [b t] float32; 0 leaves a position out. Neither gets a gradient.
-      chunk: tokens per device whose logits exist at one time.
+      chunk: tokens per device whose logits are in memory at a time.
 
-    The gradients of hidden and head are made in the forward pass, chunk by chunk, while the logits are there: 6 T d v
-    FLOPs instead of the 8 of recomputation. The head is gathered once per call and its gradient is reduced once.
+    Gradients of hidden and head are computed in the forward pass, chunk by chunk, while the logits are in memory:
+    6 T d v FLOPs, where recomputing the logits would take 8. The head is gathered, and its gradient reduced, once per
+    call.
     """
     return _chunks(hidden, head, targets, weights, chunk, gradients=False)[0]
 

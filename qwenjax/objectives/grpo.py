@@ -26,15 +26,16 @@ def grpo_loss(
     ref_logp: jax.Array,
     advantage: jax.Array,
     mask: jax.Array,
-    clip: float = 0.2,
+    clip_ratio: float = 0.2,
     kl_coef: float = 0.04,
 ) -> Weighted:
     """PPO's clipped loss with one advantage for all tokens, plus β k3 to the reference (DeepSeekMath, eq. 3).
 
     Args:
       logp, old_logp, ref_logp, mask: [t]. advantage: scalar, of `group_advantages`.
-    Returns: (token mean, 1): every response counts alike, whatever its length, as in the paper; an empty one weighs 0.
+    Returns: (mean over tokens, 1): every response has the same weight, whatever its length, as in the paper; an empty
+      one has weight 0.
     """
-    total, tokens = policy_loss(logp, old_logp, jnp.broadcast_to(advantage, mask.shape), mask, clip)
+    total, tokens = policy_loss(logp, old_logp, jnp.broadcast_to(advantage, mask.shape), mask, clip_ratio)
     total += kl_coef * jnp.sum(kl_k3(logp, ref_logp, mask))
     return total / jnp.maximum(tokens, 1), jnp.minimum(tokens, 1)

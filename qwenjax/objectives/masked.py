@@ -1,8 +1,7 @@
-"""Sums and moments of the entries that count: what every alignment objective reduces with.
+"""Masked sums, means and variances, which every alignment objective uses.
 
-A mask is bool and has the shape of what it masks; what lies outside may be anything, NaN included, and neither shows
-in a result nor in a gradient. Everything is sums, so under `jit` an array split over a mesh, by sequences or by
-positions, gives what it gives whole.
+A mask is bool and has the shape of what it masks. What lies outside may be anything, NaN included: it affects neither a
+result nor a gradient. Everything is a sum, so under `jit` an array may be split over a mesh by sequences or positions.
 """
 
 import jax
@@ -11,28 +10,28 @@ import jax.numpy as jnp
 Weighted = tuple[jax.Array, jax.Array]  # (sum, weight): divided once, over the whole batch
 
 
-def kept(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """x in float32, 0 outside the mask. To be applied before any arithmetic whose derivative may be infinite there."""
+def zero_outside(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """x in float32, 0 outside the mask; used before arithmetic whose derivative may be infinite there."""
     return jnp.where(mask, jnp.asarray(x, jnp.float32), 0)
 
 
 def masked_sum(x: jax.Array, mask: jax.Array) -> Weighted:
     """(sum of x, number of entries) inside the mask, float32 scalars: the form of every loss and metric here."""
-    return jnp.sum(kept(x, mask)), jnp.sum(mask, dtype=jnp.float32)
+    return jnp.sum(zero_outside(x, mask)), jnp.sum(mask, dtype=jnp.float32)
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean inside the mask; 0 of nothing."""
+    """Mean inside the mask; 0 if the mask is empty."""
     total, count = masked_sum(x, mask)
     return total / jnp.maximum(count, 1)
 
 
 def masked_variance(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Unbiased variance (over n - 1) inside the mask; 0 where fewer than two entries count.
+    """Unbiased variance (over n - 1) inside the mask; 0 for fewer than two entries.
 
-    In two passes: the square of a large mean would swallow a small spread in float32.
+    In two passes: E[x²] - E[x]² in float32 would lose a small variance beside a large mean.
     """
-    squares, count = masked_sum(kept(x - masked_mean(x, mask), mask) ** 2, mask)
+    squares, count = masked_sum(zero_outside(x - masked_mean(x, mask), mask) ** 2, mask)
     return squares / jnp.maximum(count - 1, 1)
 
 
@@ -40,11 +39,11 @@ def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
     """(x - mean) / std over all unmasked entries of the whole batch; 0 outside the mask.
 
     Args:
-      x, mask: any shape, usually [b t]: per trajectory it would hide which trajectory was the better one.
-    Variance over n - 1; plus 1e-8, as in the code of Ziegler et al. 2019 (arXiv 1909.08593), which divides by n.
+      x, mask: any shape, usually [b t]: whitening each trajectory would hide which one was better.
+    The variance is over n - 1, plus 1e-8 as in the code of Ziegler et al. 2019 (arXiv 1909.08593), which divides by n.
     """
     mean = masked_mean(x, mask)
-    return kept((x - mean) * jax.lax.rsqrt(masked_variance(x, mask) + 1e-8), mask)
+    return zero_outside((x - mean) * jax.lax.rsqrt(masked_variance(x, mask) + 1e-8), mask)
 
 
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
@@ -57,6 +56,6 @@ def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -
     return jnp.where(spread > 0, 1 - ratio, 0)
 
 
-def last(mask: jax.Array) -> jax.Array:
+def is_last(mask: jax.Array) -> jax.Array:
     """[t] -> [t] bool: True at the last unmasked position only, wherever the padding is; nowhere if there is none."""
     return mask & (jnp.cumsum(mask[::-1])[::-1] == 1)

@@ -2,13 +2,13 @@
 
 The report trains preference-model pretraining (PMP) and the reward model on pairs and does not print a loss; this is
 the standard one, InstructGPT's (arXiv 2203.02155, eq. 1). Scores and sequence log-probabilities are [p], one entry
-per pair; `real` [p] is False on rows that only fill up a batch.
+per pair; `real` [p] is False for entries that only fill up a batch.
 """
 
 import jax
 import jax.numpy as jnp
 
-from qwenjax.objectives.masked import Weighted, kept, masked_mean, masked_sum, masked_variance
+from qwenjax.objectives.masked import Weighted, masked_mean, masked_sum, masked_variance, zero_outside
 
 
 def pairwise_loss(chosen: jax.Array, rejected: jax.Array, real: jax.Array, margin: jax.Array | float = 0.0) -> Weighted:
@@ -16,10 +16,10 @@ def pairwise_loss(chosen: jax.Array, rejected: jax.Array, real: jax.Array, margi
 
     Args:
       chosen, rejected: [p] scores, read at the end token.
-      margin: m, a number or [p]: how much better the chosen one must be before the loss lets go (Llama 2, arXiv
-        2307.09288, eq. 2). The report mentions none.
+      margin: m, a number or [p]: the chosen score should be higher by at least this (Llama 2, arXiv 2307.09288, eq. 2).
+        The report mentions none.
     """
-    return masked_sum(jax.nn.softplus(-kept(chosen - rejected - margin, real)), real)
+    return masked_sum(jax.nn.softplus(-zero_outside(chosen - rejected - margin, real)), real)
 
 
 def ranked_loss(scores: jax.Array, ratings: jax.Array, real: jax.Array, margin: float = 0.0) -> Weighted:
@@ -28,21 +28,23 @@ def ranked_loss(scores: jax.Array, ratings: jax.Array, real: jax.Array, margin: 
     Args:
       scores, ratings, real: [k]; a higher rating is better, only the order counts; equal ratings make no pair.
       margin: per unit of rating difference.
-    Every list weighs 1, as InstructGPT's 1 / C(k, 2) has it: a response takes part in k - 1 pairs, and loose pairs
-    would overfit. (The report forms pairs from scores and does not say how it weighs them.) A list without any pair
-    weighs 0.
+    Every list has weight 1, by InstructGPT's factor 1 / C(k, 2): a response is in k - 1 pairs, and shuffling these as
+    separate examples would overfit. (The report forms pairs from scores and does not say how it weighs them.) A list
+    without any pair has weight 0.
     """
-    gap = kept(ratings, real)[:, None] - kept(ratings, real)[None, :]
+    gap = zero_outside(ratings, real)[:, None] - zero_outside(ratings, real)[None, :]
     pairs = (gap > 0) & real[:, None] & real[None, :]
-    total, count = pairwise_loss(kept(scores, real)[:, None], kept(scores, real)[None, :], pairs, margin * gap)
+    total, count = pairwise_loss(
+        zero_outside(scores, real)[:, None], zero_outside(scores, real)[None, :], pairs, margin * gap
+    )
     return total / jnp.maximum(count, 1), jnp.minimum(count, 1)
 
 
 def calibration(scores: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(gain, bias) such that gain * score + bias has mean 0 and std 1 over the given responses (Ziegler et al. 2019).
 
-    A pairwise loss leaves a reward model's zero and, under a margin or early stopping, its scale to chance. Scores
-    without any spread keep gain 1.
+    A pairwise loss does not determine the zero of a reward model nor, with a margin or early stopping, its scale.
+    Equal scores keep gain 1.
     """
     deviation = jnp.sqrt(masked_variance(scores, real))
     gain = 1 / jnp.where(deviation > 0, deviation, 1)
@@ -69,10 +71,10 @@ def dpo_loss(
     """
     better = dpo_reward(chosen, ref_chosen, beta)
     worse = dpo_reward(rejected, ref_rejected, beta)
-    logits = kept(better - worse, real)
+    logits = zero_outside(better - worse, real)
     return masked_sum((1 - smoothing) * jax.nn.softplus(-logits) + smoothing * jax.nn.softplus(logits), real)
 
 
 def dpo_reward(logp: jax.Array, ref_logp: jax.Array, beta: float = 0.1) -> jax.Array:
-    """β (log π(y) - log π_ref(y)), the reward DPO's policy is optimal for, up to a constant per prompt."""
+    """β (log π(y) - log π_ref(y)): the reward for which the policy is optimal, up to a constant per prompt."""
     return beta * (logp - jax.lax.stop_gradient(ref_logp))

@@ -7,7 +7,7 @@ Scores are [g], the responses to one prompt; token arrays are [t], one response,
 import jax
 import jax.numpy as jnp
 
-from qwenjax.objectives.masked import Weighted, kept, masked_sum
+from qwenjax.objectives.masked import Weighted, masked_sum, zero_outside
 
 
 def leave_one_out(scores: jax.Array) -> jax.Array:
@@ -30,4 +30,4 @@ def reinforce_loss(logp: jax.Array, advantages: jax.Array, mask: jax.Array) -> W
         mean, a value).
     """
     advantages = jax.lax.stop_gradient(jnp.broadcast_to(advantages, mask.shape))
-    return masked_sum(-kept(advantages, mask) * kept(logp, mask), mask)
+    return masked_sum(-zero_outside(advantages, mask) * zero_outside(logp, mask), mask)

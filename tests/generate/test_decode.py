@@ -41,8 +41,8 @@ def made(**changes):
     return transformer.prepare(transformer.Transformer(replace(CFG, **changes), EXACT), weights())
 
 
-def requests(max_new=25, sampling=WARM):
-    return [Request(p, max_new, sampling, seed=i + 7) for i, p in enumerate(PROMPTS)]
+def requests(max_new_tokens=25, sampling=WARM):
+    return [Request(p, max_new_tokens, sampling, seed=i + 7) for i, p in enumerate(PROMPTS)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -79,7 +79,7 @@ def test_each_step_equals_the_last_row_of_a_fresh_forward(options):
 def test_frozen_keeps_the_alpha_of_the_prompt_and_exact_does_not():
     model, params = made(**ALL)
     greedy = requests(sampling=Greedy())
-    frozen, exact = (generate(model, params, greedy, size=SIZE, mode=mode) for mode in ("frozen", "exact"))
+    frozen, exact = (generate(model, params, greedy, size=SIZE, frozen_ntk=frozen) for frozen in (True, False))
     for prompt, out in zip(PROMPTS, frozen):
         model_probs, _ = fresh(model, params, prompt, out.ids, frozen=True)
         want = np.take_along_axis(np.asarray(model_probs), np.array(out.ids)[:, None], 1)[:, 0]
@@ -90,20 +90,20 @@ def test_frozen_keeps_the_alpha_of_the_prompt_and_exact_does_not():
 @pytest.mark.parametrize("cache", ["plain", "int8"])
 def test_a_request_gives_the_same_alone_and_in_a_batch(cache):
     model, params = made(**ALL)
-    together = generate(model, params, requests(), size=SIZE, cache=cache)
+    together = generate(model, params, requests(), size=SIZE, kv_cache=cache)
     for i in (1, 3):
-        (alone,) = generate(model, params, requests()[i : i + 1], size=SIZE, cache=cache)
+        (alone,) = generate(model, params, requests()[i : i + 1], size=SIZE, kv_cache=cache)
         assert alone.ids == together[i].ids
         np.testing.assert_allclose(alone.logprobs, together[i].logprobs, atol=1e-4)
 
 
-def test_policies_and_lengths_mix_in_one_batch():
+def test_samplings_and_lengths_mix_in_one_batch():
     model, params = made(**ALL)
-    policies = [Greedy(), WARM, Sample(temperature=2.0, repetition_penalty=1.5), Greedy(1.5)]
-    asked = [Request(p, n, s, seed=3) for p, n, s in zip(PROMPTS, (3, 9, 12, 1), policies)]
+    samplings = [Greedy(), WARM, Sample(temperature=2.0, repetition_penalty=1.5), Greedy(1.5)]
+    asked = [Request(p, n, s, seed=3) for p, n, s in zip(PROMPTS, (3, 9, 12, 1), samplings)]
     together = generate(model, params, asked, size=SIZE)
     assert [len(out.ids) for out in together] == [3, 9, 12, 1]
-    for one, out in zip(asked, together):  # beside others with the same policy
+    for one, out in zip(asked, together):  # in a batch of requests like it
         assert out.ids == generate(model, params, [one] * 4, size=SIZE)[3].ids
     assert together[0].logprobs == [0, 0, 0] != together[1].logprobs
 
@@ -144,8 +144,8 @@ def full():
     return out
 
 
-def stopped(stops, min_new=0, **options):
-    asked = [Request(PROMPTS[0], 25, replace(WARM, min_new=min_new), seed=62)]
+def stopped(stops, min_new_tokens=0, **options):
+    asked = [Request(PROMPTS[0], 25, replace(WARM, min_new_tokens=min_new_tokens), seed=62)]
     return generate(*made(**ALL), asked, size=SIZE, stops=stops, **options)[0]
 
 
@@ -156,12 +156,12 @@ def test_stops_at_ids_and_sequences_of_ids_and_leaves_them_out(full):
     assert stopped([[full[3], full[5]], 61]).ids == full
 
 
-def test_nothing_stops_before_min_new(full):
-    out = stopped([full[4]], min_new=8)
+def test_nothing_stops_before_min_new_tokens(full):
+    out = stopped([full[4]], min_new_tokens=8)
     assert full[4] not in out.ids[:8]
     assert out.ids[:4] == full[:4]
     assert len(out.ids) >= 8
-    assert stopped([full[3:6]], min_new=8).ids == full  # its end comes too early to count
+    assert stopped([full[3:6]], min_new_tokens=8).ids == full  # its end comes too early to count
 
 
 def test_stop_texts_are_found_across_tokens(full):
@@ -215,16 +215,14 @@ def test_few_widths():
 def test_bad_requests_are_refused():
     with pytest.raises(ValueError, match="at least one token"):
         Request([])
-    with pytest.raises(ValueError, match="max_new >= 1"):
-        Request([1], max_new=0)
+    with pytest.raises(ValueError, match="max_new_tokens >= 1"):
+        Request([1], max_new_tokens=0)
     call = functools.partial(generate, *made(), size=SIZE)
     with pytest.raises(ValueError, match="ids outside 0 to 63"):
         call([Request([1, 64])])
-    with pytest.raises(ValueError, match="known: exact, frozen"):
-        call([Request([1])], mode="quick")
     with pytest.raises(ValueError, match="need `decode`"):
         call([Request([1])], stops=["\nHuman:"])
     with pytest.raises(ValueError, match="empty stop"):
         call([Request([1])], stops=[[]])
     with pytest.raises(ValueError, match="known: plain, int8"):
-        call([Request([1])], cache="int4")
+        call([Request([1])], kv_cache="int4")

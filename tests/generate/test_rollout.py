@@ -11,7 +11,7 @@ import tiny_model
 from flax import linen as nn
 
 from qwenjax.config import Compute, MeshShape
-from qwenjax.generate import rollout as room
+from qwenjax.generate import rollout as rollout_module
 from qwenjax.generate.decode import Request, generate
 from qwenjax.generate.rollout import rollout
 from qwenjax.generate.sampling import Greedy, Sample
@@ -50,8 +50,8 @@ def model(compute=EXACT, **changes):
 
 
 @functools.cache
-def jitted(policy=WARM, stops=(), new=NEW, size=SIZE, compute=EXACT, **changes):
-    fixed = {"new": new, "sampling": policy, "stops": tuple(stops), "size": size, "pad": PAD}
+def jitted(sampling=WARM, stops=(), max_new_tokens=NEW, size=SIZE, compute=EXACT, **changes):
+    fixed = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stops": tuple(stops), "size": size, "pad": PAD}
     call = functools.partial(rollout, model(compute, **changes), **fixed)
     return jax.jit(call, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
 
@@ -71,11 +71,11 @@ def free():
     return made()
 
 
-@pytest.mark.parametrize("policy", [WARM, Sample(0.7, top_k=4, min_new=6), Greedy()])
-def test_the_same_as_generate(policy):
+@pytest.mark.parametrize("sampling", [WARM, Sample(0.7, top_k=4, min_new_tokens=6), Greedy()])
+def test_the_same_as_generate(sampling):
     """Prompts of all lengths, some stopped: ids, both log-probabilities, and why it ended."""
-    out = made(policy=policy, stops=STOPS)
-    asked = [Request(text, NEW, policy, int(seed)) for text, seed in zip(TEXTS, SEEDS)]
+    out = made(sampling=sampling, stops=STOPS)
+    asked = [Request(text, NEW, sampling, int(seed)) for text, seed in zip(TEXTS, SEEDS)]
     want = generate(model(), weights(), asked, size=SIZE, stops=STOPS)
     assert {one.reason for one in want} == {"stop", "length"}
     for row, (ids, one) in enumerate(zip(responses(out), want)):
@@ -90,7 +90,7 @@ def test_the_same_as_generate(policy):
 
 def test_a_row_is_its_prompt_its_response_and_padding(free):
     assert free.mask.sum(1).tolist() == [NEW] * 8
-    out = made(policy=WARM, stops=STOPS)
+    out = made(sampling=WARM, stops=STOPS)
     assert len(set(out.mask.sum(1).tolist())) > 2
     assert out.tokens.shape == out.mask.shape == out.logp.shape == out.drawn_logp.shape == (8, 7 + NEW)
     for row, (text, ids) in enumerate(zip(TEXTS, responses(out))):
@@ -125,7 +125,7 @@ def test_log_probabilities_are_those_of_the_training_forward(compute, temperatur
     """Classic bug 1: of the full softmax at temperature 1, beyond the training length without NTK and LogN."""
     tiny = tiny_model.params(CFG)
     params = jax.tree.map(lambda x: x / 2, tiny) | {"head": 4 * tiny["head"]}  # peaked, but not certain
-    out = made(params=params, policy=Sample(temperature, top_p=0.9), stops=(5, 9), compute=compute, context=8)
+    out = made(params=params, sampling=Sample(temperature, top_p=0.9), stops=(5, 9), compute=compute, context=8)
     assert 0 < out.ended.sum() < 8
     logp, scores = forward(params, out, compute, context=8)
     mask = out.mask[:, 1:]
@@ -170,7 +170,7 @@ def test_seeds_decide(free):
 @pytest.mark.parametrize("at", [0, NEW - 1])
 def test_stops_at_the_first_token_or_at_the_last(free, at, monkeypatch):
     """And no step is made once all rows have ended."""
-    row, steps, pick = slice(4, 5), [], room.pick
+    row, steps, pick = slice(4, 5), [], rollout_module.pick
     (ids,) = responses(free)[row]
     assert ids.index(ids[at]) == at
     assert not free.ended.any()
@@ -179,7 +179,7 @@ def test_stops_at_the_first_token_or_at_the_last(free, at, monkeypatch):
         jax.debug.callback(lambda: steps.append(1))
         return pick(*args, **options)
 
-    monkeypatch.setattr(room, "pick", counted)
+    monkeypatch.setattr(rollout_module, "pick", counted)
     out = made(PROMPTS[row], LENGTHS[row], SEEDS[row], stops=(ids[at],))
     jax.effects_barrier()
     assert len(steps) == at + 1
@@ -189,7 +189,7 @@ def test_stops_at_the_first_token_or_at_the_last(free, at, monkeypatch):
 
 def test_only_ids_with_a_text_are_drawn():
     flat = jax.tree.map(jnp.zeros_like, weights())  # uniform: every id is as likely
-    out = made(params=flat, policy=Sample(), size=5)
+    out = made(params=flat, sampling=Sample(), size=5)
     assert set(out.tokens[out.mask]) == {0, 1, 2, 3, 4}
     np.testing.assert_allclose(out.drawn_logp[out.mask], np.log(1 / 5), rtol=1e-5)
     np.testing.assert_allclose(out.logp[out.mask], np.log(1 / 64), rtol=1e-5)  # as training has it
@@ -235,7 +235,7 @@ def test_on_a_mesh_the_same_and_weights_are_gathered_before_the_loop(free, shape
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match="new >= 1, got 0"):
-        made(new=0)
+    with pytest.raises(ValueError, match="max_new_tokens >= 1, got 0"):
+        made(max_new_tokens=0)
     with pytest.raises(ValueError, match="repetition_penalty=1"):
-        made(policy=Sample(repetition_penalty=1.1))
+        made(sampling=Sample(repetition_penalty=1.1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwenjax.generate.sampling import Greedy, Sample, needs, pick, rules, truncate
+from qwenjax.generate.sampling import Greedy, Sample, needs, pick, sampling_arrays, truncate
 
 
 def kept(probs, top_k=0, top_p=1.0):
@@ -44,7 +44,7 @@ def test_truncation_equals_sorting():
 def draw(policy, scores, n, **options):
     """n tokens with keys 0 … n-1, as counts by id."""
     scores = jnp.broadcast_to(jnp.array(scores, jnp.float32), (n, len(scores)))
-    table = rules([policy] * n)
+    table = sampling_arrays([policy] * n)
     keys = jax.vmap(jax.random.key)(jnp.arange(n))
     options = {"size": scores.shape[1], "count": jnp.zeros(n, jnp.int32)} | options
     return pick(scores, keys, table, needs(table), **options)
@@ -87,7 +87,7 @@ def test_repetition_penalty_by_hand():
 def test_ending_ids_wait_for_min_new_and_padding_for_ever():
     ending = jnp.array([True, False, False])
     for count, want in ((0, 1), (2, 1), (3, 0)):
-        picked = draw(Greedy(min_new=3), [4.0, 3.0, 9.0], 1, ending=ending, count=jnp.array([count]), size=2)
+        picked = draw(Greedy(min_new_tokens=3), [4.0, 3.0, 9.0], 1, ending=ending, count=jnp.array([count]), size=2)
         assert picked.token.tolist() == [want]
 
 

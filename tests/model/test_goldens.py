@@ -114,9 +114,9 @@ def test_prefill_then_decode_equals_the_original_code(params, name):
 
 def test_greedy_ids_across_the_training_length_equal_the_original_codes(params):
     gold = qwen1.golden("decode")
-    request = Request(gold["greedy_prompt"][0].tolist(), max_new=40)
+    request = Request(gold["greedy_prompt"][0].tolist(), max_new_tokens=40)
     model = transformer.Transformer(EXTENDED, EXACT)
-    (out,) = generate(model, params, [request], size=CFG.vocab, mode="frozen")
+    (out,) = generate(model, params, [request], size=CFG.vocab, frozen_ntk=True)
     assert gold["greedy_margin"].min() > 1e-4
     assert out.ids == gold["greedy_ids"][0].tolist()
 

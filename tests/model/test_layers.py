@@ -19,7 +19,7 @@ def model(head_dim, base=1e4, **changes):
 def test_rope_by_hand():
     """Head of 4, base 100: frequencies 1 and 1/10; halves (x0 x1 | x2 x3) turn as (x0,x2) and (x1,x3)."""
     np.testing.assert_allclose(rope.inverse_frequencies(4, 100.0), [1.0, 0.1])
-    cos, sin = rope.tables(jnp.array([[0, 2]]), model(4, 100.0))
+    cos, sin = rope.cos_sin(jnp.array([[0, 2]]), model(4, 100.0))
     x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
     turned = rope.rotate(jnp.concatenate([x, x], axis=1), cos, sin)
     np.testing.assert_allclose(turned[0, 0, 0], [1, 2, 3, 4])
@@ -33,15 +33,15 @@ def test_rope_scores_depend_on_distance_only():
 
     def score(p, s):
         return jnp.sum(
-            rope.rotate(q, *rope.tables(jnp.array([[p]]), model(64)))
-            * rope.rotate(k, *rope.tables(jnp.array([[s]]), model(64)))
+            rope.rotate(q, *rope.cos_sin(jnp.array([[p]]), model(64)))
+            * rope.rotate(k, *rope.cos_sin(jnp.array([[s]]), model(64)))
         )
 
     np.testing.assert_allclose(score(7, 3), score(107, 103), rtol=1e-4)
 
 
 def test_rope_angles_are_float32_even_for_bf16_activations():
-    cos, sin = rope.tables(jnp.array([[2047]]), model(128))
+    cos, sin = rope.cos_sin(jnp.array([[2047]]), model(128))
     assert cos.dtype == sin.dtype == jnp.float32
     x = jnp.ones((1, 1, 1, 128), jnp.bfloat16)
     exact = rope.rotate(x.astype(jnp.float32), cos, sin)
@@ -53,7 +53,7 @@ def test_rope_angles_are_float32_even_for_bf16_activations():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_rope_by_permutation_gives_the_same_bits_and_its_gradient_is_the_turn_back(dtype):
     x, g = jax.random.normal(jax.random.key(0), (2, 2, 5, 3, 16)).astype(dtype)
-    cos, sin = rope.tables(jnp.arange(10, dtype=jnp.int32).reshape(2, 5) * 97, model(16))
+    cos, sin = rope.cos_sin(jnp.arange(10, dtype=jnp.int32).reshape(2, 5) * 97, model(16))
     halves, permuted = (jax.jit(way)(x, cos, sin) for way in (rope._by_halves, rope._by_permutation))
     np.testing.assert_array_equal(halves, permuted)
     plain = jax.vjp(lambda x: rope._by_halves(x.astype(jnp.float32), cos, sin), x)[1](g.astype(jnp.float32))[0]
@@ -107,10 +107,12 @@ def test_gelu_by_hand():
 
 def test_rotary_frequencies_in_bfloat16_have_eight_bits():
     cfg = ModelConfig(vocab=8, layers=1, embed=8, heads=1, ffn=1, rope_dtype="bfloat16")
-    cos, _ = rope.tables(jnp.full((1, 1), 1000), cfg)
+    cos, _ = rope.cos_sin(jnp.full((1, 1), 1000), cfg)
     rounded = rope.inverse_frequencies(8, 10_000.0).astype(jnp.bfloat16).astype(jnp.float32)
     np.testing.assert_allclose(cos[0, 0, 0], jnp.cos(1000 * rounded), atol=1e-6)
-    assert float(jnp.abs(cos - rope.tables(jnp.full((1, 1), 1000), replace(cfg, rope_dtype="float32"))[0]).max()) > 0.01
+    assert (
+        float(jnp.abs(cos - rope.cos_sin(jnp.full((1, 1), 1000), replace(cfg, rope_dtype="float32"))[0]).max()) > 0.01
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -148,15 +150,18 @@ def test_ntk_raises_the_base_of_each_row_by_its_own_length():
     """Head of 4, base 100, T = 8: alpha^(4/2) is 9 for length 9, so the second frequency is (900)^(-1/2) = 1/30."""
     cfg = model(4, 100.0, context=8, ntk=True)
     positions = jnp.array([[6], [6]])
-    cos, sin = rope.tables(positions, cfg, jnp.array([8, 9]))
+    cos, sin = rope.cos_sin(positions, cfg, jnp.array([8, 9]))
     np.testing.assert_allclose(jnp.arctan2(sin, cos)[:, 0, 0, 1], [0.6, 0.2], rtol=1e-5)
-    for without in (rope.tables(positions, cfg), rope.tables(positions, model(4, 100.0, context=8), jnp.array([8, 9]))):
+    for without in (
+        rope.cos_sin(positions, cfg),
+        rope.cos_sin(positions, model(4, 100.0, context=8), jnp.array([8, 9])),
+    ):
         np.testing.assert_allclose(jnp.arctan2(without[1], without[0])[:, 0, 0, 1], [0.6, 0.6], rtol=1e-5)
 
 
 def test_linear_scaling_divides_positions():
-    scaled = rope.tables(jnp.array([[12]]), model(8, rope_scaling=RopeScaling("linear", 4.0)))
-    np.testing.assert_allclose(scaled, rope.tables(jnp.array([[3]]), model(8)), rtol=1e-6)
+    scaled = rope.cos_sin(jnp.array([[12]]), model(8, rope_scaling=RopeScaling("linear", 4.0)))
+    np.testing.assert_allclose(scaled, rope.cos_sin(jnp.array([[3]]), model(8)), rtol=1e-6)
 
 
 def test_yarn_by_hand():
@@ -167,7 +172,7 @@ def test_yarn_by_hand():
     """
     cfg = model(8, 1e4, rope_scaling=RopeScaling("yarn", 4.0, 628, beta_fast=50.0, beta_slow=0.5))
     np.testing.assert_allclose(rope.yarn_kept(cfg), [1, 2 / 3, 1 / 3, 0], rtol=1e-6)
-    cos, sin = rope.tables(jnp.array([[1]]), cfg)
+    cos, sin = rope.cos_sin(jnp.array([[1]]), cfg)
     want = [1, 0.1 * (2 / 3 + 1 / 12), 0.01 * (1 / 3 + 2 / 12), 0.00025]
     np.testing.assert_allclose(jnp.arctan2(sin, cos)[0, 0, 0], want, rtol=1e-5)
     np.testing.assert_allclose(jnp.hypot(sin, cos)[0, 0, 0], 0.1 * np.log(4) + 1, rtol=1e-6)
@@ -186,7 +191,7 @@ def test_scaled_rope_equals_transformers(kind):
     theirs = Qwen2RotaryEmbedding(cfg)
     ours = model(64, 1e6, context=512, rope_scaling=RopeScaling(kind, 4.0))
     positions = jnp.array([[0, 1, 511, 2047]])
-    cos, sin = rope.tables(positions, ours)
+    cos, sin = rope.cos_sin(positions, ours)
     np.testing.assert_allclose(
         jnp.hypot(cos, sin)[0, 0, 0, 0], theirs.attention_scaling if kind == "yarn" else 1, rtol=1e-6
     )

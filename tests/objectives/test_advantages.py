@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qwenjax.config import MeshShape
-from qwenjax.objectives.advantages import RunningMean, gae, token_rewards, unfinished
-from qwenjax.objectives.masked import explained_variance, last, masked_mean, masked_variance, whiten
+from qwenjax.objectives.advantages import RunningMean, gae, score_unfinished, token_rewards
+from qwenjax.objectives.masked import explained_variance, is_last, masked_mean, masked_variance, whiten
 from qwenjax.sharding import make_mesh
 
 NAN = jnp.nan
@@ -76,11 +76,11 @@ def test_the_score_lands_once_at_the_end_token_under_any_padding(left, length, r
 
 
 def test_a_response_that_never_ended_gets_the_fixed_score():
-    close(unfinished(jnp.array([0.7, NAN, 5.0]), jnp.array([True, False, False]), -1.0), [0.7, -1, -1])
+    close(score_unfinished(jnp.array([0.7, NAN, 5.0]), jnp.array([True, False, False]), -1.0), [0.7, -1, -1])
 
 
 def test_last_is_nowhere_in_an_empty_mask():
-    assert not last(jnp.zeros(3, bool)).any()
+    assert not is_last(jnp.zeros(3, bool)).any()
     close(token_rewards(5.0, trajectory(3)[0], trajectory(3)[1], jnp.zeros(3, bool)), np.zeros(3))
 
 
@@ -205,5 +205,5 @@ def test_normalising_subtracts_and_divides_only_when_asked():
     """After 1, 3: mean 2, and the deviation over n - 1 is √2; then 8: mean 4."""
     state = RunningMean.zero().add(jnp.array([1.0, 3.0]), jnp.ones(2, bool))
     close(state.normalise(jnp.array([1.0, 3.0])), [-1, 1])
-    close(state.normalise(jnp.array([4.0]), divide=True), [2 / np.sqrt(2)])
+    close(state.normalise(jnp.array([4.0]), normalize_std=True), [2 / np.sqrt(2)])
     close(state.add(jnp.array([8.0]), jnp.ones(1, bool)).normalise(jnp.array([8.0])), [4])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwenjax.objectives.masked import kept, last
+from qwenjax.objectives.masked import is_last, zero_outside
 from qwenjax.objectives.preference import (
     calibration,
     dpo_loss,
@@ -94,7 +94,7 @@ def test_calibrated_scores_have_mean_0_and_std_1_and_keep_their_order():
 
 def test_scores_are_read_at_the_last_real_token_under_any_padding():
     tokens = jnp.array([1.0, 2.0, 7.0])
-    read = lambda x, mask: jnp.sum(kept(x, last(mask)))  # noqa: E731
+    read = lambda x, mask: jnp.sum(zero_outside(x, is_last(mask)))  # noqa: E731
     for left, right in [(0, 0), (0, 5), (17, 0), (2, 3)]:
         scores = jnp.concatenate([jnp.full(left, NAN), tokens, jnp.full(right, NAN)])
         mask = (jnp.arange(scores.size) >= left) & (jnp.arange(scores.size) < left + 3)
