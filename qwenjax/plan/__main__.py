@@ -6,6 +6,7 @@ in v5p:4x4x8. If it compiles, it fits.
 """
 
 import argparse
+import functools
 import json
 import sys
 from pathlib import Path
@@ -56,64 +57,35 @@ def run(options: argparse.Namespace) -> int:
     experiment = experiment_from(options)
     hardware.prepare_environment()
     from qwenjax.plan import report, search
-    from qwenjax.plan.estimate import DoesNotFit, plan
+    from qwenjax.plan.estimate import DoesNotFit, plan, plan_rl
 
-    if experiment.task in RL_TASKS:
-        return _plan_rl(experiment, topology, options)
-    if options.search:
-        _say(f"compiling settings of {experiment.name} for {topology.name}, one to three minutes each")
-        best = search.search(experiment, topology, options.search, _say)
-        if best is None:
-            print(f"{experiment.name} fits on {topology.name} with no setting that was tried; use more chips")
-            return FAILED
-        compiled = best[1]
-        _say(f"quickest of them: {best[0].settings}\n")
-    else:
-        _say(f"compiling {experiment.name} for {topology.name}, one to three minutes")
-        try:
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    if experiment.task in RL_TASKS and (options.search or options.hlo or options.price is not None):
+        raise Usage(f"--search, --hlo and --price are for a single program; {experiment.task} has several")
+    say(f"compiling {experiment.name} for {topology.name}; each program takes one to three minutes")
+    try:
+        if experiment.task in RL_TASKS:
+            costs = plan_rl(experiment, topology)
+            print(json.dumps(report.rl_as_dict(costs), indent=1) if options.json else report.rl_text(costs))
+            return DONE
+        if options.search:
+            best, compiled = search.search(experiment, topology, options.search, say)
+            say(f"quickest of them: {best.settings}\n")
+        else:
             compiled = plan(experiment, topology)
-        except DoesNotFit as error:
-            print(f"{experiment.name} does not fit on {topology.name}: {error}")
-            print(advice(search.likely(search.candidates(experiment, topology), topology)))
-            return FAILED
+    except DoesNotFit as error:
+        print(f"{experiment.name} does not fit on {topology.name}: {error}")
+        if experiment.task not in RL_TASKS and not options.search:
+            print(search.advice(experiment, topology))
+        return FAILED
     if options.hlo:
         path = Path(options.hlo) / f"{experiment.name}-{topology.name.replace(':', '-')}.hlo.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(compiled.text)
-        print(f"program in {path}", file=sys.stderr)
-    as_json = json.dumps(report.as_dict(compiled, options.price), indent=1) if options.json else None
-    print(as_json or report.text(compiled, options.price))
+        path.write_text(compiled.program.hlo.text)
+        say(f"program in {path}")
+    numbers = report.as_dict(compiled, options.price)
+    print(json.dumps(numbers, indent=1) if options.json else report.text(compiled, options.price))
     return DONE
-
-
-def _plan_rl(experiment, topology, options: argparse.Namespace) -> int:
-    """The same for reinforcement learning, whose step is several programs."""
-    from qwenjax.plan import rl
-    from qwenjax.plan.estimate import DoesNotFit
-
-    if options.search or options.hlo or options.price is not None:
-        raise Usage(f"--search, --hlo and --price are for a single program; {experiment.task} has several")
-    _say(f"compiling the programs of {experiment.name} for {topology.name}, one to three minutes each")
-    try:
-        costs = rl.plan_rl(experiment, topology)
-    except DoesNotFit as error:
-        print(f"{experiment.name} does not fit on {topology.name}: {error}")
-        return FAILED
-    as_json = json.dumps(rl.as_dict(experiment, topology, *costs), indent=1) if options.json else None
-    print(as_json or rl.text(experiment, topology, *costs))
-    return DONE
-
-
-def advice(candidates: list) -> str:
-    """The quickest settings that should fit; `candidates` are in order of predicted speed."""
-    if not candidates:
-        return "no setting is likely to fit; use more chips"
-    lines = [f"  {one.settings}  (about {one.memory / (1 << 30):.1f} GiB)" for one in candidates[:3]]
-    return "\n".join(["should fit, quickest first by prediction; --search compiles and compares them:", *lines])
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

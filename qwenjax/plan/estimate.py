@@ -9,13 +9,14 @@ one topology; it does not predict seconds.
 import math
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from qwenjax.config import Experiment
 from qwenjax.xla.costs import BETWEEN_SLICES, Collective, Costs, program_costs
 from qwenjax.xla.hardware import Topology
 from qwenjax.xla.hlo import HloProgram
+from qwenjax.xla.scopes import scope
 
 GIB = 1 << 30
 ATTENTION_EFFICIENCY = 0.5  # of peak
@@ -29,6 +30,20 @@ class DoesNotFit(ValueError):
 
 
 @dataclass
+class Program:
+    """A compiled program, priced: seconds are of one call, without attention kernels."""
+
+    hlo: HloProgram
+    memory: Any  # the compiler's analysis, in bytes
+    costs: Costs
+    compute: float  # seconds
+    exposed: float  # seconds of collectives, beside `compute`
+    hidden: float  # seconds of collectives that run at the same time as compute
+    collectives: dict[str, tuple[int, float, float]]  # "all-gather over 128, hidden" -> count, GB, seconds
+    compile_seconds: float
+
+
+@dataclass
 class Plan:
     """A compiled step: bytes and FLOPs per device, seconds per step."""
 
@@ -36,16 +51,12 @@ class Plan:
     topology: Topology
     mesh: dict[str, int]
     attention: str
-    memory: dict[str, int]  # parameters, optimizer, gradients, frozen, vocabulary, code, activations; sums to peak
-    peak: int
-    matmul_flops: float
+    program: Program
+    memory_bytes: dict[str, int]  # parameters, optimizer, gradients, … as in `report.MEMORY`; sums to the peak
+    peak_bytes: int
     model_flops: float
     seconds: dict[str, float]  # compute, attention, exposed; sums to the step
-    hidden: float  # seconds of collectives that run at the same time as compute
-    collectives: dict[str, tuple[int, float, float]]  # "all-gather over 128, hidden" -> count, GB, seconds
-    buffers: list[tuple[float, str, str]]  # bytes, type, source line: the largest values
-    compile_seconds: float
-    text: str = field(repr=False)
+    largest: list[tuple[float, str, str]]  # bytes, type, part of the model: the largest values
 
     @property
     def step_seconds(self) -> float:
@@ -76,44 +87,36 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
       DoesNotFit: with how much memory it would take.
       ValueError: the mesh, the batch or a parameter does not divide over the devices; or no TPU compiler.
     """
+    task = task_on(experiment, topology)
+    program = compile_program(task.lowered()["step"], topology)
+    mesh = dict(task.mesh.shape)
+    attention = _attention_seconds(experiment, mesh, program.costs, topology)
+    flops = experiment.model.flops_per_token(experiment.data.seq_len) * experiment.tokens_per_step
+    return Plan(
+        experiment=experiment,
+        topology=topology,
+        mesh=mesh,
+        attention=task.compute.attention,
+        program=program,
+        memory_bytes=_memory(experiment, task.program.abstract_state(), mesh, program.memory),
+        peak_bytes=program.memory.peak_memory_in_bytes,
+        model_flops=flops / topology.device_count,
+        seconds={"compute": program.compute, "attention": attention, "exposed": program.exposed},
+        largest=_largest_values(program.hlo),
+    )
+
+
+def task_on(experiment: Experiment, topology: Topology) -> Any:
+    """The task of an experiment on the devices of a topology."""
     from qwenjax import sharding
     from qwenjax.train.loop import TASKS
 
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed, topology.devices())
-    task = TASKS[experiment.task](experiment, mesh)
-    state = task.program.abstract_state()
-    compiled, seconds = compile_lowered(task.lowered()["step"])
-    analysis, text = compiled.memory_analysis(), compiled.as_text()
-    program = HloProgram(text)
-    costs = program_costs(program)
-    sizes = {axis: mesh.shape[axis] for axis in mesh.axis_names}
-    compute = costs.cycles / topology.chip.clock
-    exposed, hidden, table = collective_seconds(costs.collectives, topology, compute)
-    model = experiment.model.flops_per_token(experiment.data.seq_len) * experiment.tokens_per_step
-    return Plan(
-        experiment=experiment,
-        topology=topology,
-        mesh=sizes,
-        attention=task.compute.attention,
-        memory=_memory(experiment, state, sizes, analysis),
-        peak=analysis.peak_memory_in_bytes,
-        matmul_flops=costs.matmul_flops,
-        model_flops=model / topology.device_count,
-        seconds={
-            "compute": compute,
-            "attention": _attention_seconds(experiment, sizes, costs, topology),
-            "exposed": exposed,
-        },
-        hidden=hidden,
-        collectives=table,
-        buffers=_largest_values(program),
-        compile_seconds=seconds,
-        text=text,
-    )
+    return TASKS[experiment.task](experiment, mesh)
 
 
-def compile_lowered(lowered: Any) -> tuple[Any, float]:
-    """The compiled program, and the seconds that the compilation took.
+def compile_program(lowered: Any, topology: Topology) -> Program:
+    """Compiles a lowered program and prices it.
 
     Raises:
       DoesNotFit: with how much memory it would take. ValueError: the compiler refuses it.
@@ -127,7 +130,12 @@ def compile_lowered(lowered: Any) -> tuple[Any, float]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise ValueError(f"the TPU compiler refuses the step: {str(error)[:2000]}") from None
         raise DoesNotFit(_memory_needed(str(error))) from None
-    return compiled, time.monotonic() - started
+    compile_seconds = time.monotonic() - started
+    hlo = HloProgram(compiled.as_text())
+    costs = program_costs(hlo)
+    compute = costs.cycles / topology.chip.clock
+    collectives = collective_seconds(costs.collectives, topology, compute)
+    return Program(hlo, compiled.memory_analysis(), costs, compute, *collectives, compile_seconds)
 
 
 def _memory_needed(message: str) -> str:
@@ -203,10 +211,59 @@ def collective_seconds(
 
 
 def _largest_values(program: HloProgram, count: int = 3) -> list[tuple[float, str, str]]:
-    """The largest results of single instructions: bytes, type, and the line of this package that asked for them."""
-    largest: dict[str, tuple[float, str, str]] = {}
-    for op in program.executed():
-        if not op.type.startswith("("):
-            shape, source = op.type.split("{")[0], program.source(op)
-            largest.setdefault(f"{shape} {source}", (op.bytes, shape, source or op.scope or op.name))
-    return sorted(largest.values(), key=lambda item: -item[0])[:count]
+    """The largest results of single instructions: bytes, type, and the part of the model that they belong to."""
+    values = {
+        (op.bytes, op.type.split("{")[0], str(scope(op.scope)) or op.name)
+        for op in program.executed()
+        if not op.type.startswith("(")
+    }
+    return sorted(values, reverse=True)[:count]
+
+
+@dataclass
+class ProgramCost:
+    """A program of an iteration of reinforcement learning: bytes per device, and seconds of one call."""
+
+    name: str
+    calls: int  # in an iteration
+    peak: int  # with the models that stay in memory but that it does not use
+    seconds: float  # without attention kernels
+    exposed: float  # the part of `seconds` in exposed collectives
+    compile_seconds: float
+
+
+@dataclass
+class RLPlan:
+    """The compiled programs of an iteration, and the bytes of each model per device."""
+
+    experiment: Experiment
+    topology: Topology
+    models: dict[str, int]
+    programs: list[ProgramCost]
+
+
+def plan_rl(experiment: Experiment, topology: Topology) -> RLPlan:
+    """Compiles every program of an iteration.
+
+    Raises:
+      DoesNotFit: a program and the models that it does not use need more memory than a device has.
+      ValueError: as `plan`.
+    """
+    task = task_on(experiment, topology)
+    state = task.program.abstract_state()
+    trees = {"policy": state.params, "optimizer of the policy": state.opt_state["policy"]}
+    if value := state.opt_state["value"]:
+        trees |= {"value model": value.params, "optimizer of the value model": value.opt_state}
+    models = {name: bytes_per_device(tree) for name, tree in (trees | state.frozen).items()}
+    total, programs = bytes_per_device((state.params, state.opt_state, state.frozen)), []
+    for name, lowered in task.lowered().items():
+        try:
+            one = compile_program(lowered, topology)
+        except DoesNotFit as error:
+            raise DoesNotFit(f"{name}: {error}") from None
+        peak = one.memory.peak_memory_in_bytes + max(0, total - one.memory.argument_size_in_bytes)
+        if peak > topology.chip.memory:
+            raise DoesNotFit(f"{name} takes {peak / GIB:.1f} of {topology.chip.memory / GIB:.0f} GiB with all models")
+        calls = experiment.rl.epochs * experiment.rl.minibatches if name.endswith("_step") else 1
+        programs.append(ProgramCost(name, calls, peak, one.compute + one.exposed, one.exposed, one.compile_seconds))
+    return RLPlan(experiment, topology, {name: size for name, size in models.items() if size}, programs)

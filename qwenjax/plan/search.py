@@ -70,9 +70,9 @@ def candidates(experiment: Experiment, topology: Topology) -> list[Candidate]:
     return sorted(predicted, key=lambda candidate: candidate.seconds)
 
 
-def likely(predicted: list[Candidate], topology: Topology) -> list[Candidate]:
-    """Those that are predicted to fit, or nearly."""
-    return [one for one in predicted if one.memory < topology.chip.memory * MEMORY_MARGIN]
+def likely(experiment: Experiment, topology: Topology) -> list[Candidate]:
+    """The candidates that are predicted to fit, or nearly."""
+    return [one for one in candidates(experiment, topology) if one.memory < topology.chip.memory * MEMORY_MARGIN]
 
 
 def _variations(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
@@ -92,21 +92,33 @@ def _variations(experiment: Experiment, topology: Topology) -> Iterator[Experime
 
 def search(
     experiment: Experiment, topology: Topology, tries: int, say: Callable[[str], None]
-) -> tuple[Candidate, Plan] | None:
-    """Compiles the most promising candidates until `tries` of them fit; the quickest, or None if none fits."""
-    best, fitted = None, 0
-    for candidate in likely(candidates(experiment, topology), topology):
+) -> tuple[Candidate, Plan]:
+    """Compiles the most promising candidates until `tries` of them fit, and returns the quickest.
+
+    Raises:
+      DoesNotFit: no candidate fits.
+    """
+    fitting: list[tuple[Candidate, Plan]] = []
+    for candidate in likely(experiment, topology):
         predicted = f"predicted {candidate.memory / GIB:.1f} GiB, {candidate.seconds:.2f} s"
         try:
             compiled = plan(candidate.experiment, topology)
         except DoesNotFit as error:
             say(f"  no     {candidate.settings}: {error} ({predicted})")
             continue
-        result = f"{compiled.peak / GIB:.2f} GiB, {compiled.step_seconds:.3f} s per step"
+        result = f"{compiled.peak_bytes / GIB:.2f} GiB, {compiled.step_seconds:.3f} s per step"
         say(f"  fits   {candidate.settings}: {result} ({predicted})")
-        if best is None or compiled.step_seconds < best[1].step_seconds:
-            best = candidate, compiled
-        fitted += 1
-        if fitted == tries:
+        fitting.append((candidate, compiled))
+        if len(fitting) == tries:
             break
-    return best
+    if not fitting:
+        raise DoesNotFit("no setting that was tried fits; use more chips")
+    return min(fitting, key=lambda pair: pair[1].step_seconds)
+
+
+def advice(experiment: Experiment, topology: Topology) -> str:
+    """The settings that should fit, quickest first, as text."""
+    lines = [f"  {one.settings}  (about {one.memory / GIB:.1f} GiB)" for one in likely(experiment, topology)[:3]]
+    if not lines:
+        return "no setting is likely to fit; use more chips"
+    return "\n".join(["should fit, quickest first by prediction; --search compiles and compares them:", *lines])

@@ -60,6 +60,11 @@ class Summary:
     memory: xprof_tools.Memory | None  # of the program, where the trace contains it
     measured: dict[str, float]  # allocator -> peak bytes in use, where the trace has allocations
 
+    @property
+    def step(self) -> float:
+        """Mean duration of a step."""
+        return sum(self.steps) / len(self.steps)
+
 
 def summarize(path: str | Path) -> Summary:
     """Summarizes the newest recording in `path`.

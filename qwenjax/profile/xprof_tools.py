@@ -1,8 +1,6 @@
 """What xprof's own tables say of a trace: its programs, their memory, and categories and FLOP rates on TPU and GPU."""
 
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,32 +49,16 @@ def converters(file: Path) -> Iterator[Tool]:
     with TemporaryDirectory() as folder:
         link = Path(folder) / file.name
         link.symlink_to(file.resolve())
-        with _silent_stderr():
-            raw_to_tool_data.xspace_to_tool_names([str(link)])  # extracts the programs, for the other tools
+        raw_to_tool_data.xspace_to_tool_names([str(link)])  # extracts the programs, for the other tools
 
         def tool(name: str, **parameters) -> str:
             try:
-                with _silent_stderr():
-                    data, _ = raw_to_tool_data.xspace_to_tool_data([str(link)], name, parameters)
+                data, _ = raw_to_tool_data.xspace_to_tool_data([str(link)], name, parameters)
             except ValueError:  # a program or section that this trace does not have
                 data = None
             return data.decode() if isinstance(data, bytes) else data or ""
 
         yield tool
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Hides what xprof's C++ code writes to stderr at every call, about processors that this machine lacks."""
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
 
 
 def program_ops(tool: Tool, module: str) -> dict[str, ScopedOp]:

@@ -1,4 +1,4 @@
-"""The one reader of compiled programs as text (HLO): computations, their instructions, and where each comes from."""
+"""The one reader of compiled programs as text (HLO): computations and their instructions."""
 
 import re
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ class HloOp:
     @property
     def dims(self) -> list[int]:
         """Dimensions of its result; of a tuple, those of its first element."""
-        return [int(n) for n in self._search(r"\[([\d,]*)\]", self.type).split(",") if n]
+        first = re.search(r"\[([\d,]*)\]", self.type)
+        return [int(n) for n in first[1].split(",") if n] if first else []
 
     @property
     def cycles(self) -> int | None:
@@ -56,8 +57,8 @@ class HloOp:
         """Names of the computations that it calls in the given roles, such as calls, body or to_apply."""
         return [name for role in roles for name in re.findall(rf"{role}=\{{?%?([\w.\-]+)", self.text)]
 
-    def _search(self, pattern: str, text: str | None = None) -> str:
-        match = re.search(pattern, self.text if text is None else text)
+    def _search(self, pattern: str) -> str:
+        match = re.search(pattern, self.text)
         return match[1] if match else ""
 
 
@@ -101,36 +102,6 @@ class HloProgram:
         """Channels of collectives that are fused into compute in several parts: a start, steps and an end."""
         starts = filter(starts_collective, self.computations.values())
         return {op.channel for ops in starts for op in ops} - {""}
-
-    @cached_property
-    def _tables(self) -> dict[str, dict[int, str]]:
-        """The tables of files, functions, locations and stack frames at the head of the text."""
-        tables: dict[str, dict[int, str]] = {}
-        current = None
-        for line in self.text.split("\n"):
-            if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
-                current = tables.setdefault(line, {})
-            elif current is not None and (row := re.match(r"(\d+) (.*)", line)):
-                current[int(row[1])] = row[2]
-            elif line.startswith(("%", "ENTRY")):
-                break
-        return tables
-
-    def source(self, op: HloOp) -> str:
-        """FILE:LINE of the innermost stack frame inside this package; '' if unknown."""
-        match = re.search(r"stack_frame_id=(\d+)", op.text)
-        frame = int(match[1]) if match else 0
-        seen = set()  # the outermost frame is its own parent
-        while frame and frame not in seen and (row := self._tables.get("StackFrames", {}).get(frame)):
-            seen.add(frame)
-            location_id, parent = map(int, re.findall(r"_id=(\d+)", row))
-            location = self._tables["FileLocations"][location_id]
-            file = self._tables["FileNames"][int(re.search(r"file_name_id=(\d+)", location)[1])].strip('"')
-            if "/qwenjax/" in file:
-                line = re.search(r"line=(\d+)", location)[1]
-                return f"qwenjax/{file.rpartition('/qwenjax/')[2]}:{line}"
-            frame = parent
-        return ""
 
 
 def starts_collective(ops: Sequence[HloOp]) -> bool:

@@ -43,6 +43,9 @@ class Scope(NamedTuple):
     primitive: str
     direction: str  # forward, backward, recompute, or "" outside of a gradient
 
+    def __str__(self) -> str:
+        return " ".join(filter(None, self))
+
 
 def collective(name: str, category: str = "") -> str:
     """all-gather, all-reduce, … of an op, else the empty string."""

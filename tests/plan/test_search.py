@@ -66,7 +66,7 @@ def test_an_axis_that_takes_what_is_left_is_one_of_the_sizes():
 class Made:
     """A plan, as far as a search looks at it."""
 
-    peak = 1 << 33
+    peak_bytes = 1 << 33
 
     def __init__(self, step_seconds):
         self.step_seconds = step_seconds
@@ -92,4 +92,5 @@ def test_a_search_stops_when_enough_fit_and_gives_the_quickest(monkeypatch):
 
 def test_where_nothing_can_fit_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(search, "plan", lambda *_: pytest.fail("compiled"))
-    assert search.search(lookup.experiment("qwen14b"), parse_topology("v5e-4"), 1, print) is None
+    with pytest.raises(DoesNotFit, match="use more chips"):
+        search.search(lookup.experiment("qwen14b"), parse_topology("v5e-4"), 1, print)

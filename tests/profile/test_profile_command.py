@@ -4,7 +4,7 @@ import pytest
 from trace_doubles import host_plane, plane, space, tpu_plane, write
 
 from qwenjax.profile.__main__ import main
-from qwenjax.profile.report import as_size, as_time
+from qwenjax.profile.report import as_time
 
 
 @pytest.fixture
@@ -74,4 +74,3 @@ def test_units():
         "12.3 s",
         "1234 s",
     ]
-    assert [as_size(v) for v in (12, 2048, 1.5 * 2**20, 2**34)] == ["12 B", "2 KiB", "1.5 MiB", "16 GiB"]

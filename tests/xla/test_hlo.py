@@ -140,11 +140,9 @@ frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xl
     assert [(c.bytes, c.trips, c.hidden) for c in found] == [(64 * 4 * 2 + 4, 1, True)]
 
 
-def test_the_line_of_ours_that_made_it(program):
-    op = next(op for op in program.executed() if op.name == "fusion.7")
-    assert program.source(op) == "qwenjax/model/layers.py:47"  # the frame inside jax is passed over
-    assert op.scope == "jit(step)/mlp"
-    assert program.source(next(op for op in program.executed() if op.name == "dot.2")) == ""
+def test_the_scope_of_an_instruction(program):
+    scopes = {op.name: op.scope for op in program.executed()}
+    assert (scopes["fusion.7"], scopes["dot.2"]) == ("jit(step)/mlp", "")
 
 
 def test_types_and_groups():
