@@ -39,7 +39,6 @@ INNER_LEVELS = {  # of the rooms inside a room; `__init__` is the package's own 
         {"gguf"},
         {"__init__"},
         {"vocabulary"},
-        {"commands"},
     ],
     "model": [{"attention", "cache", "quantise", "rope"}, {"layers"}, {"transformer"}, {"lora", "reward_head"}],
     "interop": [{"__init__"}, {"gptq"}, {"huggingface"}, {"gguf", "peft"}],
@@ -225,7 +224,7 @@ def test_evaluation_sees_a_model_and_not_its_parameters():
 
 def test_only_the_sources_of_a_vocabulary_are_read_by_the_tokenizer():
     for name, path in inside("tokenizer").items():
-        if below(name, "qwenjax.tokenizer") not in ("vocabulary", "commands", "__main__"):
+        if below(name, "qwenjax.tokenizer") not in ("vocabulary", "__main__"):
             assert not taken(path, "qwenjax.sources"), name
 
 

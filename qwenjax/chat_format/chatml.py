@@ -3,28 +3,30 @@
 A turn is `<|im_start|>` role `\\n` content `<|im_end|>`, with one `\\n` between turns. Role, newline and content are
 encoded separately, so the ids of a header do not depend on what follows. Contents are always encoded as plain text:
 `<|im_end|>` typed by a user cannot end the turn. The first turn is always a system turn.
+
+`encode_with_mask` also says which tokens of a training conversation carry loss (report §3.1.2, and the masks of the
+released code and memo). `tokenizer` is a `qwenjax.tokenizer.Tokenizer` with the control tokens.
 """
 
 from collections.abc import Sequence
-from typing import NotRequired, Protocol, TypedDict
+from typing import NotRequired, TypedDict
 
 SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
 
-
-class ChatTokenizer(Protocol):
-    """What chat formats need of a tokenizer; `tokenizer.base.Tokenizer` documents the members."""
-
-    name: str
-    eot: int
-    im_start: int | None
-    im_end: int | None
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def encode_ordinary(self, text: str) -> list[int]: ...
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
+# By role, the parts of a turn that carry loss: start and end (the control tokens), role (with its newline), content,
+# tool_results (what tools returned within an assistant's content), newline (the one after the turn)
+_ALL = frozenset({"start", "role", "content", "tool_results", "end", "newline"})
+_FRAME = frozenset({"start", "end", "newline"})
+LOSS_MASKS = {
+    # The report: no loss on system and user inputs. What remains is the assistant's text and its decision to stop. The
+    # prompt already holds the header of its turn, and generation ends before the newline, so it never produces these.
+    "assistant": {"system": frozenset(), "user": frozenset(), "assistant": frozenset({"content", "end"})},
+    # The released finetune.py: the frame of every turn carries loss too, and so do tool results.
+    "finetune_py": {"system": _FRAME, "user": _FRAME, "assistant": _FRAME | {"content", "tool_results"}},
+    # The tech memo of Qwen-7B: everything except what users write.
+    "all_but_user_content": {"system": _ALL, "user": _ALL - {"content"}, "assistant": _ALL},
+}
 
 
 class Message(TypedDict):
@@ -37,7 +39,7 @@ class Message(TypedDict):
     tool_results: NotRequired[list[tuple[int, int]]]
 
 
-def encode_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+def encode_chat(tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
     """Ids of a conversation.
 
     Args:
@@ -63,7 +65,7 @@ def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> s
 
 
 def make_context(
-    tokenizer: ChatTokenizer,
+    tokenizer,
     query: str,
     history: Sequence[tuple[str, str]] | None = None,
     system: str = SYSTEM,
@@ -101,7 +103,7 @@ def make_context(
     return render(messages), encode_chat(tokenizer, messages)
 
 
-def stop_sequences(tokenizer: ChatTokenizer, chat_format: str = "chatml") -> list[list[int]]:
+def stop_sequences(tokenizer, chat_format: str = "chatml") -> list[list[int]]:
     """Id sequences that end an answer, as released: the end or the start of a turn; for base models 'Human:' or the end
     of the text.
     """
@@ -113,7 +115,7 @@ def stop_sequences(tokenizer: ChatTokenizer, chat_format: str = "chatml") -> lis
     raise ValueError(f"chat_format={chat_format!r} is unknown; known: chatml, raw")
 
 
-def check(tokenizer: ChatTokenizer) -> None:
+def check(tokenizer) -> None:
     """Raises ValueError if the vocabulary lacks the control tokens of ChatML."""
     if tokenizer.im_start is None or tokenizer.im_end is None:
         raise ValueError(
@@ -144,7 +146,7 @@ def with_system(messages: Sequence[Message]) -> list[Message]:
     return [*default, *messages]
 
 
-def turn_parts(tokenizer: ChatTokenizer, message: Message) -> list[tuple[str, list[int]]]:
+def _turn_parts(tokenizer, message: Message) -> list[tuple[str, list[int]]]:
     """The parts of a turn by name, each encoded on its own."""
     check(tokenizer)
     newline = tokenizer.encode_ordinary("\n")
@@ -157,6 +159,71 @@ def turn_parts(tokenizer: ChatTokenizer, message: Message) -> list[tuple[str, li
     ]
 
 
-def _turn_ids(tokenizer: ChatTokenizer, message: Message) -> list[int]:
+def _turn_ids(tokenizer, message: Message) -> list[int]:
     """A turn without the newline after it."""
-    return [i for part, ids in turn_parts(tokenizer, message) if part != "newline" for i in ids]
+    return [i for part, ids in _turn_parts(tokenizer, message) if part != "newline" for i in ids]
+
+
+# ---- training conversations ----
+
+
+def encode_with_mask(
+    tokenizer, messages: Sequence[Message], loss_mask: str = "assistant"
+) -> tuple[list[int], list[int]]:
+    """Ids of a training conversation, and for each id whether predicting it carries loss (1) or not (0).
+
+    Every turn, the last one too, is followed by its newline. The mask is aligned with the ids; the loss shifts both by
+    one.
+
+    Two deliberate differences from the released finetune.py, whichever mask is used: control strings in contents stay
+    plain text, and a conversation's own system turn is kept (there, a role `system` is a KeyError).
+
+    Args:
+      loss_mask: a key of `LOSS_MASKS`: 'assistant' (report), 'finetune_py' (released code) or 'all_but_user_content'
+        (tech memo).
+    Raises:
+      ValueError: an unknown loss mask, or messages that `chatml.encode_chat` refuses.
+    """
+    turns = turns_with_mask(tokenizer, messages, loss_mask)
+    return [i for ids, _ in turns for i in ids], [m for _, mask in turns for m in mask]
+
+
+def turns_with_mask(
+    tokenizer, messages: Sequence[Message], loss_mask: str = "assistant"
+) -> list[tuple[list[int], list[int]]]:
+    """`encode_with_mask` turn by turn: one pair of ids and mask for each turn of `chatml.with_system(messages)`."""
+    if loss_mask not in LOSS_MASKS:
+        raise ValueError(f"loss_mask={loss_mask!r} is unknown; known: {', '.join(LOSS_MASKS)}")
+    turns = []
+    for message in with_system(messages):
+        trained = LOSS_MASKS[loss_mask][message["role"]]
+        ids: list[int] = []
+        mask: list[int] = []
+        for part, part_ids in _turn_parts(tokenizer, message):
+            ids += part_ids
+            part_mask = [int(part in trained)] * len(part_ids)
+            if part == "content" and message.get("tool_results"):
+                from_tool = _overlaps_tool_results(tokenizer, message, part_ids)
+                part_mask = [int(("tool_results" if tool else "content") in trained) for tool in from_tool]
+            mask += part_mask
+        turns.append((ids, mask))
+    return turns
+
+
+def _overlaps_tool_results(tokenizer, message: Message, ids: list[int]) -> list[bool]:
+    """For each id of the content, whether any of its text lies in a tool result.
+
+    The content is encoded as one text, because the model continues it after a result, so an id may cross the border of
+    a result. Such an id counts as the tool's: it holds text that the model cannot know.
+    """
+    # Spans in bytes of what the ids decode to: the tokenizer may have normalised the text, so characters do not do.
+    spans = [
+        [len(tokenizer.decode_bytes(tokenizer.encode_ordinary(message["content"][:edge]))) for edge in span]
+        for span in message["tool_results"]
+    ]
+    overlaps, begin = [], 0
+    for token in ids:
+        end = begin + len(tokenizer.decode_bytes([token]))
+        overlaps.append(any(begin < stop and start < end for start, stop in spans))
+        begin = end
+    return overlaps

@@ -209,7 +209,7 @@ assistant says), finetune_py (the released code), all_but_user_content (the tech
         return self._chat(options) if options.file else self._pretraining(options)
 
     def _chat(self, options: argparse.Namespace) -> int:
-        from qwenjax.chat_format.loss_mask import LOSS_MASKS
+        from qwenjax.chat_format.chatml import LOSS_MASKS
         from qwenjax.data.conversations.convert import ConversionReport, convert_rows
         from qwenjax.data.inspect.show import chat_row
         from qwenjax.tokenizer import load_tokenizer

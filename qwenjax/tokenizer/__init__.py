@@ -7,7 +7,6 @@ bpe            the published Qwen vocabulary with identical ids, others like it,
 sentencepiece  vocabularies trained here, and those of other models
 hub, gguf      vocabularies of other models: tokenizer.json, and GGUF files with their metadata
 vocabulary/    training, extending and comparing vocabularies; only this folder may read `sources`
-commands/      python -m qwenjax.tokenizer
 """
 
 import importlib.util

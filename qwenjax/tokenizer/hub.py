@@ -8,7 +8,7 @@ blank and `<0x41>` for a byte (Llama 1 and 2).
 import json
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 from qwenjax.tokenizer.base import Tokenizer, replace_surrogates
@@ -99,38 +99,32 @@ def tokenizers(source: str) -> Any:
 
 def _token_to_bytes(decoder: dict | None, source: str) -> Callable[[str], bytes]:
     """A function from a token as the file writes it to its bytes."""
-    kinds = {step["type"] for step in (decoder or {}).get("decoders", [decoder or {"type": "none"}])}
-    if "ByteLevel" in kinds:
-        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    steps = (decoder or {}).get("decoders", [decoder or {"type": "none"}])
+    kinds = {step["type"] for step in steps}
+    if not kinds & {"ByteLevel", "ByteFallback"}:
+        raise ValueError(
+            f"{source}: tokens with the decoder {', '.join(sorted(kinds))} do not stand for bytes; "
+            "only ByteLevel and ByteFallback can be read"
+        )
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    blank = "▁" if "▁" in json.dumps(steps, ensure_ascii=False) else " "
 
-        def byte_level(token: str) -> bytes:
-            known = all(character in byte_of for character in token)
-            return bytes(map(byte_of.__getitem__, token)) if known else token.encode()
+    def byte_level(token: str) -> bytes:
+        known = all(character in byte_of for character in token)
+        return bytes(map(byte_of.__getitem__, token)) if known else token.encode()
 
-        return byte_level
-    if "ByteFallback" in kinds:
-        has_marks = any("▁" in json.dumps(step, ensure_ascii=False) for step in decoder.get("decoders", [decoder]))
+    def byte_fallback(token: str) -> bytes:
+        byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+        return bytes.fromhex(byte[1]) if byte else token.replace(blank, " ").encode()
 
-        def byte_fallback(token: str) -> bytes:
-            if re.fullmatch("<0x[0-9A-F]{2}>", token):
-                return bytes([int(token[3:5], 16)])
-            return (token.replace("▁", " ") if has_marks else token).encode()
-
-        return byte_fallback
-    raise ValueError(
-        f"{source}: tokens with the decoder {', '.join(sorted(kinds))} do not stand for bytes; "
-        "only ByteLevel and ByteFallback can be read"
-    )
+    return byte_level if "ByteLevel" in kinds else byte_fallback
 
 
 def _prefix(processor: dict | None) -> list[int]:
     """The ids that a post-processor puts before a text."""
-    if processor and processor["type"] == "Sequence":
+    if not processor:
+        return []
+    if processor["type"] == "Sequence":
         return [i for step in processor["processors"] for i in _prefix(step)]
-    ids: list[int] = []
-    if processor and processor["type"] == "TemplateProcessing":
-        for step in processor["single"]:
-            if "SpecialToken" not in step:
-                break
-            ids += processor["special_tokens"][step["SpecialToken"]["id"]]["ids"]
-    return ids
+    opening = takewhile(lambda step: "SpecialToken" in step, processor.get("single", ()))
+    return [i for step in opening for i in processor["special_tokens"][step["SpecialToken"]["id"]]["ids"]]

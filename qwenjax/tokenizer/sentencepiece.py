@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from qwenjax.common.processes import cores
 from qwenjax.tokenizer.base import CONTROL, Tokenizer, replace_surrogates
@@ -24,24 +25,28 @@ _WORDS_AND_BLANKS = re.compile(f"{BLANK}|[^{BLANK}]+")
 _PROBE = "  two\n\n\tblanks  é 中文 😀 \x00 "
 
 
-class _SentencePieceModel(Tokenizer):
-    """A sentencepiece .model with its own control tokens."""
+class SentencePieceModel(Tokenizer):
+    """A sentencepiece .model with its own control tokens, of any project (Llama 1 and 2, Mistral).
+
+    Most put a blank before a text, and some normalise it first; `decode` gives the text as the model sees it.
+    Characters that have no piece and cannot be written as bytes become U+FFFD.
+    """
 
     file = "tokenizer.model"
+    kind: ClassVar[str] = "sentencepiece"  # in the name
 
-    def __init__(self, data: bytes, source: str, name: str, with_prefix: bool):
-        self._engine = load_engine(data, source)
-        ids = range(len(self._engine))
-        names = [self._engine.id_to_piece(i) for i in ids]
-        special = {names[i]: i for i in ids if self._engine.is_control(i)}
-        self._check_control(special, source)
-        first = self._engine.bos_id()
-        prefix = [first] if with_prefix and first >= 0 else []
-        pieces = [self._bytes_of(i, piece) for i, piece in enumerate(names)]
-        super().__init__(data, f"{name}-{len(ids)}", pieces, special, prefix)
+    def __init__(self, data: bytes, source: str = "the model"):
+        """From the bytes of a .model file; `source` names it in errors.
 
-    def _check_control(self, special: dict[str, int], source: str) -> None:
-        """Raises ValueError if control tokens are missing."""
+        Raises:
+          ValueError: not a sentencepiece model, or one without an end of text.
+        """
+        self._engine = engine = load_engine(data, source)
+        names = [engine.id_to_piece(i) for i in range(len(engine))]
+        special = {name: i for i, name in enumerate(names) if engine.is_control(i)}
+        pieces = [self._bytes_of(i, name) for i, name in enumerate(names)]
+        prefix = [engine.bos_id()] if engine.bos_id() >= 0 else []
+        super().__init__(data, f"{self.kind}-{len(names)}", pieces, special, prefix)
 
     def _bytes_of(self, index: int, piece: str) -> bytes:
         if self._engine.is_byte(index):
@@ -53,22 +58,6 @@ class _SentencePieceModel(Tokenizer):
     def _normalize(self, text: str) -> str:
         return replace_surrogates(text)
 
-
-class ForeignSentencePiece(_SentencePieceModel):
-    """A sentencepiece .model of another project (Llama 1 and 2, Mistral).
-
-    Most put a blank before a text, and some normalise it first; `decode` gives the text as the model sees it.
-    Characters that have no piece and cannot be written as bytes become U+FFFD.
-    """
-
-    def __init__(self, data: bytes, source: str = "the model"):
-        """From the bytes of a .model file; `source` names it in errors.
-
-        Raises:
-          ValueError: not a sentencepiece model, or one without an end of text.
-        """
-        super().__init__(data, source, "sentencepiece", with_prefix=True)
-
     def _ordinary(self, text: str) -> list[int]:
         return self._engine.encode(text)
 
@@ -77,8 +66,10 @@ class ForeignSentencePiece(_SentencePieceModel):
         return self._engine.encode([self._normalize(text) for text in texts], num_threads=threads or cores())
 
 
-class SentencePiece(_SentencePieceModel):
+class SentencePiece(SentencePieceModel):
     """A sentencepiece .model made by `train`; its control tokens are those of ChatML."""
+
+    kind = "spm"
 
     def __init__(self, data: bytes, source: str = "the model"):
         """From the bytes of a .model file; `source` names it in errors.
@@ -86,24 +77,18 @@ class SentencePiece(_SentencePieceModel):
         Raises:
           ValueError: not a sentencepiece model, one without the control tokens, or one that changes text.
         """
-        super().__init__(data, source, "spm", with_prefix=False)
+        super().__init__(data, source)
+        advice = "use one made by python -m qwenjax.tokenizer train"
+        if missing := [surface for surface in CONTROL if surface not in self.special]:
+            raise ValueError(f"{source} lacks the control tokens {', '.join(missing)}; {advice}")
+        self.prefix = ()
         # If no piece holds a blank after a non-blank, text can be cut there without changing its ids. Short segments
         # are faster (the engine's queue of merges stays in cache) and keep all threads busy.
         crosses_blanks = any(re.search(rb"[^ ] ", piece) for piece in self._pieces)
         self._segment = _WORDS_AND_BLANKS if crosses_blanks else _SEGMENT
         self._blank_ids = [self._engine.piece_to_id(f"<0x{byte:02X}>") for byte in BLANK.encode()]
         if self.decode(self.encode_ordinary(_PROBE)) != _PROBE:
-            raise ValueError(
-                f"{source} changes text (normalisation, blanks or no byte fallback); use one made by "
-                "python -m qwenjax.tokenizer train"
-            )
-
-    def _check_control(self, special: dict[str, int], source: str) -> None:
-        if missing := [surface for surface in CONTROL if surface not in special]:
-            raise ValueError(
-                f"{source} lacks the control tokens {', '.join(missing)}; use one made by "
-                "python -m qwenjax.tokenizer train"
-            )
+            raise ValueError(f"{source} changes text (normalisation, blanks or no byte fallback); {advice}")
 
     def _ordinary(self, text: str) -> list[int]:
         return self._encode_segments([text], 1)[0]
@@ -123,12 +108,12 @@ class SentencePiece(_SentencePieceModel):
         return [list(itertools.chain.from_iterable(itertools.islice(ids, len(own)))) for own in segments]
 
 
-def read_model(data: bytes, source: str) -> SentencePiece | ForeignSentencePiece:
+def read_model(data: bytes, source: str) -> SentencePieceModel:
     """The tokenizer of a .model file, made by `train` or of another project."""
     try:
         return SentencePiece(data, source)
     except ValueError:  # not trained here
-        return ForeignSentencePiece(data, source)
+        return SentencePieceModel(data, source)
 
 
 def load_engine(data: bytes, source: str):
@@ -224,8 +209,6 @@ def _coverage(chunks: list[str], size: int) -> float:
 
     99.95% unless the characters would take more than half of the vocabulary, as for Chinese with 8k ids.
     """
-    counts = Counter()
-    for chunk in chunks:
-        counts.update(chunk)
+    counts = Counter(itertools.chain.from_iterable(chunks))
     most = [count for _, count in counts.most_common(max((size - 260) // 2, 1))]
     return max(0.98, min(0.9995, sum(most) / counts.total()))  # sentencepiece accepts no less than 0.98

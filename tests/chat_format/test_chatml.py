@@ -3,7 +3,7 @@
 import pytest
 
 from qwenjax.chat_format import chatml
-from qwenjax.chat_format.loss_mask import LOSS_MASKS, encode_with_mask
+from qwenjax.chat_format.chatml import LOSS_MASKS, encode_with_mask
 
 HELLO = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
 # ids of the published vocabulary: start 151644, end 151645, newline 198, system 8948, user 872, assistant 77091

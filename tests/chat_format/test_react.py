@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.chat_format.loss_mask import encode_with_mask
+from qwenjax.chat_format.chatml import encode_with_mask
 from qwenjax.chat_format.react import ReActStep, instruction, parse_react, react_messages
 
 TOOLS = [

@@ -9,7 +9,7 @@ from chat_doubles import says, user, write
 from data_doubles import ByteTokenizer
 
 from qwenjax.chat_format import chatml
-from qwenjax.chat_format.loss_mask import turns_with_mask
+from qwenjax.chat_format.chatml import turns_with_mask
 from qwenjax.chat_format.react import react_messages
 from qwenjax.data.conversations.encode import Encoding
 from qwenjax.data.conversations.store import encode_file

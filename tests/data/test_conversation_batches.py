@@ -8,7 +8,7 @@ import pytest
 from chat_doubles import says, user, write
 from dialogue_doubles import chats, expected, made
 
-from qwenjax.chat_format.loss_mask import encode_with_mask
+from qwenjax.chat_format.chatml import encode_with_mask
 from qwenjax.chat_format.react import react_messages
 from qwenjax.data.batches.conversations import ConversationMixture, pack, validation_batches
 from qwenjax.data.batches.text import Batches

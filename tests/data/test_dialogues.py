@@ -8,7 +8,7 @@ from dialogue_doubles import TOKENIZER, ChatBytes, chats, expected, made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.chat_format.loss_mask import LOSS_MASKS
+from qwenjax.chat_format.chatml import LOSS_MASKS
 from qwenjax.data.conversations import store
 from qwenjax.data.conversations.encode import Encoding, encode
 from qwenjax.data.conversations.schema import RowError, validate

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenjax.chat_format import chatml
-from qwenjax.chat_format.loss_mask import LOSS_MASKS, encode_with_mask
+from qwenjax.chat_format.chatml import LOSS_MASKS, encode_with_mask
 from qwenjax.data.__main__ import main
 from qwenjax.data.batches.text import TextMixture
 from qwenjax.data.conversations.schema import validate

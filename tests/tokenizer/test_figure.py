@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.axes import Axes
 
-from qwenjax.tokenizer.commands.compression import draw
+from qwenjax.tokenizer.__main__ import draw
 from qwenjax.tokenizer.vocabulary.compression import Comparison, Language, Vocabulary
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenjax.chat_format import chatml
-from qwenjax.chat_format.loss_mask import LOSS_MASKS, encode_with_mask
+from qwenjax.chat_format.chatml import LOSS_MASKS, encode_with_mask
 from qwenjax.chat_format.react import react_messages
 from qwenjax.common.hashing import keyed_hash
 from qwenjax.data.conversations.schema import (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwenjax.chat_format import chatml
-from qwenjax.chat_format.loss_mask import turns_with_mask
+from qwenjax.chat_format.chatml import turns_with_mask
 from qwenjax.chat_format.react import react_messages
 from qwenjax.common import figures
 from qwenjax.data.batches.text import TextMixture
@@ -130,7 +130,7 @@ def chat_row(
 ) -> ShownRow:
     """A row of chat data as a model reads it, tool turns as ReAct text; what carries loss is marked.
 
-    In a conversation `loss_mask` (one of `chat_format.loss_mask.LOSS_MASKS`) decides; in a preference it is what the
+    In a conversation `loss_mask` (one of `chat_format.chatml.LOSS_MASKS`) decides; in a preference it is what the
     responses add to the prompt; in a prompt, nothing.
 
     Raises:
