@@ -36,16 +36,11 @@ def create(pod: Pod) -> list[str]:
     return [*_tpus(kind, "create", pod, pod.name), *nodes, *what, *capacity]
 
 
-def describe(pod: Pod) -> list[str]:
-    """Prints the state of the request, or of the TPU VM, as one word."""
-    if pod.through == "vm":
-        return describe_node(pod, pod.name)
+def describe(pod: Pod, node: str = "") -> list[str]:
+    """Prints the state of the request, or of one slice, as one word. Without a queue the slice is all there is."""
+    if node or pod.through == "vm":
+        return [*_tpus("tpu-vm", "describe", pod, node or pod.name), "--format=value(state)"]
     return [*_tpus("queued-resources", "describe", pod, pod.name), "--format=value(state.state)"]
-
-
-def describe_node(pod: Pod, node: str) -> list[str]:
-    """Prints the state of one slice."""
-    return [*_tpus("tpu-vm", "describe", pod, node), "--format=value(state)"]
 
 
 def condition(state: str) -> str:

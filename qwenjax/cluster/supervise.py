@@ -79,7 +79,7 @@ def pod_state(pod: Pod, runner: Runner) -> str:
         now = gcloud.condition(runner.output_of(gcloud.describe(pod)))
         if now != READY or pod.through == "vm":
             return now
-        slices = {gcloud.condition(runner.output_of(gcloud.describe_node(pod, node))) for node in pod.nodes}
+        slices = {gcloud.condition(runner.output_of(gcloud.describe(pod, node))) for node in pod.nodes}
     except CommandFailed as error:
         if error.kind == "absent":
             return ABSENT

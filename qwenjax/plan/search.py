@@ -5,8 +5,9 @@ many chips share the parameters. The predictions are sums over shapes. For 14B a
 within 7 % of the compiler's peak; they only decide what is compiled first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 from qwenjax.config import Experiment, MeshShape
@@ -66,28 +67,21 @@ def predict(experiment: Experiment, topology: Topology) -> Candidate:
 
 def candidates(experiment: Experiment, topology: Topology) -> list[Candidate]:
     """Every setting that divides evenly, quickest first by prediction. A mesh that the user set is kept."""
-    predicted = [predict(one, topology) for one in _variations(experiment, topology)]
+    sizes = experiment.mesh.sizes(topology.device_count, experiment.model.embed, topology.slices)
+    free = experiment.mesh.data == experiment.mesh.fsdp == -1
+    predicted = []
+    for fewer, accumulate, remat in product((1, 2, 4) if free else (1,), (1, 2, 4, 8, 16, 32), SAVED):
+        mesh = MeshShape(**sizes | {"fsdp": sizes["fsdp"] // fewer, "data": sizes["data"] * fewer})
+        if sizes["fsdp"] % fewer == 0 == experiment.data.batch_size % (accumulate * mesh.data * mesh.fsdp):
+            compute = replace(experiment.compute, remat=remat)
+            one = replace(experiment, mesh=mesh, accumulate=accumulate, compute=compute)
+            predicted.append(predict(one, topology))
     return sorted(predicted, key=lambda candidate: candidate.seconds)
 
 
 def likely(experiment: Experiment, topology: Topology) -> list[Candidate]:
     """The candidates that are predicted to fit, or nearly."""
     return [one for one in candidates(experiment, topology) if one.memory < topology.chip.memory * MEMORY_MARGIN]
-
-
-def _variations(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
-    sizes = experiment.mesh.sizes(topology.device_count, experiment.model.embed, topology.slices)
-    free = experiment.mesh.data == experiment.mesh.fsdp == -1
-    for fewer in (1, 2, 4) if free else (1,):
-        if sizes["fsdp"] % fewer:
-            continue
-        mesh = MeshShape(**sizes | {"fsdp": sizes["fsdp"] // fewer, "data": sizes["data"] * fewer})
-        for accumulate in (1, 2, 4, 8, 16, 32):
-            over = accumulate * mesh.data * mesh.fsdp
-            if experiment.data.batch_size % over == 0:
-                for remat in SAVED:
-                    compute = replace(experiment.compute, remat=remat)
-                    yield replace(experiment, mesh=mesh, accumulate=accumulate, compute=compute)
 
 
 def search(

@@ -99,8 +99,8 @@ def summarize(path: str | Path) -> Summary:
     busy = sum(row.seconds for row in rows)
     executed = timeline.executions(first, program)
     between, host, input_wait = timeline.host_between_programs(first.host, executed)
-    flops = [(row.flop_rate * row.seconds, row.seconds) for row in rows if row.kind == scopes.MATMUL]
-    rate = sum(f for f, _ in flops) / max(sum(s for _, s in flops), 1e-12)
+    kinds = _sums((row.kind, row.seconds) for row in rows)
+    flops = sum(row.flop_rate * row.seconds for row in rows if row.kind == scopes.MATMUL)
     return Summary(
         files=[str(file) for file in capture.files],
         platform=capture.platform,
@@ -115,11 +115,11 @@ def summarize(path: str | Path) -> Summary:
         steps=[float(t) * 1e-9 for t in windows[0][1]],
         busy=busy,
         program_seconds=float(np.median([end - start for start, end in executed])) * 1e-9 if executed else 0.0,
-        kinds=_sums((row.kind, row.seconds) for row in rows) | {"idle": max(wall - busy, 0.0)},
+        kinds=kinds | {"idle": max(wall - busy, 0.0)},
         parts=_parts(rows),
         collectives=collectives,
         ops=rows,
-        matmul_flops=rate or None,
+        matmul_flops=flops / kinds[scopes.MATMUL] if flops else None,
         peak_flops=first.peak_flops,
         between=between,
         host=host,

@@ -85,13 +85,11 @@ def shares(spans: np.ndarray) -> np.ndarray:
 
 def main_program(device: Device) -> str:
     """The program that takes most of a device's time; empty if the trace names none."""
+    events = [(event.name, event) for event in device.modules]
+    events = events or [(op.module, op) for lane in device.lanes for op in lane]
     time: Counter[str] = Counter()
-    for event in device.modules:
-        time[event.name] += event.end - event.start
-    if not time:
-        for lane in device.lanes:
-            for op in lane:
-                time[op.module] += op.end - op.start
+    for name, event in events:
+        time[name] += event.end - event.start
     return max(time, key=lambda name: (name != "", time[name]))
 
 
@@ -103,18 +101,15 @@ def executions(device: Device, program: str) -> list[tuple[float, float]]:
     if device.modules:
         return sorted((event.start, event.end) for event in device.modules if event.name == program)
     ops = sorted((op for lane in device.lanes for op in lane if op.module == program), key=lambda op: op.start)
-    if device.kind == "cpu":
-        runs: dict[int, list[Event]] = defaultdict(list)
-        for op in ops:
-            runs[op.run].append(op)
-        return sorted((run[0].start, max(op.end for op in run)) for run in runs.values())
-    function = re.sub(r"^jit_|\(\d+\)$", "", program)
-    names = f"PjitFunction(jit({function}))", f"PjitFunction({function})"  # both for each call, one inside the other
-    calls = np.array([(e.start, e.end) for e in device.host if e.name in names]).reshape(-1, 2)
-    starts = merge(calls)[:, 0]
-    runs = defaultdict(list)
-    for op in ops:
-        runs[int(np.searchsorted(starts, op.start, side="right"))].append(op)
+    numbers = [op.run for op in ops]
+    if device.kind != "cpu":
+        function = re.sub(r"^jit_|\(\d+\)$", "", program)
+        names = f"PjitFunction(jit({function}))", f"PjitFunction({function})"  # both for each call, one in the other
+        calls = np.array([(e.start, e.end) for e in device.host if e.name in names]).reshape(-1, 2)
+        numbers = np.searchsorted(merge(calls)[:, 0], [op.start for op in ops], side="right").tolist()
+    runs: dict[int, list[Event]] = defaultdict(list)
+    for number, op in zip(numbers, ops):
+        runs[number].append(op)
     return sorted((run[0].start, max(op.end for op in run)) for run in runs.values())
 
 
@@ -129,14 +124,9 @@ def complete_steps(device: Device, program: str) -> tuple[list[str], np.ndarray,
         bounds = [event.start for event in annotated] + [annotated[-1].end]
         labels = [event.name for event in annotated]
     else:
-        executed = executions(device, program)
-        if len(executed) > 1:
-            bounds = [start for start, _ in executed]
-        elif executed:
-            bounds = list(executed[0])
-        else:
-            spans = [(op.start, op.end) for lane in device.lanes for op in lane]
-            bounds = [min(start for start, _ in spans), max(end for _, end in spans)]
+        ops = [op for lane in device.lanes for op in lane]
+        executed = executions(device, program) or [(min(op.start for op in ops), max(op.end for op in ops))]
+        bounds = [start for start, _ in executed] if len(executed) > 1 else list(executed[0])
         labels = [str(n + 1) for n in range(len(bounds) - 1)]
     return labels, np.diff(bounds), np.array(bounds)
 

@@ -53,13 +53,11 @@ def find(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; {HOW_TO_RECORD}")
-    if path.is_file():
-        if not path.name.endswith(SUFFIX):
-            raise ValueError(f"{path} is not a trace (*{SUFFIX}); {HOW_TO_RECORD}")
+    if path.is_file() and path.name.endswith(SUFFIX):
         return [path]
     folders = {file.parent for file in path.rglob(f"*{SUFFIX}")}
     if not folders:
-        raise ValueError(f"{path} contains no trace (*{SUFFIX}); {HOW_TO_RECORD}")
+        raise ValueError(f"{path} {'is not a' if path.is_file() else 'contains no'} trace (*{SUFFIX}); {HOW_TO_RECORD}")
     newest = max(folders, key=lambda folder: (folder.name, str(folder)))  # named by date
     return sorted(newest.glob(f"*{SUFFIX}"))
 
@@ -96,23 +94,19 @@ def read(files: list[Path]) -> Capture:
 
 
 def _accelerator(plane, host: list[Event], steps: list[Event]) -> Device:
-    stats = dict(plane.stats)
-    lines = [(line.name, line) for line in plane.lines]
+    stats, lines = dict(plane.stats), list(plane.lines)
 
     def events(wanted: str) -> list[Event]:
-        return [Event(e.name, e.start_ns, e.end_ns) for name, line in lines if name == wanted for e in line.events]
+        return [Event(e.name, e.start_ns, e.end_ns) for line in lines if line.name == wanted for e in line.events]
 
     modules = events("XLA Modules")
     if "TPU" in plane.name:
-        kind = stats.get("device_type_string", "TPU")
         lanes = [_in_modules((_tpu(e) for e in events("XLA Ops")), modules)]
     else:
-        kind = stats.get("device_type_string", "GPU")
-        lanes = [[_kernel(e) for e in line.events] for name, line in lines if name.startswith("Stream")]
-    peak = stats.get("peak_teraflops_per_second")
+        lanes = [[_kernel(e) for e in line.events] for line in lines if line.name.startswith("Stream")]
+    kind, peak = stats.get("device_type_string", plane.name), stats.get("peak_teraflops_per_second")
     flights = [_tpu(e) for e in events("Async XLA Ops")]
-    peak = peak and peak * 1e12
-    return Device(plane.name, kind, peak, lanes, flights, modules, events("Steps") or steps, host)
+    return Device(plane.name, kind, peak and peak * 1e12, lanes, flights, modules, events("Steps") or steps, host)
 
 
 def _tpu(event: Event) -> Event:

@@ -48,7 +48,6 @@ TPUS = (
 )
 # fmt: on
 CHIPS = {chip.name: chip for chip in TPUS}
-ALIASES = {chip.accelerator: chip.name for chip in TPUS}
 GPU_FLOPS = {  # dense bf16 FLOP/s
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989.4e12,
@@ -96,11 +95,12 @@ class Topology:
         Raises:
           ValueError: libtpu, which brings the compiler, is not installed, or knows no such slice.
         """
-        import importlib.util
+        from importlib.util import find_spec
 
-        if importlib.util.find_spec("libtpu") is None:
-            raise ValueError("plan needs the TPU compiler: pip install 'qwenjax[tpu-aot]' (x86, no TPU needed)")
         from jax.experimental import topologies
+
+        if find_spec("libtpu") is None:
+            raise ValueError("plan needs the TPU compiler: pip install 'qwenjax[tpu-aot]' (x86, no TPU needed)")
 
         shape = "x".join(map(str, self.grid))
         try:
@@ -155,8 +155,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
 
 def _cubic_grid(chips: int, axes: int) -> tuple[int, ...]:
     """The most cubic shape of a power of two; the last axes are the longer ones."""
-    exponent = chips.bit_length() - 1
-    low, longer = divmod(exponent, axes)
+    low, longer = divmod(chips.bit_length() - 1, axes)
     return tuple(2 ** (low + (i >= axes - longer)) for i in range(axes))
 
 
@@ -181,15 +180,14 @@ def slice_type(name: str) -> SliceType:
       ValueError: no such generation or size.
     """
     match = re.fullmatch(r"([a-z0-9]+)-([1-9]\d*)", name)
-    generation = match and ALIASES.get(match[1], match[1])
-    if not match or generation not in CHIPS:
+    chip = match and next((chip for chip in TPUS if match[1] in (chip.name, chip.accelerator)), None)
+    if not chip:
         raise ValueError(f"no TPU type {name!r}; wanted GENERATION-NUMBER such as v5e-256, of {', '.join(CHIPS)}")
-    chip, number = CHIPS[generation], int(match[2])
-    counts_chips = chip.named_cores == 1
-    if not counts_chips and number % 8:
-        raise ValueError(f"{name}: the number of {generation} counts TensorCores, 8 a VM; wanted a multiple of 8")
-    if counts_chips and number not in CHIP_SIZES:
-        raise ValueError(f"{name}: {generation} slices have {', '.join(map(str, CHIP_SIZES))} chips")
+    number = int(match[2])
+    if chip.named_cores == 2 and number % 8:
+        raise ValueError(f"{name}: the number of {chip.name} counts TensorCores, 8 a VM; wanted a multiple of 8")
+    if chip.named_cores == 1 and number not in CHIP_SIZES:
+        raise ValueError(f"{name}: {chip.name} slices have {', '.join(map(str, CHIP_SIZES))} chips")
     chips = number // chip.named_cores
-    workers = 1 if counts_chips and chips <= 8 else chips // 4  # small slices of v5e and v6e are one VM
-    return SliceType(f"{generation}-{number}", f"{chip.accelerator}-{number}", chips, workers, chip.runtime)
+    workers = 1 if chip.named_cores == 1 and chips <= 8 else chips // 4  # small slices of v5e and v6e are one VM
+    return SliceType(f"{chip.name}-{number}", f"{chip.accelerator}-{number}", chips, workers, chip.runtime)
