@@ -12,22 +12,12 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KI
 def reading_arguments(add) -> None:
     """Declares the options; they hold for every TEXT of a command."""
     add("--column", type=names, metavar="NAME,…", help="fields of a row that hold its text (default: text)")
-    add(
-        "--join",
-        type=escaped,
-        metavar="TEXT",
-        help=r"put between fields, and between rows of a group (default: '\n\n')",
-    )
+    add("--join", type=escaped, metavar="TEXT", help=r"between fields, and between rows of a group (default: '\n\n')")
     add("--group", metavar="NAME", help="consecutive rows with the same value in this field are one document")
     within = "in a folder, read %s files whose path inside it matches; * also matches /; may be repeated"
     add("--include", action="append", metavar="GLOB", help=within % "only")
     add("--exclude", action="append", metavar="GLOB", help=within % "no")
-    add(
-        "--limit",
-        type=size,
-        metavar="BYTES",
-        help="read about this much text of each TEXT, spread over it: 500MB (default: all)",
-    )
+    add("--limit", type=size, metavar="BYTES", help="read about this much of each TEXT, spread over it: 500MB")
 
 
 def sources(options: argparse.Namespace) -> list:

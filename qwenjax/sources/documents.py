@@ -54,24 +54,24 @@ def documents(source: str | Path | Source, report: Report | None = None) -> Iter
       ValueError: no such source, or not a single document in it (the report's counts say why).
     """
     report = Report() if report is None else report
-    is_empty = True
+    document = None
     for piece in slices(source, report):
         for document in read(piece, report):
-            is_empty = False
             yield document
-    if is_empty:
+    if document is None:
         raise ValueError(no_documents([source], report))
 
 
 def no_documents(sources: Sequence[str | Path | Source], report: Report) -> str:
     """The message of an empty corpus."""
     sources = [as_source(source) for source in sources]
-    reasons = "; ".join(report.lines()) or "there is nothing to read"
-    columns = " or ".join(dict.fromkeys(repr(name) for source in sources for name in source.column))
-    return (
-        f"no document in {', '.join(source.text for source in sources)}: {reasons}. "
-        f"Wanted text files, or rows with text in their field {columns} (--column, or column=(…,), names another)"
+    texts, reasons = (
+        ", ".join(source.text for source in sources),
+        "; ".join(report.lines()) or "there is nothing to read",
     )
+    columns = " or ".join(dict.fromkeys(repr(name) for source in sources for name in source.column))
+    wanted = f"text files, or rows with text in their field {columns} (--column, or column=(…,), names another)"
+    return f"no document in {texts}: {reasons}. Wanted {wanted}"
 
 
 # ---- what there is to read ----
@@ -137,23 +137,19 @@ def _file_slices(file: Path, origin: str, source: Source, report: Report, named:
         kind = files.json_kind(file, source.column, named)
     if kind == "parquet" and not packed:
         stop, size = files.parquet_text(file, source.column)
-    elif kind is None and (named or name.suffix.lower() in TEXT or _included_by_name(origin, name, source)):
+    elif kind is None:
+        inside = origin.partition("/")[2]
+        asked_for = any(fnmatchcase(inside, pattern) and not pattern.endswith("*") for pattern in source.include)
+        if not (named or asked_for or name.suffix.lower() in TEXT):
+            report.note(f"{NOT_READ}: {name.suffix or 'no suffix'}", origin)
+            return []
         # a corpus in one text file is cut: a single document could be neither shuffled nor held out in part
         kind = "parts" if named else "text"
-    elif kind is None:
-        report.note(f"{NOT_READ}: {name.suffix or 'no suffix'}", origin)
-        return []
     if packed:
         size = int(size * (files.expansion_ratio(str(file)) if source.limit else 4))  # text packs about 4:1
     elif kind == "jsonl":
         stop = size
     return [Slice(kind, str(file), origin, size, 0, stop or None, source)]
-
-
-def _included_by_name(origin: str, name: Path, source: Source) -> bool:
-    """Whether a pattern names files of this name or suffix, which are then read even if their suffix is unknown."""
-    inside = origin.partition("/")[2]
-    return any(fnmatchcase(inside, pattern) and not pattern.endswith("*") for pattern in source.include)
 
 
 def _walk(folder: Path, source: Source, report: Report, skip: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:
@@ -172,17 +168,13 @@ def _walk(folder: Path, source: Source, report: Report, skip: tuple[str, ...] = 
             and (end or not source.include or any(fnmatchcase(path, pattern) for pattern in source.include))
         )
 
-    def failed(error: OSError) -> None:
-        report.note("unreadable folder", str(error.filename))
-
-    for root, folders, names in os.walk(top, onerror=failed):
+    for root, folders, names in os.walk(top, onerror=lambda e: report.note("unreadable folder", str(e.filename))):
         folders[:] = kept(root, folders, "/")
         for name in folders:
             if Path(root, name).is_symlink():
                 report.note("link to a folder, not followed", f"{top.name}/{Path(root, name).relative_to(top)}")
         for name in kept(root, names):
-            file = Path(root, name)
-            yield file, f"{top.name}/{file.relative_to(top).as_posix()}"
+            yield Path(root, name), f"{top.name}/{Path(root, name).relative_to(top).as_posix()}"
 
 
 def _stdlib(source: Source, report: Report) -> list[Slice]:

@@ -123,7 +123,7 @@ class _TextFields:
     seen: set[str] = field(default_factory=set)  # wanted fields that some row has
     known: list[str] | None = None  # fields of the first row
     first: str = ""  # its origin
-    without: list = field(default_factory=lambda: [0, ""])  # rows without any of the columns: count, first origin
+    without: Report = field(default_factory=Report)  # rows without any of the columns
 
     def text(self, row: Mapping, origin: str) -> str | None:
         """The columns of a row, joined; None when it has none of them or one is not text."""
@@ -135,20 +135,18 @@ class _TextFields:
             self.seen.add(self.source.group)
         texts = []
         for name, value in values.items():
-            if isinstance(value, bytes):
-                try:
-                    value = value.decode("utf-8")
-                except UnicodeDecodeError:
-                    self.report.note(NUL_BYTES if b"\0" in value else NOT_UTF8, origin)
-                    return None
-            if value is not None and not isinstance(value, str):
+            if value is None:
+                continue
+            try:
+                texts.append(value.decode("utf-8") if isinstance(value, bytes) else value)
+            except UnicodeDecodeError:
+                self.report.note(NUL_BYTES if b"\0" in value else NOT_UTF8, origin)
+                return None
+            if not isinstance(texts[-1], str):
                 self.report.note(f"field {name!r} is {_kind(value)}, not text", origin)
                 return None
-            if value is not None:
-                texts.append(value)
         if not texts:
-            self.without[0] += 1
-            self.without[1] = self.without[1] or origin
+            self.without.note("no text", origin)
             return None
         return texts[0] if len(texts) == 1 else self.source.join.join(text for text in texts if text.strip())
 
@@ -157,15 +155,12 @@ class _TextFields:
         if self.known is None:
             return
         there = ", ".join(self.known[:MAX_NAMED]) + (", …" if len(self.known) > MAX_NAMED else "")
-        count, origin = self.without
-        if count:
-            reason = "no field " + " or ".join(repr(name) for name in self.source.column)
+        for count, origin in self.without.values():
+            reason = "no field " + " or ".join(map(repr, self.source.column))
             self.report.note(reason if self.seen else f"{reason}; there are: {there}", origin, count)
-        wanted = (*self.source.column, *filter(None, [self.source.group]))
-        if self.seen:
-            for name in wanted:
-                if name not in self.seen:
-                    self.report.note(f"field {name!r}, which no row has; there are: {there}", self.first)
+        for name in (*self.source.column, *filter(None, [self.source.group])):
+            if self.seen and name not in self.seen:
+                self.report.note(f"field {name!r}, which no row has; there are: {there}", self.first)
 
 
 def _kind(value: object) -> str:

@@ -6,9 +6,9 @@
     train-00000-of-00002.documents.array_record    record d = {"start", "tokens", "bytes", "origin"}, by start
     validation-…                                   held-out documents
 
-Every document ends in <|endoftext|> and lies in one file; a split is its files one after another. ArrayRecord stores a
-hash per record and so notices a flipped bit, but reads a truncated or missing file as an empty one. The index therefore
-holds sizes, which are compared at opening, and CRCs, which `verify` compares (`python -m qwenjax.data stats --verify`).
+Every document ends in <|endoftext|> and lies in one file; a split is its files one after another. ArrayRecord notices a
+flipped bit, but reads a truncated or missing file as an empty one. The index therefore holds sizes, which are compared
+at opening, and CRCs, which `verify` compares.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenjax.common import storage
-from qwenjax.common.hashing import crc32
+from qwenjax.common.hashing import crc32, size_and_crc32
 from qwenjax.tokenizer.base import check_same
 
 VERSION = 1
@@ -78,7 +78,7 @@ def write_shard(
     files = {}
     for what, writer in writers.items():
         writer.close()
-        files[what] = {"name": names[what], "size": temporary[what].stat().st_size, "crc32": crc32(temporary[what])}
+        files[what] = {"name": names[what], **size_and_crc32(temporary[what])}
         storage.replace_durably(temporary[what], directory / names[what])
     return count | {"files": files}
 
@@ -100,11 +100,7 @@ def _pages(arrays: Iterable[np.ndarray], page: int) -> Iterator[np.ndarray]:
 
 
 def files(index: dict) -> list[dict]:
-    """Every file that an index lists: {"name", "size", "crc32"}.
-
-    Raises:
-      KeyError, TypeError: not an index of shards.
-    """
+    """Every file that an index lists: {"name", "size", "crc32"}."""
     entries = [entry for split in SPLITS for entry in index["splits"][split]["files"]]
     return [file for entry in entries for file in entry["files"].values()]
 
@@ -132,10 +128,7 @@ class Shards:
                 f"{self.directory} {what}: it has no index.json. Make it with "
                 f"`python -m qwenjax.data tokenize TEXT… --out={self.directory}`; the same command resumes"
             )
-        try:
-            self.index = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); tokenise again") from None
+        self.index = storage.read_json(path)
         version = self.index.get("version")
         if version != VERSION:
             raise ValueError(f"{path} has version {version}, this program reads {VERSION}; tokenise again")
@@ -145,11 +138,13 @@ class Shards:
         self._files = {split: self.index["splits"][split]["files"] for split in SPLITS}
         self._starts = {s: [0, *accumulate(f["tokens"] for f in files)] for s, files in self._files.items()}
         for file in files(self.index):
-            _check_size(self.directory / file["name"], file["size"])
+            path, wanted = self.directory / file["name"], file["size"]
+            size = path.stat().st_size if path.is_file() else 0
+            if size != wanted:
+                raise ValueError(
+                    f"{path} is missing or truncated: it has {size:,} bytes, wanted {wanted:,}; copy it again"
+                )
         self._reader = lru_cache(OPEN_FILES)(_open)  # an evicted reader closes once its last user lets go
-
-    def __repr__(self) -> str:
-        return f"Shards({str(self.directory)!r})"
 
     def tokens(self, split: str) -> int:
         """Tokens of a split, end-of-text tokens included."""
@@ -182,29 +177,21 @@ class Shards:
     def _read_file(self, entry: dict, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of one file."""
         first, last = start // self.page, (stop - 1) // self.page
-        pages = [np.frombuffer(self._record(entry, "tokens", p), self.dtype) for p in range(first, last + 1)]
+        joined = np.frombuffer(b"".join(self._records(entry, "tokens", range(first, last + 1))), self.dtype)
         wanted = min(entry["tokens"], (last + 1) * self.page) - first * self.page
-        joined = np.concatenate(pages) if len(pages) > 1 else pages[0]
         if len(joined) != wanted:
-            raise ValueError(
-                f"{self.directory / entry['files']['tokens']['name']}: pages {first}-{last} hold {len(joined)} tokens, "
-                f"not {wanted}: this is not the file that was written; copy it again"
-            )
+            name = entry["files"]["tokens"]["name"]
+            raise ValueError(f"{self.directory / name} is not the file that was written: copy it again")
         return joined[start - first * self.page : stop - first * self.page]
 
-    def _record(self, entry: dict, what: str, i: int) -> bytes:
-        """One page of tokens, or one row of the table of documents."""
-        return self._records(entry, what, [i])[0]
-
     def _records(self, entry: dict, what: str, numbers: Sequence[int]) -> list[bytes]:
+        """Pages of tokens, or rows of the table of documents."""
         path = self.directory / entry["files"][what]["name"]
         try:
             return self._reader(str(path)).read(list(numbers))
         except RuntimeError as error:
-            raise ValueError(
-                f"{path}: {'page' if what == 'tokens' else 'document'} {numbers[0]} cannot be read ({error}). "
-                f"The file is damaged: copy it again, or delete {self.directory} and tokenise again"
-            ) from None
+            record = "page" if what == "tokens" else "document"
+            raise ValueError(f"{path}: {record} {numbers[0]} cannot be read ({error}); copy the file again") from None
 
     def documents(self, split: str, start: int, stop: int) -> list[Span]:
         """The documents that have tokens in [start, stop), by binary search in the tables on disk."""
@@ -239,23 +226,14 @@ class Shards:
                     yield Span(at + start, at + stop, row["bytes"], row["origin"]), buffer[start - first : stop - first]
 
     def _document(self, entry: dict, d: int) -> dict:
-        return json.loads(self._record(entry, "documents", d))
+        return json.loads(self._records(entry, "documents", [d])[0])
 
     def verify(self) -> None:
         """Reads all files and compares their CRCs; ValueError names the first that has changed."""
         for file in files(self.index):
-            if crc32(self.directory / file["name"]) != file["crc32"]:
-                raise ValueError(
-                    f"{self.directory / file['name']} has changed since it was written; copy it again or tokenise again"
-                )
-
-
-def _check_size(path: Path, size: int) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing, though index.json lists it: copy it again or tokenise again")
-    actual = path.stat().st_size
-    if actual != size:
-        raise ValueError(f"{path} has {actual:,} bytes, wanted {size:,}: it is truncated or altered; copy it again")
+            path = self.directory / file["name"]
+            if crc32(path) != file["crc32"]:
+                raise ValueError(f"{path} has changed since it was written; copy it again or tokenise again")
 
 
 def _open(path: str):

@@ -2,12 +2,10 @@
 
     ROOT/tokenizer-<hash>/        sentencepiece vocabulary for 'train:SIZE'
     ROOT/<stem of text>-<hash>/   shards of one text source
-    ROOT/<name>-<hash>/           a local copy of shards in a bucket
+    ROOT/<name>-<hash>/           a local copy of shards in a bucket, where reading at random is too slow
 
-The hash is of all settings that matter (text, tokenizer, seed, format version), or of the index in the bucket. Other
-settings are another folder, and a finished folder is never changed. Shards in a bucket are copied because ArrayRecord
-files are read at random, for which objects are too slow. A corpus larger than the disk needs a mounted bucket
-(tpu_setup/README.md); then nothing is copied.
+The hash is of all settings that matter (text, tokenizer, seed, format version), or of the index in the bucket. A
+finished folder is never changed.
 """
 
 import hashlib
@@ -15,14 +13,13 @@ import json
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwenjax.common import storage
-from qwenjax.common.hashing import json_digest, keyed_hash
+from qwenjax.common.hashing import crc32, json_digest, keyed_hash
 from qwenjax.common.progress import meter, printer
 from qwenjax.common.storage import exclusive
 from qwenjax.config import Data, Source
@@ -80,16 +77,15 @@ class DataCache:
     messages: list[str] = field(default_factory=list)
 
     def shards(self, source: Source, tokenizer) -> Shards:
-        """The shards of one source, tokenised now if they are not tcache."""
+        """The shards of one source, tokenised now if they are not there."""
         if storage.remote(source.shards):
             return Shards(fetch(source.shards, self.root, self.progress))
         if source.shards:
             return Shards(source.shards)
         name = re.sub(r"[:@#%\[\]]+", "-", Path(source.text).name.split(".")[0])
         # the fingerprint too: what 'train:SIZE' means depends on the other sources
-        directory = (
-            self.root / f"{name}-{_hash(*_source_key(source), self.tokenizer_spec, tokenizer.fingerprint, self.seed)}"
-        )
+        key = _hash(*_source_key(source), self.tokenizer_spec, tokenizer.fingerprint, self.seed)
+        directory = self.root / f"{name}-{key}"
         if (directory / "index.json").is_file():
             self.messages.append(f"{source.text}: already tokenised")
             return Shards(directory)
@@ -99,37 +95,34 @@ class DataCache:
         return shards
 
     def vocabulary(self, sources: tuple[Source, ...]) -> Path:
-        """The .model file of a 'train:SIZE' vocabulary, trained now if it is not tcache."""
+        """The .model file of a 'train:SIZE' vocabulary, trained now if it is not there."""
         from qwenjax.tokenizer import sentencepiece
 
         texts, size = [source for source in sources if source.text], self.tokenizer_spec.removeprefix("train:")
         if not size.isdigit():
             raise ValueError(f"data.tokenizer={self.tokenizer_spec!r}: wanted 'train:SIZE', e.g. 'train:8192'")
         if not texts:
-            raise ValueError(
-                f"data.tokenizer={self.tokenizer_spec!r}, but no source has text to train on; name another one"
-            )
+            raise ValueError(f"data.tokenizer={self.tokenizer_spec!r}, but no source has text to train on")
         keys = [part for source in texts for part in _source_key(source)]
         directory = self.root / f"tokenizer-{_hash(*keys, self.tokenizer_spec)}"
         model = directory / "tokenizer.model"
         self.root.mkdir(parents=True, exist_ok=True)
-        if not model.is_file():
-            with exclusive(self.root, printer(self.progress)):
-                if not model.is_file():  # another process may have made it meanwhile
-                    names = ", ".join(source.text for source in texts)
-                    printer(self.progress)(f"training a vocabulary of {size} on {names}")
-                    working = directory.with_name(directory.name + ".tmp")  # renamed when it is complete
-                    shutil.rmtree(working, ignore_errors=True)
-                    working.mkdir()
-                    sentencepiece.train(sample_text(texts, SAMPLE), int(size), working / model.name)
-                    os.replace(working, directory)
+        with exclusive(self.root, printer(self.progress)):
+            if not model.is_file():
+                names = ", ".join(source.text for source in texts)
+                printer(self.progress)(f"training a vocabulary of {size} on {names}")
+                working = directory.with_name(directory.name + ".tmp")  # renamed when it is complete
+                shutil.rmtree(working, ignore_errors=True)
+                working.mkdir()
+                sentencepiece.train(sample_text(texts, SAMPLE), int(size), working / model.name)
+                os.replace(working, directory)
         self.messages.append(f"{self.tokenizer_spec}: vocabulary in {model}")
         return model
 
 
 def sample_text(sources: Sequence[str | Path | Source], size: int) -> list[str]:
     """Documents of about `size` bytes together, equally many bytes from each source and spread over all of it."""
-    return [document for source in sources for document in _sample_source(as_source(source), size // len(sources))]
+    return [text for source in sources for text in _sample_source(as_source(source), size // len(sources))]
 
 
 def _sample_source(source: Source, size: int) -> Iterator[str]:
@@ -140,9 +133,9 @@ def _sample_source(source: Source, size: int) -> Iterator[str]:
     for piece in pieces:
         seen = kept = 0
         for document in read(piece, report):
-            seen += len(document.text.encode("utf-8"))
+            seen += (text_bytes := len(document.text.encode("utf-8")))
             if kept < seen * min(1.0, share / max(piece.size, 1)):  # evenly within the piece, too
-                kept += len(document.text.encode("utf-8"))
+                kept += text_bytes
                 yield document.text
         taken += kept
         if taken >= size:
@@ -190,7 +183,7 @@ def fetch(where: str, root: Path, progress: bool = True) -> Path:
         if size > free:
             raise ValueError(
                 f"{where} has {size:,} bytes to copy, and {folder} has {free:,} bytes free: mount the bucket "
-                "(tpu_setup/README.md, section 3) and name its folder, or give a --data-root with more space"
+                "(tpu_setup/README.md, section 3), or give a --data-root with more space"
             )
         with meter(f"copying {where}", size, "B", hidden=not progress) as step, ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda file: _copy(source, folder, file, step), missing))
@@ -202,12 +195,10 @@ def fetch(where: str, root: Path, progress: bool = True) -> Path:
 
 
 def _copy(source: Path, folder: Path, file: dict, step: Callable[[int], object]) -> None:
-    temporary, crc = folder / (file["name"] + ".tmp"), 0
+    temporary = folder / (file["name"] + ".tmp")
     with (source / file["name"]).open("rb") as remote, temporary.open("wb") as local:
-        while part := remote.read(CHUNK):
-            crc = zlib.crc32(part, crc)
-            local.write(part)
-            step(len(part))
-    if crc != file["crc32"]:
+        shutil.copyfileobj(remote, local, CHUNK)
+    if crc32(temporary) != file["crc32"]:
         raise ValueError(f"{source / file['name']} is not the file that was written: copy it to the bucket again")
     storage.replace_durably(temporary, folder / file["name"])
+    step(file["size"])

@@ -1,13 +1,11 @@
 """Text to shuffled token shards, in parallel, in bounded memory; a killed run is resumed by the same call.
 
-The result depends on the text, the tokenizer and the seed only: not on the number of workers, nor on how often the
-program was killed. Documents are shuffled once, globally, by sorting on a keyed hash of where they came from. A keyed
-hash of their text decides which ones are held out.
+The result depends on the text, the tokenizer and the seed only. Documents are sorted on a keyed hash of where they came
+from; a keyed hash of their text decides which ones are held out.
 
 Pass 1 turns a unit (some slices of the input) into a temporary ArrayRecord file. One of its records holds the
 documents of a stretch of the unit that belong to one group, which is an output file. Pass 2 collects a group from all
-units and writes it in the order of its keys. Both write under a temporary name and rename: a file with its final name
-is finished.
+units and writes it in the order of its keys. A file with its final name is finished.
 """
 
 import json
@@ -16,7 +14,7 @@ import multiprocessing
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import CancelledError, as_completed
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -62,10 +60,10 @@ class ShardJob:
         file = order * self.files[held_out] // HASH_RANGE
         return self.files[0] + file if held_out else file
 
-    def stem(self, group: int) -> tuple[str, str]:
-        """Split and file name of a group."""
+    def stem(self, group: int) -> str:
+        """The file name of a group: its split, and which file of the split it is."""
         s = int(group >= self.files[0])
-        return SPLITS[s], f"{SPLITS[s]}-{group - s * self.files[0]:05d}-of-{self.files[s]:05d}"
+        return f"{SPLITS[s]}-{group - s * self.files[0]:05d}-of-{self.files[s]:05d}"
 
     def unit(self, u: int) -> Path:
         """The finished output of unit u."""
@@ -73,7 +71,7 @@ class ShardJob:
 
     def entry(self, group: int) -> Path:
         """The index entry of a finished group."""
-        return self.work_folder / f"{self.stem(group)[1]}.json"
+        return self.work_folder / f"{self.stem(group)}.json"
 
 
 def tokenize(
@@ -115,7 +113,9 @@ def tokenize(
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out, printer(progress)):
         if not (out / "index.json").is_file():
-            _begin_or_resume(job, json_digest([plan, _modification_times(units)]), printer(progress))
+            pieces = {piece.file: piece for unit in units for _, piece in unit}
+            # unfinished work is of no use once a file has changed
+            _begin_or_resume(job, json_digest([plan, [*map(modified, pieces.values())]]), printer(progress))
             workers = workers or max(1, min(cores(), total // BYTES_PER_WORKER))
             skipped = _both_passes(job, tokenizer, units, workers, strict, progress)
             skipped.merge(report)
@@ -137,17 +137,9 @@ def tokenize(
         shutil.rmtree(job.work_folder, ignore_errors=True)
     shards = Shards(out)
     if shards.index["plan"] != json_digest(plan):
-        raise ValueError(
-            f"{out} already holds shards of other text, or made with another tokenizer, seed or setting; "
-            "choose another directory, or delete it"
-        )
+        what = "shards of other text, or made with another tokenizer, seed or setting"
+        raise ValueError(f"{out} already holds {what}; choose another directory, or delete it")
     return shards
-
-
-def _modification_times(units: Units) -> list[int]:
-    """When each file was written, in nanoseconds: unfinished work is of no use once one of them has changed."""
-    files = {piece.file: piece for unit in units for _, piece in unit}
-    return [modified(piece) for piece in files.values()]
 
 
 def plan_units(sources: Sequence[str | Path | Source], report: Report) -> tuple[Units, int]:
@@ -195,11 +187,8 @@ def _both_passes(job: ShardJob, tokenizer, units: Units, workers: int, strict: b
 
 def _run(submit: Callable, method: Callable, calls: list[tuple], done: Callable[[int], object]) -> None:
     """Calls a method of `ShardWorker` for each of `calls`; `done` gets each result."""
-    waiting = {submit(method, *arguments) for arguments in calls}
-    while waiting:
-        finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in finished:
-            done(future.result())
+    for future in as_completed([submit(method, *arguments) for arguments in calls]):
+        done(future.result())
 
 
 def _fail_on(skipped: Report) -> None:
@@ -236,17 +225,12 @@ def _index_splits(job: ShardJob, sources: Sequence[Source], skipped: Report) -> 
     if not any(split["documents"] for split in splits.values()):
         raise ValueError(no_documents(sources, skipped))
     if not splits["train"]["documents"]:
-        raise ValueError(
-            f"all {splits['validation']['documents']} documents were held out; lower validation={job.validation}"
-        )
+        count = splits["validation"]["documents"]
+        raise ValueError(f"all {count} documents were held out; lower validation={job.validation}")
     return splits
 
 
 # ---- what one process does ----
-
-
-class Stopped(Exception):
-    """The caller gave up; nobody waits for this result."""
 
 
 class ShardWorker:
@@ -279,10 +263,10 @@ class ShardWorker:
                 tokens = np.append(self.tokenizer.encode_array(document.text), eot).astype(self.dtype, copy=False)
                 order = keyed_hash("order", self.job.seed, f"{source}/{document.origin}")
                 text_bytes = len(document.text.encode("utf-8"))
-                row = (order, len(tokens), text_bytes, document.origin)
-                by_group[self.job.group(document.text, order)].append((row, tokens))
+                group = self.job.group(document.text, order)
+                by_group[group].append(((order, len(tokens), text_bytes, document.origin), tokens))
                 if self.stop.is_set():
-                    raise Stopped
+                    raise CancelledError  # nobody waits for this result
                 size += len(tokens)
                 if size >= SEGMENT:
                     flush()
@@ -302,10 +286,9 @@ class ShardWorker:
                 if owner == group:
                     documents += _unpack(reader.read([i])[0], self.dtype)
         documents.sort(key=lambda d: d[0])
-        split, stem = self.job.stem(group)
-        rows = ((tokens, text_bytes, origin) for _, tokens, text_bytes, origin in documents)
+        stem, rows = self.job.stem(group), (document[1:] for document in documents)
         entry = write_shard(self.job.out, stem, rows, self.dtype, self.job.page) if documents else None
-        write_json(self.job.entry(group), {"split": split, "entry": entry})
+        write_json(self.job.entry(group), {"split": stem.partition("-")[0], "entry": entry})
         return group
 
 
