@@ -105,8 +105,8 @@ class Compression:
     it de es fr en and code.
 
     TEXT is a folder with an entry per language, named by its code (th.txt, zh.jsonl, code/), or a .jsonl(.gz) file with
-    "text" and its language ("bcp47", "iso6393" or "language") in each line, such as the UDHR in one file. Without code in
-    TEXT, the Python standard library is used.
+    "text" and its language ("bcp47", "iso6393" or "language") in each line, such as the UDHR in one file. Without code
+    in TEXT, the Python standard library is used.
     """
 
     EXAMPLES = """

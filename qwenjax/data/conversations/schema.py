@@ -1,29 +1,28 @@
 """The schema of chat, preference and prompt data, one JSON object a line, and its validation.
 
-A row is of one of three kinds, which its fields tell apart (docs/data.md describes them for users):
-
     conversation  {"messages": [turn, …]}                         for SFT; ends with the assistant
     preference    {"prompt": [turn, …], "responses": [turn, …]}   answers to one prompt, best first; two are a pair
     prompt        {"prompt": [turn, …]}                           to be answered; "answer" is a reference
 
-A turn is {"role": "system" | "user" | "assistant" | "tool", "content": text}. An assistant turn may add "tool_calls"
-([{"name", "arguments": object}]) and "reasoning" (the thought before it). A system turn may only be the first; after
-it, user and assistant alternate. Calls are followed by as many tool turns, in the order of the calls, and then by an
-assistant turn. Every row may have "tools" ([{"name", "description", "parameters"}]), "id", "source" and "meta" (an
-object with anything else). Preferences have one list of responses instead of chosen and rejected, so the same code
-reads pairs and rankings. Their "scores" (one each, falling) say by how much; the margin of a pair is their difference.
-
-Validation never repairs. What `convert` merges or drops, and counts, is an error here.
+A turn is {"role": "system" | "user" | "assistant" | "tool", "content": text}. docs/data.md has the other fields and the
+order of turns. Preferences have one list of responses instead of chosen and rejected, so the same code reads pairs and
+rankings. Validation never repairs: what `convert` merges or drops, and counts, is an error here.
 """
 
 import json
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import NotRequired, TypedDict
 
 KINDS = ("conversation", "preference", "prompt")
+BEFORE = {  # role -> roles of the turn before it; None: it is the first
+    "system": (None,),
+    "user": (None, "system", "assistant"),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
 
 
 class ToolCall(TypedDict):
@@ -118,14 +117,12 @@ def validate(row: object) -> ConversationRow | PreferenceRow | PromptRow:
             "`python -m qwenjax.data convert` converts other formats",
         )
     kind = "conversation" if "messages" in row else "preference" if "responses" in row else "prompt"
-    cls = CLASSES[kind]
-    known = [f.name for f in fields(cls)]
+    known = [f.name for f in fields(CLASSES[kind])]
     for name in sorted(row.keys() - set(known)):
         near = get_close_matches(name, known, 1)
         advice = f"did you mean {near[0]!r}?" if near else "put your own fields into 'meta'"
         raise RowError("unknown field", f"a {kind} has no field {name!r}; {advice}")
     _check_common(row)
-    given = {name: value for name, value in row.items() if value is not None}
     tools = [tool["name"] for tool in row.get("tools") or ()]
     if kind == "conversation":
         check_turns(row["messages"], tools, "messages", "assistant")
@@ -136,7 +133,7 @@ def validate(row: object) -> ConversationRow | PreferenceRow | PromptRow:
         elif row.get("answer") is not None:
             _check_text(row["answer"], "answer")
     _check_writable(row)
-    return cls(**given)
+    return CLASSES[kind](**{name: value for name, value in row.items() if value is not None})
 
 
 def check_turns(turns: object, tools: Sequence[str], where: str, last: str) -> None:
@@ -156,24 +153,16 @@ def check_turns(turns: object, tools: Sequence[str], where: str, last: str) -> N
         here = f"{where}[{i}]"
         _check_turn(turn, tools, here)
         role = turn["role"]
-        if role == "system":
-            if i:
-                raise RowError("system turn not first", f"{here} is a system turn; only the first may be one")
-        elif waiting and role != "tool":
+        if role == "system" and i:
+            raise RowError("system turn not first", f"{here} is a system turn; only the first may be one")
+        if waiting and role != "tool":
             raise RowError("call without result", f"{here} is {_a(role)} turn, but a call still waits for its result")
-        elif role == "tool":
-            if not waiting:
-                raise RowError("result without call", f"{here} is a tool turn, but no call waits for a result")
-            waiting -= 1
-        elif role == "assistant":
-            if before not in ("user", "tool"):
-                after = f"after {_a(before)} turn" if before else "as the first"
-                raise RowError(_order(role, before), f"{here} is an assistant turn {after}; wanted a user turn")
-            waiting = len(turn.get("tool_calls") or ())
-        elif before not in (None, "system", "assistant"):
-            raise RowError(
-                _order(role, before), f"{here} is a user turn after {_a(before)} turn; wanted an assistant turn"
-            )
+        if role == "tool" and not waiting:
+            raise RowError("result without call", f"{here} is a tool turn, but no call waits for a result")
+        if before not in BEFORE[role]:
+            after = f"after {_a(before)} turn" if before else "first"
+            raise RowError(f"{role} turn {after}", f"{here} is {_a(role)} turn {after}; user and assistant alternate")
+        waiting = waiting - 1 if role == "tool" else len(turn.get("tool_calls", ()))
         before = role
     if last == "assistant" and before != "assistant":
         raise RowError(f"ends with {_a(before)} turn", f"{where} end with {_a(before)} turn; wanted an assistant turn")
@@ -182,18 +171,12 @@ def check_turns(turns: object, tools: Sequence[str], where: str, last: str) -> N
         raise RowError(f"{where} ends with {state}", f"{where} ends with {state}; wanted a user turn or tool results")
 
 
-def _order(role: str, before: str | None) -> str:
-    if role == before:
-        return f"two {role} turns in a row"
-    return f"{role} turn " + (f"after {_a(before)} turn" if before else "first")
-
-
 def _check_turn(turn: object, tools: Sequence[str], here: str) -> None:
     if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
         raise RowError("malformed turn", f"{here} is {_short(turn)}; wanted {{'role': …, 'content': …}}")
     role = turn["role"]
-    if role not in ("system", "user", "assistant", "tool"):
-        raise RowError("unknown role", f"{here} has role {role!r}; known: system, user, assistant, tool")
+    if not isinstance(role, str) or role not in BEFORE:
+        raise RowError("unknown role", f"{here} has role {_short(role)}; known: {', '.join(BEFORE)}")
     extra = turn.keys() - {"role", "content"} - ({"tool_calls", "reasoning"} if role == "assistant" else set())
     if extra:
         raise RowError("unknown field", f"{here}, {_a(role)} turn, has a field {min(extra)!r}")
@@ -217,9 +200,7 @@ def _check_turn(turn: object, tools: Sequence[str], here: str) -> None:
 def _check_responses(row: dict, tools: Sequence[str]) -> None:
     responses, scores = row["responses"], row.get("scores")
     if not isinstance(responses, list) or len(responses) < 2:
-        raise RowError(
-            "fewer than two responses", f"responses is {_short(responses)}; wanted two turns or more, best first"
-        )
+        raise RowError("fewer than two responses", f"responses is {_short(responses)}; wanted two or more, best first")
     seen: dict[str, int] = {}
     for i, response in enumerate(responses):
         _check_turn(response, tools, f"responses[{i}]")
@@ -235,8 +216,7 @@ def _check_responses(row: dict, tools: Sequence[str]) -> None:
         raise RowError("malformed scores", f"scores is {_short(scores)}; wanted one finite number for each response")
     if sorted(scores, reverse=True) != scores or len(set(scores)) < len(scores):
         raise RowError(
-            "scores against the ranking",
-            f"scores are {scores}; wanted falling scores, because responses are best first",
+            "scores against the ranking", f"scores are {scores}; wanted falling scores: responses are ranked"
         )
 
 
@@ -251,9 +231,7 @@ def _check_common(row: dict) -> None:
     names = set()
     for i, tool in enumerate(tools or ()):
         if not isinstance(tool, dict) or not isinstance(tool.get("name"), str) or not tool["name"].strip():
-            raise RowError(
-                "malformed tools", f"tools[{i}] is {_short(tool)}; wanted {{'name': …, 'description': …, …}}"
-            )
+            raise RowError("malformed tools", f"tools[{i}] is {_short(tool)}; wanted {{'name': …, …}}")
         if tool["name"] in names:
             raise RowError("malformed tools", f"tools[{i}] is a second {tool['name']!r}")
         names.add(tool["name"])
@@ -277,12 +255,7 @@ def _check_writable(row: dict) -> None:
 
 
 def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        return False
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _short(value: object) -> str:
