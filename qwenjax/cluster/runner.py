@@ -87,25 +87,24 @@ class Runner:
           CommandFailed: one is not installed, or its exit code is not 0.
         """
         for command in commands:
-            self._start(command, capture=False)
+            self.output_of(command, capture=False)
 
-    def output_of(self, command: list[str]) -> str:
-        """Runs a command and returns its stdout ("" in a dry run). Raises CommandFailed as `run` does."""
-        return self._start(command, capture=True)
+    def run_with_retries(self, *commands: list[str]) -> None:
+        """Runs commands; one that fails transiently again, after 30 seconds, then twice as long …, five times."""
+        for command in commands:
+            for left in (5, 4, 3, 2, 1, 0):
+                try:
+                    self.run(command)
+                    break
+                except CommandFailed as error:
+                    if error.kind not in TRANSIENT or not left:
+                        raise
+                    wait = 30 * 2 ** (5 - left)
+                    say(f"{error}\ntrying again in {wait} s ({left} tries left)")
+                    self.sleep(wait)
 
-    def run_with_retries(self, command: list[str], tries: int = 6, wait: float = 30) -> None:
-        """Runs a command; after a transient failure again, after `wait` seconds, then twice as long …"""
-        for left in reversed(range(tries)):
-            try:
-                return self.run(command)
-            except CommandFailed as error:
-                if error.kind not in TRANSIENT or not left:
-                    raise
-                say(f"{error}\ntrying again in {wait:.0f} s ({left} tries left)")
-                self.sleep(wait)
-                wait = min(2 * wait, 600)
-
-    def _start(self, command: list[str], capture: bool) -> str:
+    def output_of(self, command: list[str], capture: bool = True) -> str:
+        """Runs a command as `run` does, but returns its stdout ("" in a dry run)."""
         line = shlex.join(command)
         if self.dry:
             print(line)

@@ -100,8 +100,7 @@ def bootstrap(pod: Pod, runner: Runner) -> None:
     if pod.through == "gke":
         if not checkout:
             raise ValueError(f"--source={source}: a container is built from a checkout of qwenjax")
-        for command in xpk.bootstrap(pod, source):
-            runner.run_with_retries(command)
+        runner.run_with_retries(*xpk.bootstrap(pod, source))
         return
     script = next((p for p in (Path(__file__).parent / SCRIPT, root / "tpu_setup" / SCRIPT) if p.is_file()), None)
     if script is None:
@@ -112,8 +111,7 @@ def bootstrap(pod: Pod, runner: Runner) -> None:
             runner.note("packs the last commit; uncommitted changes are left out")
             archive = ["git", "-C", source, "archive", "--format=tar.gz", "--prefix=source/", f"--output={packed}"]
             runner.run([*archive, "HEAD"])
-        for command in gcloud.bootstrap(pod, script, packed if checkout else source):
-            runner.run_with_retries(command)
+        runner.run_with_retries(*gcloud.bootstrap(pod, script, packed if checkout else source))
 
 
 def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner) -> int:
@@ -132,7 +130,7 @@ def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner)
         return 0
     if runner.dry:
         return _dry_launch(pod, job, starting, runner)
-    for left in reversed(range(retries + 1)):
+    for left in range(retries, -1, -1):
         outcome = _attempt(pod, job, starting, runner)
         if outcome != RESTART:
             say(f"{job} has ended; {pod.name} is billed until you delete it")

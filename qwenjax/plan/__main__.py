@@ -19,7 +19,6 @@ from qwenjax.config.lookup import experiment_arguments, experiment_from
 EXAMPLES = """
 examples:
   python -m qwenjax.plan --exp=qwen14b --topology=v5e-256
-  python -m qwenjax.plan --exp=qwen7b --topology=v5e-256 --slices=2
   python -m qwenjax.plan --exp=qwen14b --topology=v5p-256 --search
       micro-steps, recomputation and mesh: the most promising four that fit, compiled, and the quickest of them
   python -m qwenjax.plan --exp=qwen1b8 --topology=v6e-256 --price=2.70 --json > plan.json
@@ -33,14 +32,8 @@ def arguments(add) -> None:
     experiment_arguments(add, required=True)
     add("--topology", required=True, metavar="NAME", help="slice to compile for, such as v5e-256")
     add("--slices", type=positive, default=1, metavar="N", help="slices, joined by the slower network (default: 1)")
-    add(
-        "--search",
-        type=positive,
-        nargs="?",
-        const=4,
-        metavar="N",
-        help="try settings that learn the same; stop when N of them fit (default: 4)",
-    )
+    search = "try settings that learn the same; stop when N of them fit (default: 4)"
+    add("--search", type=positive, nargs="?", const=4, metavar="N", help=search)
     add("--price", type=float, metavar="X", help="of a chip-hour, in any currency: adds what the run costs")
     add("--hlo", metavar="DIR", help="keep the compiled program's text here")
     add("--json", action="store_true", help="print numbers for machines")

@@ -18,11 +18,8 @@ from qwenjax.common.processes import quiet_logs
 EXAMPLES = """
 examples:
   python -m qwenjax.train --exp=quickstart --profile=10:15
-  python -m qwenjax.profile runs/quickstart
+  python -m qwenjax.profile runs/quickstart --top=30
       the first command records steps 11 to 15, the second says where their time went
-  python -m qwenjax.profile runs/quickstart/profile --top=30
-  python -m qwenjax.profile runs/quickstart --json > trace.json
-      everything, all ops included, for programs
 """
 
 
