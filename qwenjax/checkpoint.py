@@ -9,6 +9,8 @@ aside, and the newest sound one is used.
 import base64
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +94,7 @@ class Checkpoints:
           FloatingPointError: a value of the state is not finite; nothing is written.
         """
         self.check()
-        if not bool(all_finite((params, train_state))):
+        if not all_finite((params, train_state)):
             raise FloatingPointError(f"the state of step {step} holds NaN or infinite values; it was not saved")
         tree = {"params": params, STATE: train_state}
         meta = {
@@ -104,7 +106,7 @@ class Checkpoints:
             "tokenizer": {f.name: base64.b64encode(f.read_bytes()).decode() for f in sorted(tokenizer_dir.iterdir())},
         }
         meta["digest"] = digest(meta)
-        try:
+        with self._explained():
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -113,30 +115,29 @@ class Checkpoints:
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
-        except Exception as error:
-            raise self._failed(error) from error
 
     def check(self) -> None:
         """Raises SaveFailed if a background save has failed."""
-        try:
+        with self._explained():
             self.manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from error
 
     def wait(self) -> None:
         """Returns when the last save is complete; raises SaveFailed if it failed."""
-        try:
+        with self._explained():
             self.manager.wait_until_finished()
-        except Exception as error:
-            raise self._failed(error) from error
 
-    def _failed(self, error: Exception) -> SaveFailed:
-        complete = ocp.utils.checkpoint_steps(self.directory)
-        newest = f"the newest complete one is step {max(complete)}" if complete else "there is no complete one yet"
-        return SaveFailed(
-            f"could not write a checkpoint under {self.directory}: {_short(error)}; {newest}. "
-            "Check disk space and permissions, then run the same command again"
-        )
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Makes SaveFailed of any error: Orbax and the stores below it raise many kinds."""
+        try:
+            yield
+        except Exception as error:
+            complete = ocp.utils.checkpoint_steps(self.directory)
+            newest = f"the newest complete one is step {max(complete)}" if complete else "there is no complete one yet"
+            raise SaveFailed(
+                f"could not write a checkpoint under {self.directory}: {_short(error)}; {newest}. "
+                "Check disk space and permissions, then run the same command again"
+            ) from error
 
     def restore(self, params: Any, train_state: Any) -> Restored | None:
         """The newest sound checkpoint, in the shapes and shardings of these ShapeDtypeStructs; None if there is none.
@@ -215,11 +216,13 @@ def load(path: Any, params: Any, train_state: Any = None) -> Restored:
         raise Damaged(path, "its description (meta) is not what was saved")
     if meta["version"] != VERSION:
         raise ValueError(f"{path} has checkpoint format {meta['version']}, this code reads {VERSION}")
-    _same_shapes(
-        {k: v for k, v in meta["shapes"].items() if train_state is not None or k.startswith("['params']")},
-        _shapes(tree),
-        path,
-    )
+    shapes, wanted = meta["shapes"], _shapes(tree)
+    if train_state is None:
+        shapes = {name: shape for name, shape in shapes.items() if name.startswith("['params']")}
+    for name in sorted({*shapes, *wanted}):
+        there, here = shapes.get(name, "absent"), wanted.get(name, "absent")
+        if there != here:
+            raise ValueError(f"{path} is of another model or optimizer: {name} is {there} there, {here} here")
     try:
         with ocp.StandardCheckpointer() as reader:
             got = {name: reader.restore(path / name, target) for name, target in tree.items()}
@@ -249,7 +252,7 @@ def newest(path: Path | str) -> Path:
 
 def _flat(tree: Any) -> dict[str, Any]:
     """Leaf path -> leaf."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _shapes(tree: Any) -> dict[str, list]:
@@ -270,15 +273,6 @@ def fingerprint(tree: Any) -> str:
 def digest(meta: dict) -> str:
     """SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _same_shapes(saved: dict, wanted: dict, path: Any) -> None:
-    for name in sorted(set(saved) | set(wanted)):
-        if saved.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{path} is of another model or optimizer: {name} is {saved.get(name, 'absent')} there, "
-                f"{wanted.get(name, 'absent')} here"
-            )
 
 
 def _short(error: BaseException) -> str:

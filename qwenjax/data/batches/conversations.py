@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from qwenjax.data.batches import text
-from qwenjax.data.batches.order import Order, RowLocation, key, permute
+from qwenjax.data.batches.order import Mixture, Order, key, permute
 from qwenjax.data.batches.packing import Bins, best_fit, one_per_bin
 from qwenjax.data.conversations.store import ChatDataset
 
@@ -19,7 +19,7 @@ VALIDATION = 0.03  # share of a file's rows held out: chat files are small, and 
 MAX_NAMED = 8  # origins of one row that a message names
 
 
-class ChatMixture:
+class ChatMixture(Mixture):
     """Training rows from one or more chat files in exact proportions, without end. A row is of one file.
 
     Args:
@@ -33,6 +33,7 @@ class ChatMixture:
 
     kind: str  # of the files
     unit: str  # what messages call a bin
+    trained: str  # what messages say a file has to train on
 
     def __init__(
         self,
@@ -48,9 +49,8 @@ class ChatMixture:
         for s, file in enumerate(self.files):
             rows = np.flatnonzero(~file.held_out(validation))
             if not len(rows):
-                raise ValueError(
-                    f"all {file.num_rows} rows of {file.index['source']} are held out; lower validation={validation}"
-                )
+                name = file.index["source"]
+                raise ValueError(f"all {file.num_rows} rows of {name} are held out; lower validation={validation}")
             self._bins.append(divide(s, rows))
         # a window of one token for each bin; two tokens more, as a text source has (`order.windows`)
         self.order = Order(tuple(len(b) + 2 for b in self._bins), tuple(map(float, weights)), 1, seed)
@@ -65,18 +65,10 @@ class ChatMixture:
         """Share of the tokens in each file's rows that are not padding."""
         return tuple(bins.utilisation for bins in self._bins)
 
-    def locate(self, row: int) -> RowLocation:
-        """File, epoch and bin (as `window`) of a row."""
-        return self.order.locate(row)
-
     def sequences(self, row: int) -> tuple[int, np.ndarray]:
         """A row's file, and the numbers of its sequences there, int64 [k], in their order in the row."""
         location = self.locate(row)
         return location.source, self._bins[location.source][location.window]
-
-    def epochs(self, next_row: int) -> tuple[float, ...]:
-        """How often each file has been read before row `next_row`, on average over a block."""
-        return self.order.epochs(next_row)
 
     def describe(self, row: int) -> str:
         """Where a row comes from, for a message: 'row 7: epoch 0, bin 3, sft.jsonl:12, sft.jsonl:40'."""
@@ -90,16 +82,12 @@ class ChatMixture:
         """A line per file on what is read of it."""
         lines = []
         for file, bins in zip(self.files, self._bins):
-            num_held_out = file.num_rows - len(np.unique(file.table["group"][bins.items]))
-            few = self.kind != "conversation" and file.too_few_prompts
-            note = f" (only {file.num_prompts} different prompts)" if few else ""
-            what = f"{file.index['source']}: {self._trained(bins)}, {bins.utilisation:.1%} filled"
-            lines.append(f"{what}; {num_held_out:,} held out{note}")
+            held_out = f"{file.num_rows - len(np.unique(file.table['group'][bins.items])):,} held out"
+            if self.kind != "conversation" and file.too_few_prompts:
+                held_out += f" (only {file.num_prompts} different prompts)"
+            trained = self.trained.format(items=len(bins.items), rows=len(bins))
+            lines.append(f"{file.index['source']}: {trained}, {bins.utilisation:.1%} filled; {held_out}")
         return lines
-
-    def _trained(self, bins: Bins) -> str:
-        """What a file has to train on, in words."""
-        raise NotImplementedError
 
 
 class ConversationMixture(ChatMixture):
@@ -110,7 +98,7 @@ class ConversationMixture(ChatMixture):
       packed: as many conversations in a row as fit, each seeing only itself; else one per row.
     """
 
-    kind, unit = "conversation", "bin"
+    kind, unit, trained = "conversation", "bin", "{items:,} conversations to train on in {rows:,} rows"
 
     def __init__(
         self,
@@ -132,9 +120,6 @@ class ConversationMixture(ChatMixture):
         """These rows as `pack` makes them."""
         located = (self.sequences(int(row)) for row in rows)
         return pack([[self.files[s].read(int(i)) for i in numbers] for s, numbers in located], self.seq_len, self.eot)
-
-    def _trained(self, bins: Bins) -> str:
-        return f"{len(bins.items):,} conversations to train on in {len(bins):,} rows"
 
 
 def pack(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], seq_len: int, eot: int) -> dict[str, np.ndarray]:

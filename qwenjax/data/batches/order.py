@@ -125,9 +125,7 @@ class Order:
 
     def __post_init__(self):
         if not self.tokens or len(self.tokens) != len(self.weights):
-            raise ValueError(
-                f"{len(self.tokens)} sources and {len(self.weights)} weights; wanted one weight per source"
-            )
+            raise ValueError(f"{len(self.tokens)} sources and {len(self.weights)} weights; wanted one for each")
         for s, n in enumerate(self.tokens):
             if windows(n, self.seq_len) < 1:
                 raise ValueError(
@@ -156,9 +154,23 @@ class Order:
         return RowLocation(s, epoch, w, self.phase(s, epoch) + w * self.seq_len)
 
     def epochs(self, next_row: int) -> tuple[float, ...]:
-        """How often each source has been read before row `next_row`, on average over a block."""
+        """See `Mixture.epochs`."""
         return tuple(next_row * rows / BLOCK / per_epoch for rows, per_epoch in zip(self.shares, self.windows))
 
     def phase(self, source: int, epoch: int) -> int:
         """Where the first window of an epoch begins, in [0, length)."""
         return key(self.seed, "phase", source, epoch) % self.seq_len
+
+
+class Mixture:
+    """Training rows from several sources, in an order."""
+
+    order: Order
+
+    def locate(self, row: int) -> RowLocation:
+        """Where a row is. In a chat file the window is the number of its bin."""
+        return self.order.locate(row)
+
+    def epochs(self, next_row: int) -> tuple[float, ...]:
+        """How often each source has been read before row `next_row`, on average over a block."""
+        return self.order.epochs(next_row)

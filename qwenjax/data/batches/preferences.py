@@ -16,7 +16,6 @@ from qwenjax.data.batches.conversations import (
     sample_held_out,
 )
 from qwenjax.data.batches.order import key, permute
-from qwenjax.data.batches.packing import Bins
 from qwenjax.data.batches.text import BatchShapes
 from qwenjax.data.conversations.store import ChatDataset
 
@@ -29,16 +28,11 @@ def batch_shapes(batch_size: int, responses: int, seq_len: int) -> BatchShapes:
     `ratings` [b k]: higher is better. `real` [b k]: False where a list has fewer than k responses. There its last
     response is repeated (an attention kernel may answer an empty row with NaN), with mask, end and rating 0.
     """
-    b, k, length = batch_size, responses, seq_len
-    shapes = {
-        "tokens": ((b, k, length), np.int32),
-        "positions": ((b, k, length), np.int32),
-        "mask": ((b, k, length), np.float32),
-        "end": ((b, k), np.int32),
-        "ratings": ((b, k), np.float32),
-        "real": ((b, k), np.bool_),
-    }
-    return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+    lists = (batch_size, responses)
+    per_token = {"tokens": np.int32, "positions": np.int32, "mask": np.float32}
+    per_response = {"end": np.int32, "ratings": np.float32, "real": np.bool_}
+    shapes = {name: ((*lists, seq_len), np.dtype(dtype)) for name, dtype in per_token.items()}
+    return shapes | {name: (lists, np.dtype(dtype)) for name, dtype in per_response.items()}
 
 
 class PreferenceMixture(ChatMixture):
@@ -55,6 +49,7 @@ class PreferenceMixture(ChatMixture):
         responses: int = 2,
     ):
         self.k, self.seed = responses, seed
+        self.trained = f"{{rows:,}} lists of up to {responses} responses to train on"
         super().__init__(
             files, weights, seed, validation, lambda s, rows: one_bin_per_row(files[s], rows, self.seq_len, self.k)
         )
@@ -66,9 +61,6 @@ class PreferenceMixture(ChatMixture):
             s, numbers = self.sequences(int(row))
             lists.append((self.files[s], sample_responses(numbers, self.k, key(self.seed, "responses", int(row)))))
         return pack(lists, self.k, self.seq_len, self.eot)
-
-    def _trained(self, bins: Bins) -> str:
-        return f"{len(bins):,} lists of up to {self.k} responses to train on"
 
 
 def sample_responses(numbers: np.ndarray, k: int, draw_key: int) -> np.ndarray:

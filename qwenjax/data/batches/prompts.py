@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from qwenjax.data.batches.conversations import VALIDATION, ChatMixture, one_bin_per_row
-from qwenjax.data.batches.packing import Bins
 from qwenjax.data.batches.text import BatchShapes
 from qwenjax.data.conversations.store import ChatDataset
 
@@ -22,7 +21,7 @@ def batch_shapes(batch_size: int, max_prompt_length: int) -> BatchShapes:
 class PromptMixture(ChatMixture):
     """Prompts to train on: see `ChatMixture`. A prompt that is in a file twice is read twice per epoch."""
 
-    kind, unit = "prompt", "prompt"
+    kind, unit, trained = "prompt", "prompt", "{rows:,} prompts to train on"
 
     def __init__(
         self, files: Sequence[ChatDataset], weights: Sequence[float], seed: int, validation: float = VALIDATION
@@ -77,6 +76,3 @@ class PromptMixture(ChatMixture):
 
     def _texts(self, prompts: list[tuple[int, int]]) -> list[dict]:
         return [self.files[s].text(i) for s, i in prompts]
-
-    def _trained(self, bins: Bins) -> str:
-        return f"{len(bins):,} prompts to train on"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwenjax.data.batches.order import Order, RowLocation
+from qwenjax.data.batches.order import Mixture, Order
 from qwenjax.data.shards.format import Shards, Span
 
 THREADS = 4  # batches read at the same time, and kept ready
@@ -31,7 +31,7 @@ def batch_shapes(batch_size: int, seq_len: int, document_mask: bool = True) -> B
     return {name: ((batch_size, seq_len), np.dtype(dtype)) for name, dtype in names.items()}
 
 
-class TextMixture:
+class TextMixture(Mixture):
     """Training rows from several sources in exact proportions, without end.
 
     Args:
@@ -41,16 +41,8 @@ class TextMixture:
     """
 
     def __init__(self, shards: Sequence[Shards], weights: Sequence[float], seq_len: int, seed: int):
-        self.shards = tuple(shards)
+        self.shards, self.seq_len = tuple(shards), seq_len
         self.order = Order(tuple(s.tokens("train") for s in shards), tuple(map(float, weights)), seq_len, seed)
-
-    @property
-    def seq_len(self) -> int:
-        return self.order.seq_len
-
-    def locate(self, row: int) -> RowLocation:
-        """Source, epoch, window and token offset of a row."""
-        return self.order.locate(row)
 
     def row(self, row: int) -> np.ndarray:
         """Tokens of a row, int32 [L + 1]."""
@@ -63,13 +55,8 @@ class TextMixture:
 
     def documents(self, row: int) -> list[Span]:
         """The documents whose tokens are in a row, in order."""
-        location = self.locate(row)
-        end = location.offset + self.seq_len + 1
-        return self.shards[location.source].documents("train", location.offset, end)
-
-    def epochs(self, next_row: int) -> tuple[float, ...]:
-        """How often each source has been read before row `next_row`, on average over a block."""
-        return self.order.epochs(next_row)
+        source, _, _, first = self.locate(row)
+        return self.shards[source].documents("train", first, first + self.seq_len + 1)
 
 
 def pack(tokens: np.ndarray, eot: int, document_mask: bool) -> dict[str, np.ndarray]:
@@ -90,19 +77,6 @@ def pack(tokens: np.ndarray, eot: int, document_mask: bool) -> dict[str, np.ndar
     return {name: np.ascontiguousarray(array) for name, array in batch.items()}
 
 
-class _Steps:
-    """A stream of batches as a sequence, which grain reads: batch i has the rows first + i * batch_size + rows."""
-
-    def __init__(self, read: Read, batch_size: int, rows: np.ndarray, first: int):
-        self.read, self.batch_size, self.rows, self.first = read, batch_size, rows, first
-
-    def __len__(self) -> int:
-        return sys.maxsize  # a mixture has no end
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return self.read(self.first + i * self.batch_size + self.rows)
-
-
 class Batches:
     """Iterates over (next_row, batch): this process's rows of each global batch, and the row to resume from after it.
 
@@ -120,14 +94,13 @@ class Batches:
 
         rows = np.asarray(rows, np.int64)
         if not rows.size or rows.min() < 0 or rows.max() >= batch_size:
-            last = batch_size - 1
             raise ValueError(
-                f"this process wants rows {rows.tolist()} of a batch of {batch_size}; wanted some of 0 to {last}"
+                f"wants rows {rows.tolist()} of a batch of {batch_size}; wanted some of 0 to {batch_size - 1}"
             )
         if next_row < 0:
             raise ValueError(f"next_row={next_row} is negative; a run starts at row 0")
         self.next_row, self.batch_size = next_row, batch_size
-        steps = grain.MapDataset.source(_Steps(read, batch_size, rows, next_row))
+        steps = grain.MapDataset.range(sys.maxsize).map(lambda i: read(next_row + i * batch_size + rows))  # no end
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)  # the default of 500 is of rows
         self._iterator = iter(steps.to_iter_dataset(options))
 
@@ -181,7 +154,7 @@ def validation_batches(
             rows.append(np.concatenate([[first], part, np.full(seq_len - len(part), eot)]))
             lengths.append(len(part))
     missing = -len(rows) % batch_size
-    rows += [rows[-1]] * missing if rows else []
+    rows += rows[-1:] * missing
     lengths += [0] * missing
     batches = []
     for at in range(0, len(rows), batch_size):
