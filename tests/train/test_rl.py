@@ -311,10 +311,10 @@ def test_eight_devices_make_the_iteration_of_one(chats, sft, rm):
         state, stream = task.first_state(lambda text: None), task.batches(0)
         batch = next(stream)[1]
         with jax.set_mesh(task.program.mesh):
-            rolled = task._compiled.sample(
+            rollout = task._compiled.sample(
                 state.params, state.frozen, batch["prompts"], batch["lengths"], task._seeds(0)
             )
-            tokens = task.decoder.gather(rolled.tokens)
+            tokens = task.decoder.gather(rollout.tokens)
         after, _ = step(state, batch, UNLIMITED)
         stream.close()
         found.append((tokens, jax.device_get((after.params, after.opt_state["value"].params))))
@@ -327,8 +327,8 @@ def commanded(chats, sft, rm):
     """The config file of a command; chats/ppo-whole is the workdir of its uninterrupted run."""
     path = chats / "ppo.json"
     path.write_text(json.dumps(to_dict(ppo_of(chats, sft, rm, steps=8, keep=3))))
-    codes, said = runs.ended(runs.command(chats, chats / "ppo-whole", path))
-    assert codes == [0], said
+    codes, output = runs.ended(runs.command(chats, chats / "ppo-whole", path))
+    assert codes == [0], output
     return path
 
 
@@ -344,16 +344,16 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(commanded, chats, tmp_pat
     runs.wait_for(moments[moment], process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    codes, said = runs.ended(runs.command(chats, workdir, commanded))
-    assert codes == [0], said
+    codes, output = runs.ended(runs.command(chats, workdir, commanded))
+    assert codes == [0], output
     assert saved(workdir, 8) == saved(chats / "ppo-whole", 8)
     assert numbers(workdir) == numbers(chats / "ppo-whole")
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_run_of_one(commanded, chats, tmp_path):
-    codes, said = runs.ended(*runs.two(chats, tmp_path / "run", commanded))
-    assert codes == [0, 0], said
+    codes, output = runs.ended(*runs.two(chats, tmp_path / "run", commanded))
+    assert codes == [0, 0], output
     one, two = chats / "ppo-whole", tmp_path / "run"
     for name in ("score", "kl", "loss", "value_loss"):
         assert len(column(two, name)) == 8

@@ -59,11 +59,11 @@ TRAINED = {name: PARAMS[name] for name in ("embed", "head")}  # of a policy
 CRITIC = {"backbone": {"embed": PARAMS["embed"]}, "head": HEAD, "bias": np.float32(0.5)}
 
 
-def rolled(compute: Compute = COMPUTE, params=PARAMS, rows: int = B, **change) -> Rollout:
+def make_rollout(compute: Compute = COMPUTE, params=PARAMS, rows: int = B, **change) -> Rollout:
     """Responses to prompts of 2 to 9 tokens; some end at once, some late, some never."""
     rng = np.random.default_rng(1)
     prompts, lengths = rng.integers(6, 24, (rows, 9)), rng.integers(2, 10, rows)
-    how = {"new": NEW, "sampling": Sample(top_p=0.9), "stops": (STOP, 11), "size": 24, "pad": PAD} | change
+    how = {"max_new_tokens": NEW, "sampling": Sample(top_p=0.9), "stops": (STOP, 11), "size": 24, "pad": PAD} | change
     make = jax.jit(partial(rollout, transformer.Transformer(MODEL, compute), **how))
     seeds = np.arange(rows, dtype=np.uint32)
     return make(params, prompts.astype(np.int32), lengths.astype(np.int32), seeds)
@@ -71,7 +71,7 @@ def rolled(compute: Compute = COMPUTE, params=PARAMS, rows: int = B, **change) -
 
 @pytest.fixture(scope="module")
 def some() -> Rollout:
-    found = rolled()
+    found = make_rollout()
     ended = np.asarray(found.ended)
     assert 0 < ended.sum() < B  # both kinds
     assert len(set(np.asarray(found.mask).sum(1).tolist())) > 2  # of different lengths
@@ -108,7 +108,7 @@ def test_before_an_update_every_ratio_is_1(some, dtype, tolerance):
     A shift of one, a temperature, dropout or other positions are off by more than the probabilities themselves.
     """
     compute = replace(COMPUTE, dtype=dtype)
-    found = some if dtype == "float32" else rolled(compute)
+    found = some if dtype == "float32" else make_rollout(compute)
     backbone = Backbone(replace(EXPERIMENT, compute=compute), compute)
     logp, entropy = log_probs(PARAMS, Responses.of(found), backbone.eval_network)
     numbers = experience.sampler_metrics(found, logp)
@@ -459,8 +459,8 @@ def test_an_update_that_is_not_finite_leaves_the_state_as_it_was(some):
 def test_parts_equal_the_whole(some):
     """Outputs for a part of the responses at a time, in the order of the responses."""
 
-    def f(rolled):
-        return Responses.of(rolled), log_probs(TRAINED, Responses.of(rolled))
+    def f(part):
+        return Responses.of(part), log_probs(TRAINED, Responses.of(part))
 
     one, four = (jax.jit(partial(experience.in_parts, f, parts))(some) for parts in (1, 4))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, four)

@@ -18,7 +18,7 @@ from qwenjax.model import reward_head, transformer
 from qwenjax.objectives import advantages, ppo
 from qwenjax.objectives.advantages import RunningMean
 from qwenjax.objectives.log_probs import token_log_probs
-from qwenjax.objectives.masked import zero_outside, masked_mean, masked_variance
+from qwenjax.objectives.masked import masked_mean, masked_variance, zero_outside
 from qwenjax.train.backbone import Backbone
 from qwenjax.train.step import LossFn, TrainState, optimizer_step, split_batch
 

@@ -59,7 +59,7 @@ class FrozenRewardModel(NamedTuple):
                 )
         return cls(transformer.Transformer(reward_head.headless(cfg), compute))
 
-    def random(self, key: jax.Array) -> dict:
+    def init_params(self, key: jax.Array) -> dict:
         """Parameters of the right shapes, boxed with their logical axes, as `load` gives them."""
         params = transformer.init_params(self.network.cfg, key)
         backbone = jax.tree.map(lambda x: x.astype(self.network.compute.dtype), params)
@@ -69,7 +69,7 @@ class FrozenRewardModel(NamedTuple):
     def load(self, path: str, mesh: Mesh, check: CheckTokenizer) -> tuple[dict, str]:
         """The parameters with their shardings, in the compute dtype, and the model's fingerprint."""
         source = detect(path)
-        shardings = parameter_shardings(mesh, jax.eval_shape(self.random, jax.random.key(0)))
+        shardings = parameter_shardings(mesh, jax.eval_shape(self.init_params, jax.random.key(0)))
         saved = read_reward_model(source, shardings["backbone"])
         check(source.tokenizer().fingerprint, path)
         backbone = jax.tree.map(lambda x: x.astype(self.network.compute.dtype), saved.params)
@@ -132,7 +132,7 @@ class Models:
 
     # ---- shapes ----
 
-    def random(self, key: jax.Array) -> tuple[Any, Any, Any]:
+    def init_params(self, key: jax.Array) -> tuple[Any, Any, Any]:
         """Random parameters, boxed with their logical axes: of the policy, the value model, and frozen ones."""
         policy, base = self.policy.init_params(key)
         value, frozen = (), {"policy": base, "reference": self.reference.copy(policy)}
@@ -140,7 +140,7 @@ class Models:
             backbone, frozen["value"] = self.value_backbone.init_params(key)
             head = reward_head.init_head(self.value_backbone.cfg, key)
             value = {"backbone": backbone, "head": head, "bias": jnp.float32(0)}
-        return policy, value, frozen | {name: model.random(key) for name, model in self.scorers.items()}
+        return policy, value, frozen | {name: model.init_params(key) for name, model in self.scorers.items()}
 
     def fresh(self, policy: Any, value: Any) -> State:
         """The state of a run that starts from these parameters, without the frozen ones."""
@@ -164,14 +164,14 @@ class Models:
         batch = prompts.batch_shapes(experiment.data.batch_size, max_prompt_length) | rows
 
         def opt_shardings(shapes, policy, value):
-            found = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), shapes)
-            found["policy"] = optimizer_shardings(self.tx, shapes["policy"], policy, mesh)
+            opt_state = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), shapes)
+            opt_state["policy"] = optimizer_shardings(self.tx, shapes["policy"], policy, mesh)
             if self.algorithm.critic:
                 moments = optimizer_shardings(self.value_tx, shapes["value"].opt_state, value, mesh)
-                found["value"] = TrainState(value, moments)
-            return found
+                opt_state["value"] = TrainState(value, moments)
+            return opt_state
 
-        return make_program(experiment, mesh, batch, self.random, self.fresh, opt_shardings, step)
+        return make_program(experiment, mesh, batch, self.init_params, self.fresh, opt_shardings, step)
 
     def _check_minibatches(self, mesh: Mesh) -> None:
         experiment, devices = self.experiment, mesh.shape["data"] * mesh.shape["fsdp"]
@@ -213,15 +213,15 @@ class Models:
         """
         rl, seed, cfg = self.experiment.rl, self.experiment.seed, self.value_backbone.cfg
         path = rl.value_from or (rl.reward if REWARD in self.scorers else self.experiment.init_from)
-        found = self.value_backbone.load(path, mesh, seed, lambda text: None)
-        if found.tokenizer is not None:
-            check(found.tokenizer.fingerprint, path)
+        loaded = self.value_backbone.load(path, mesh, seed, lambda text: None)
+        if loaded.tokenizer is not None:
+            check(loaded.tokenizer.fingerprint, path)
         head, bias = reward_head.init_head(cfg, jax.random.key(seed)).value, 0.0
-        if found.scorer is not None:  # its first values are the calibrated scores
-            head, bias = found.scorer.head * found.scorer.gain, found.scorer.bias
-        base = found.frozen
+        if loaded.scorer is not None:  # its first values are the calibrated scores
+            head, bias = loaded.scorer.head * loaded.scorer.gain, loaded.scorer.bias
+        base = loaded.frozen
         if self.adapters:
             fingerprints["value"] = checkpoint.fingerprint(base)
             if REWARD in self.scorers and path == rl.reward and self.experiment.lora.base_dtype == self.compute.dtype:
                 base = base | {"params": frozen[REWARD]["backbone"]}  # equal weights are kept on the device once
-        return {"backbone": found.trained, "head": head, "bias": jnp.float32(bias)}, base, path
+        return {"backbone": loaded.trained, "head": head, "bias": jnp.float32(bias)}, base, path

@@ -24,7 +24,7 @@ class TokenIds(NamedTuple):
     stops: tuple[int, ...]  # ids that stop a response
     end: int  # the one of them that ends an answer; reward models read their score there
     size: int  # number of ids
-    pad: int  # the id on padding behind responses
+    pad: int  # the id of padding
 
 
 class Iteration:
@@ -71,7 +71,7 @@ class Iteration:
         """What all models compute for the responses, and how far sampling and training differ."""
         models = self.models
 
-        def outputs(rollout):
+        def part(rollout):
             responses = Responses.of(rollout)
             logp, entropy = self._policy_log_probs(policy, frozen, responses)
             ref_logp, _ = self._reference_log_probs(frozen, responses)
@@ -83,8 +83,8 @@ class Iteration:
             return ModelOutputs(responses, logp, entropy, ref_logp, values, scores)
 
         # as many responses at a time as an update reads
-        found = rl.in_parts(outputs, self.experiment.rl.minibatches * self.experiment.accumulate, rollout)
-        return found, rl.sampler_metrics(rollout, found.logp)
+        outputs = rl.in_parts(part, self.experiment.rl.minibatches * self.experiment.accumulate, rollout)
+        return outputs, rl.sampler_metrics(rollout, outputs.logp)
 
     def _policy_log_probs(self, policy, frozen, responses: Responses):
         backbone = self.models.policy
@@ -182,8 +182,8 @@ def lowered(programs: Programs, models: Models, program: StepProgram, text: dict
     experiment, mesh, state = models.experiment, program.mesh, program.abstract_state()
     batch, replicated = NamedSharding(mesh, sharding.spec("batch")), program.shardings.step
 
-    def outputs(f: Callable, *args) -> Any:
-        """Shapes of what f returns, or of the first part of it, which is split over the batch."""
+    def result(f: Callable, *args) -> Any:
+        """Shapes of the rollout or the first value that f returns, which is split over the batch."""
         shapes = jax.eval_shape(f, *args)
         first = shapes if isinstance(shapes, Rollout) else shapes[0]
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch), first)
@@ -196,12 +196,12 @@ def lowered(programs: Programs, models: Models, program: StepProgram, text: dict
         "sample": (state.params, frozen, program.batch["prompts"], program.batch["lengths"], seeds)
     }
     with jax.set_mesh(mesh):
-        rollout = outputs(programs.sample, *args["sample"])
+        rollout = result(programs.sample, *args["sample"])
         args["forward_models"] = (state.params, value.params if value else (), frozen, rollout)
-        found = outputs(programs.forward_models, *args["forward_models"])
-        scored = rollout.ended, found.scores, rl_state["scores"], rl_state["kl_coef"], state.step
-        args["compute_advantages"] = (found, *scored)
-        experience = outputs(programs.compute_advantages, *args["compute_advantages"])
+        outputs = result(programs.forward_models, *args["forward_models"])
+        scored = rollout.ended, outputs.scores, rl_state["scores"], rl_state["kl_coef"], state.step
+        args["compute_advantages"] = (outputs, *scored)
+        experience = result(programs.compute_advantages, *args["compute_advantages"])
         policy = TrainState(state.params, rl_state["policy"])
         args["policy_step"] = (policy, frozen["policy"], experience, index, text)
         if models.algorithm.critic:

@@ -92,16 +92,16 @@ def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, Any]) 
         """Mean over the last tenth of the run."""
         return sum(r[name] for r in last if name in r) / max(1, sum(name in r for r in last))
 
-    found = []
+    raised = []
     kl = metrics.get("eval_kl", late("kl"))
     if kl > 0.5 * max(metrics.get("eval_length", 0), 20):
-        found.append(
+        raised.append(
             f"KL explosion: {kl:.1f} nats per response, more than half a nat per token; raise rl.kl_coef or lower "
             "optim.peak_lr"
         )
     error = max(r["ratio_error_mean"] for r in steps)  # single tokens are off by 0.3 in correct bfloat16
     if error > 0.1:
-        found.append(
+        raised.append(
             f"sampling and training disagree: before an update the ratios of tokens were off by {error:.2g} on average "
             "where they should be 1; they use different kernels, or the precision is too low"
         )
@@ -111,26 +111,28 @@ def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, Any]) 
         gain, proxy_gain = (metrics["eval_gold"] - was["eval_gold"]) / gold_std, rise / score_std
         noise = (2 / len(before["reward"])) ** 0.5  # standard error of either gain
         if proxy_gain > 2 * noise and gain < 0.5 * proxy_gain:
-            found.append(
+            raised.append(
                 f"reward hacking: the score rose by {proxy_gain:.2f} standard deviations, and by {gain:+.2f} for the "
                 "gold reward, which the policy did not learn from"
             )
     longer = metrics["eval_length"] / max(was["eval_length"], 1)
     if longer > 1.5 and rise > 0:
-        found.append(f"length: responses have become {longer:.1f} times as long while the score rose; look at them")
+        raised.append(f"length: responses have become {longer:.1f} times as long while the score rose; look at them")
     if metrics["eval_ended"] < 0.5:
-        found.append(f"only {metrics['eval_ended']:.0%} of the responses end within rl.max_new_tokens; raise that")
+        raised.append(f"only {metrics['eval_ended']:.0%} of the responses end within rl.max_new_tokens; raise that")
     if metrics["eval_unique"] < 0.5 * was["eval_unique"]:
-        found.append(f"collapse: {metrics['eval_unique']:.0%} of the responses differ, {was['eval_unique']:.0%} before")
+        raised.append(
+            f"collapse: {metrics['eval_unique']:.0%} of the responses differ, {was['eval_unique']:.0%} before"
+        )
     if any("explained_variance" in r for r in last) and late("explained_variance") < 0:
-        found.append(
+        raised.append(
             f"the value model explains {late('explained_variance'):.2f} of the returns' variance: less than a constant"
         )
     if any("clip_fraction" in r for r in last) and late("clip_fraction") > 0.3:
-        found.append(
+        raised.append(
             f"{late('clip_fraction'):.0%} of the tokens are clipped: updates are too large; lower optim.peak_lr"
         )
-    return found
+    return raised
 
 
 def _first(rows: list[dict], name: str) -> str:

@@ -240,14 +240,14 @@ class RLTask(Task):
             index = self._minibatch(step, n)
             metrics = {"applied": jnp.bool_(True)}
             if self.algorithm.critic:
-                value, found = programs.value_step(value, frozen["value"], experience, index)
-                metrics |= {"value_loss": found["loss"], "value_grad_norm": found["grad_norm"]}
-                metrics["applied"] &= found["applied"]
+                value, numbers = programs.value_step(value, frozen["value"], experience, index)
+                metrics |= {"value_loss": numbers["loss"], "value_grad_norm": numbers["grad_norm"]}
+                metrics["applied"] &= numbers["applied"]
             if step >= self.models.value_warmup_steps:
                 text = batch["ptx"][n] if self.rl.ptx_coef else ()
-                policy, found = programs.policy_step(policy, frozen["policy"], experience, index, text)
-                found["applied"] &= metrics["applied"]
-                metrics |= found
+                policy, numbers = programs.policy_step(policy, frozen["policy"], experience, index, text)
+                numbers["applied"] &= metrics["applied"]
+                metrics |= numbers
             else:
                 metrics |= {"loss": jnp.float32(0), "grad_norm": jnp.float32(0)}
             logged.append(metrics)
