@@ -8,7 +8,6 @@ from typing import NamedTuple
 SUFFIX = ".xplane.pb"
 HOW_TO_RECORD = "record one with `python -m qwenjax.train --exp=NAME --profile=10:15`"
 _DEVICE = re.compile(r"^/device:(TPU|GPU):\d+$")
-_TPU_NAME = re.compile(r"^%?(\S+) = ")
 
 
 class Event(NamedTuple):
@@ -111,8 +110,7 @@ def _accelerator(plane, host: list[Event], steps: list[Event]) -> Device:
 
 def _tpu(event: Event) -> Event:
     """A TPU names an op by its HLO line; here it gets the name of the instruction."""
-    match = _TPU_NAME.match(event.name)
-    return event._replace(name=match[1] if match else event.name)
+    return event._replace(name=re.sub(r"^%?(\S+) = .*", r"\1", event.name, flags=re.DOTALL))
 
 
 def _kernel(event) -> Event:

@@ -9,12 +9,10 @@ MATMUL, ATTENTION, KERNEL = "matmul", "attention kernel", "custom kernel"
 MEMORY, CONTROL, TRANSFER = "element-wise and memory", "control flow", "infeed and host transfer"
 UNKNOWN = "unknown"  # the trace does not say what the op is, and its name does not either
 
-_COLLECTIVES = (
-    "all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute|collective-broadcast"
-)
-_COLLECTIVE = re.compile(f"^(?:async-)?({_COLLECTIVES})")
-_NCCL = re.compile(r"^nccl\w*?_(AllGather|AllReduce|ReduceScatter|SendRecv|Broadcast)")
-_NCCL_NAMES = {"SendRecv": "collective-permute", "Broadcast": "collective-broadcast"}
+_NCCL = {"AllGather": "all-gather", "AllReduce": "all-reduce", "ReduceScatter": "reduce-scatter"}
+_NCCL |= {"SendRecv": "collective-permute", "Broadcast": "collective-broadcast"}
+_COLLECTIVE = re.compile(f"^(?:async-)?({'|'.join(_NCCL.values())}|ragged-all-to-all|all-to-all)")
+_KERNEL = re.compile(rf"^nccl\w*?_({'|'.join(_NCCL)})")
 # of XLA's opcodes and xprof's categories, and of the kernels in the libraries that XLA calls on GPUs
 _MATMUL = re.compile(r"\b(dot(_general)?|convolution|ragged-dot|output fusion)\b|gemm|matmul|cublas|nvjet|cutlass")
 _ATTENTION = re.compile(r"attn|attention|splash|flash|fmha|sdpa")
@@ -52,9 +50,8 @@ def collective(name: str, category: str = "") -> str:
     for text in (category, name):
         if match := _COLLECTIVE.match(text):
             return match[1]
-    if match := _NCCL.match(name):
-        return _NCCL_NAMES.get(match[1], re.sub(r"(?<!^)(?=[A-Z])", "-", match[1]).lower())
-    return ""
+    match = _KERNEL.match(name)
+    return _NCCL[match[1]] if match else ""
 
 
 def kind(name: str, op: ScopedOp) -> str:
@@ -85,8 +82,7 @@ def scoped_ops(hlo: str) -> dict[str, ScopedOp]:
     computations, _ = read_computations(hlo)
 
     def classify(op: HloOp) -> ScopedOp:
-        called = op.called("calls")
-        if not called or op.opcode not in ("fusion", "async-start"):
+        if op.opcode not in ("fusion", "async-start") or not (called := op.called("calls")):
             return ScopedOp(f"custom-call {op.target}".strip() if op.opcode == "custom-call" else op.opcode, op.scope)
         inner = [classify(one) for one in computations.get(called[0], ())]
         for one in inner:
