@@ -196,8 +196,8 @@ def sentencepiece(facts: Mapping[str, Any], source: str) -> bytes:
     return model.SerializeToString()
 
 
-def metadata(tokenizer: hub.HubTokenizer, rows: int, chat_template: str = "") -> dict[str, Any]:
-    """The inverse of `tokenizer_of`, for byte-level BPE: metadata `tokenizer.…` with a token per row of an embedding.
+def hub_facts(tokenizer: hub.HubTokenizer) -> dict[str, Any]:
+    """The inverse of `byte_level`: facts with a token for each id; ids without one become unused tokens [PAD…].
 
     Raises:
       ValueError: another kind of vocabulary, or one with a split pattern that GGUF has no name for.
@@ -208,28 +208,12 @@ def metadata(tokenizer: hub.HubTokenizer, rows: int, chat_template: str = "") ->
     names = [name for name, own in SPLIT_PATTERNS.items() if own == patterns and (name in WHOLE_WORDS) == whole_words]
     if model["type"] != "BPE" or facts["decoder"]["type"] != "ByteLevel" or not names:
         raise ValueError(f"the vocabulary {tokenizer.name} splits text in a way that has no name in GGUF")
-    tokens, types = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
-    for token, index in model["vocab"].items():
-        tokens[index], types[index] = token, NORMAL
+    kinds = {index: (token, NORMAL) for token, index in model["vocab"].items()}
     for token in facts["added_tokens"]:
-        tokens[token["id"]], types[token["id"]] = token["content"], CONTROL_TYPE if token["special"] else USER
+        kinds[token["id"]] = (token["content"], CONTROL_TYPE if token["special"] else USER)
+    tokens, types = zip(*(kinds.get(i, (f"[PAD{i}]", UNUSED)) for i in range(tokenizer.size)))
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    chat = chat_template and tokenizer.im_end is not None
-    values = {
-        "model": "gpt2",
-        "pre": names[0],
-        "tokens": tokens,
-        "token_type": types,
-        "merges": merges,
-        "eos_token_id": tokenizer.im_end if chat else tokenizer.eot,
-        "eot_token_id": tokenizer.im_end if chat else tokenizer.eot,
-        "padding_token_id": tokenizer.eot,
-        "bos_token_id": (*tokenizer.prefix, tokenizer.eot)[0],
-        "add_bos_token": bool(tokenizer.prefix),
-        "add_eos_token": False,
-    }
-    keyed = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
-    return keyed | ({"tokenizer.chat_template": chat_template} if chat_template else {})
+    return {"model": "gpt2", "pre": names[0], "tokens": [*tokens], "token_type": [*types], "merges": merges}
 
 
 def _split_patterns(steps: dict | None) -> tuple[str, ...]:

@@ -175,12 +175,15 @@ def test_a_damaged_folder_is_noticed(tmp_path, name, harm):
 def test_an_unreadable_index_is_an_error_that_says_what_to_do(tmp_path):
     chats(tmp_path / "x.jsonl", 5)
     index = made(tmp_path / "x.jsonl", tmp_path / "data").directory / "index.json"
-    for text, message in (("{", "not valid JSON"), ('{"version": 99}', "has version 99, this program reads 2")):
+    for text, message in (
+        ("{", "holds no encoded chat file: .*index.json is no JSON"),
+        ('{"version": 99}', "has version 99, this program reads 2"),
+    ):
         index.write_text(text)
         with pytest.raises(ValueError, match=f"{message}.*delete .* and run again"):
             made(tmp_path / "x.jsonl", tmp_path / "data")
     index.unlink()
-    with pytest.raises(ValueError, match=r"no index\.json"):
+    with pytest.raises(ValueError, match=r"holds no encoded chat file: .*No such file.*index\.json"):
         ChatDataset(index.parent)
     assert len(made(tmp_path / "x.jsonl", tmp_path / "data")) == 5  # unfinished: made anew
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenjax.chat_format import chatml
+from qwenjax.interop.gguf.write import vocabulary
 from qwenjax.tokenizer import gguf, load_tokenizer
 from qwenjax.tokenizer.bpe import PATTERN
 from qwenjax.tokenizer.hub import HubTokenizer
@@ -123,7 +124,7 @@ def test_sentencepiece_in_a_tokenizer_json_stands_for_bytes():
 
 def test_gguf_and_back(hub, tmp_path):
     """Metadata written for a larger embedding, read again: the same ids; the rows that fill it are none."""
-    head = gguf.metadata(hub, hub.size + 5, "{{ template }}")
+    head = vocabulary(hub, hub.size + 5, "{{ template }}")
     assert len(head["tokenizer.ggml.tokens"]) == hub.size + 5
     assert head["tokenizer.ggml.pre"] == "qwen2"
     again = gguf.tokenizer_of(head, "x.gguf")

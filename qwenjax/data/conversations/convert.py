@@ -5,6 +5,7 @@ conversation takes the best response, a preference all of them, a prompt none, b
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,19 +36,18 @@ class ConversionReport:
     """Counts of what became of the rows of one or more files."""
 
     read: int = 0
-    written: dict[tuple[str, str, str], int] = field(default_factory=dict)  # (file, format, kind) -> rows
+    written: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (file, format, kind) -> rows
     skipped: Report = field(default_factory=Report)
     changed: Report = field(default_factory=Report)
 
     @property
     def rows(self) -> int:
         """Rows written."""
-        return sum(self.written.values())
+        return self.written.total()
 
     def lines(self) -> list[str]:
         """A table of what was written, and what was changed, for people."""
-        header = ("file", "format", "kind", "rows")
-        table = [header, *((*key, f"{rows:,}") for key, rows in self.written.items())]
+        table = [("file", "format", "kind", "rows"), *((*key, f"{rows:,}") for key, rows in self.written.items())]
         return [*aligned(table, left=3), *self.changed.lines("changed")]
 
 
@@ -83,11 +83,9 @@ def convert_rows(
         changes: list[str] = []
         try:
             value = _filled(value, fill or {})
-            name = formats.recognise(value) if format == "auto" else format
-            rows = [
-                _row(exchange, to or formats.FORMATS[name].kind, source, changes.append)
-                for exchange in _read(name, value, changes.append)
-            ]
+            name = formats.recognise(value, format)
+            kind, _, read, _ = formats.FORMATS[name]
+            rows = [_row(exchange, to or kind, source, changes.append) for exchange in read(value, changes.append)]
         except (RowError, RecursionError) as error:
             row_error = error if isinstance(error, RowError) else RowError("nested too deeply")
             files.skip_row(row_error, origin, report.skipped, strict)
@@ -95,8 +93,7 @@ def convert_rows(
         for reason in changes:
             report.changed.note(reason, origin)
         for row in rows:
-            key = (Path(path).name, name, schema.kind_of(row))
-            report.written[key] = report.written.get(key, 0) + 1
+            report.written[Path(path).name, name, schema.kind_of(row)] += 1
             yield ConvertedRow(origin, name, row)
 
 
@@ -135,15 +132,6 @@ def convert(
     with meter("converting", size) as step:
         files.write_chat(out, rows())
     return report
-
-
-def _read(name: str, value: object, note_change: NoteChange) -> Iterator[Exchange]:
-    """The exchanges of a row in a format."""
-    format = formats.FORMATS[name]
-    if not isinstance(value, dict) or not format.matches(value):
-        fields = ", ".join(value) if isinstance(value, dict) else f"a {type(value).__name__}"
-        raise RowError(f"not of the format {name}", f"fields {fields}: wanted {format.description}")
-    yield from format.read(value, note_change)
 
 
 def _row(exchange: Exchange, to: str, source: str, note_change: NoteChange) -> schema.ChatRow:

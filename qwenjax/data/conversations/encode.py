@@ -9,7 +9,7 @@ prompt        one dialogue, which ends where the assistant begins to write
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -104,22 +104,21 @@ def encode(row: Row, tokenizer, encoding: Encoding) -> Encoded:
       RowError: the row cannot be used: another kind, too long, no trained token, responses that are equal or empty as
         ids, or calls that ReAct text cannot express.
     """
-    if encoding.kind == "prompt":
-        return _prompt(row, tokenizer, encoding)
-    if kind_of(row) != encoding.kind:
+    if encoding.kind not in ("prompt", kind_of(row)):
         raise RowError(f"a {kind_of(row)}, not a {encoding.kind}")
-    return (_conversation if encoding.kind == "conversation" else _preference)(row, tokenizer, encoding)
+    kinds = {"conversation": _conversation, "preference": _preference, "prompt": _prompt}
+    return kinds[encoding.kind](row, tokenizer, encoding)
 
 
 def _conversation(row: ConversationRow, tokenizer, encoding: Encoding) -> Encoded:
     def encode_turns(turns: list[Turn]) -> tuple[list[int], list[int]]:
         return encode_with_mask(tokenizer, _to_chatml(turns, row.tools), encoding.loss_mask)
 
-    limit, change = encoding.limit, ""
+    limit = encoding.limit
     if encoding.truncate == "end":
         ids, mask = encode_turns(row.messages)
-        if len(ids) > limit:
-            ids, mask, change = ids[:limit], mask[:limit], f"cut at {limit} tokens"
+        change = f"cut at {limit} tokens" if len(ids) > limit else ""
+        ids, mask = ids[:limit], mask[:limit]
     else:
         _, (ids, mask), change = _truncate_turns(row.messages, encode_turns, encoding, limit)
     if not any(mask[1:]):  # the first token is never a target
@@ -132,9 +131,8 @@ def _preference(row: PreferenceRow, tokenizer, encoding: Encoding) -> Encoded:
     open_turn, answers = _open_assistant_turn(_to_chatml(row.prompt, row.tools)), []
     for response in row.responses:
         text = _to_chatml([*row.prompt, response], row.tools)[-1]["content"]
-        assert text.startswith(open_turn), (text, open_turn)
         # Encoded apart from the text it continues, as the tokens of a rollout are: all responses share the prompt's ids
-        answers.append([*tokenizer.encode_ordinary(text[len(open_turn) :]), tokenizer.im_end])
+        answers.append([*tokenizer.encode_ordinary(text.removeprefix(open_turn)), tokenizer.im_end])
     if min(map(len, answers)) < 2:
         raise RowError("empty response", "a response has no token")
     if len(set(map(tuple, answers))) < len(answers):
@@ -148,11 +146,8 @@ def _preference(row: PreferenceRow, tokenizer, encoding: Encoding) -> Encoded:
     _, (ids, mask), change = _truncate_turns(
         row.prompt, lambda turns: _encode_prompt(turns, row.tools, tokenizer), encoding, limit
     )
-    dialogues = [
-        Dialogue([*ids, *answer], [*mask, *[1] * len(answer)], float(rating))
-        for answer, rating in zip(answers, ratings)
-    ]
-    return Encoded(dialogues, change)
+    rated = zip(answers, ratings.tolist())
+    return Encoded([Dialogue(ids + answer, mask + [1] * len(answer), rating) for answer, rating in rated], change)
 
 
 def _prompt(row: Row, tokenizer, encoding: Encoding) -> Encoded:
@@ -215,19 +210,14 @@ def _truncate_turns(
     if encoding.truncate == "leave_out":
         raise RowError(reason, detail)
     users = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
-
-    def from_user(first: int) -> list[Turn]:
-        return [*turns[: users[0]], *turns[users[first] :]]
-
-    first = bisect_left(range(len(users)), True, lo=1, key=lambda i: len(encode_turns(from_user(i))[0]) <= limit)
-    if first == len(users):
+    shorter = [[*turns[: users[0]], *turns[user:]] for user in users[1:]]  # the longest first
+    first = bisect_left(shorter, True, key=lambda kept: len(encode_turns(kept)[0]) <= limit)
+    if first == len(shorter):
         raise RowError(f"{reason}, even after dropping earlier turns", detail)
-    kept = from_user(first)
-    return kept, encode_turns(kept), f"oldest turns dropped to fit {encoding.limit} tokens"
+    return shorter[first], encode_turns(shorter[first]), f"oldest turns dropped to fit {encoding.limit} tokens"
 
 
-@dataclass
-class EncodedPart:
+class EncodedPart(NamedTuple):
     """Encoded dialogues, one after another."""
 
     ids: np.ndarray  # uint16 or uint32 [tokens]
@@ -235,8 +225,8 @@ class EncodedPart:
     table: np.ndarray  # TABLE [dialogues]; groups count from 0 in each part
     origins: list[str]  # of each dialogue: 'NAME:LINE' in its file
     texts: list[bytes]  # of each prompt: a line of JSON
-    left_out: Report = field(default_factory=Report)
-    shortened: Report = field(default_factory=Report)
+    left_out: Report
+    shortened: Report
 
 
 def encode_part(objects: Sequence[tuple[str, object]], tokenizer, encoding: Encoding) -> EncodedPart:

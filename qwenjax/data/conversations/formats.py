@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import NamedTuple
 
 from qwenjax.data.conversations.schema import RowError, Turn
 from qwenjax.data.conversations.turns import (
@@ -25,6 +26,7 @@ from qwenjax.data.conversations.turns import (
 )
 
 TURNS = ("messages", "conversations", "conversation")  # fields that hold turns
+IDS = ("id", "question_id", "task_id")
 ANSWERS = ("output", "answer", "std_answer", "response", "completion")  # fields that hold an answer as text
 
 
@@ -42,8 +44,7 @@ class Exchange:
     source: str | None = None
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """How rows of a format are recognised and read."""
 
     kind: str  # what its rows become if the caller asks for no kind
@@ -77,12 +78,11 @@ def _exchange(row: dict, turns: list[Turn], used: Iterable[str], **fields) -> Ex
     """
     if "responses" not in fields and turns and turns[-1]["role"] == "assistant":
         turns, fields["responses"] = turns[:-1], [turns[-1]]
-    number = next((row[name] for name in ("id", "question_id", "task_id") if row.get(name) not in (None, "")), None)
-    unused = row.keys() - {*used, "id", "question_id", "task_id", "source", "tools", "functions", "system", "meta"}
+    row_id = next((str(row[name]) for name in IDS if row.get(name) not in (None, "")), None)
+    read = {*used, *IDS, "source", "tools", "functions", "system", "meta"}
     meta = dict(row["meta"]) if isinstance(row.get("meta"), dict) else {}
-    meta |= {name: row[name] for name in row if name in unused and row[name] not in (None, "", [], {})}
+    meta |= {name: value for name, value in row.items() if name not in read and value not in (None, "", [], {})}
     source = row.get("source") if isinstance(row.get("source"), str) else None
-    row_id = None if number is None else str(number)
     return Exchange(turns, tools=parse_tools(row), meta=meta, id=row_id, source=source, **fields)
 
 
@@ -95,6 +95,10 @@ def _has(*names: str) -> Callable[[dict], bool]:
 
 def _first(row: dict, names: Iterable[str]) -> str | None:
     return next((name for name in names if name in row), None)
+
+
+def _has_one_of(name: str, others: Iterable[str]) -> Callable[[dict], bool]:
+    return lambda row: name in row and bool(_first(row, others))
 
 
 def _dialogue(row: dict, note_change: NoteChange) -> list[Exchange]:
@@ -144,12 +148,12 @@ def _instruction(row: dict, note_change: NoteChange) -> list[Exchange]:
 def _seeds(row: dict, note_change: NoteChange) -> list[Exchange]:
     if not isinstance(row["instances"], list) or not row["instances"]:
         raise RowError("no turns", "instances is not a list of inputs and outputs")
-    common = {name: row[name] for name in row if name != "instances"}
     exchanges = []
     for one in row["instances"]:
         if not isinstance(one, dict):
             raise RowError("malformed turn", "an entry of instances is not an object")
-        exchanges += _instruction(common | {"input": one.get("input"), "output": one.get("output")}, note_change)
+        single = row | {"instances": None, "input": one.get("input"), "output": one.get("output")}
+        exchanges += _instruction(single, note_change)
     return exchanges
 
 
@@ -181,10 +185,7 @@ def _mt_bench(row: dict, note_change: NoteChange) -> list[Exchange]:
 
 
 def _ranked(row: dict, note_change: NoteChange) -> list[Exchange]:
-    if "responses" in row:
-        name, items = "prompt", row["responses"]
-    else:
-        name, items = "instruction", row["output"]
+    name, items = ("prompt", row["responses"]) if "responses" in row else ("instruction", row["output"])
     if not isinstance(items, list):
         raise RowError("fewer than two responses", "the responses are not a list")
     responses = [
@@ -211,11 +212,11 @@ def _pairs(row: dict, note_change: NoteChange) -> list[Exchange]:
             turns = parse_turns(value if isinstance(value, list) else [value], note_change, which)
             turns = turns if turns[: len(prompt)] == prompt else prompt + turns
         sides.append(_with_system(row, turns))
-    margin = row.get("margin")
-    if margin is None and {"score_chosen", "score_rejected"} <= row.keys():
+    scores = None
+    if row.get("margin") is not None:
+        scores = [row["margin"], 0]
+    elif {"score_chosen", "score_rejected"} <= row.keys():
         scores = [row["score_chosen"], row["score_rejected"]]
-    else:
-        scores = None if margin is None else [margin, 0]
     used = (*_PROMPTS, "chosen", "rejected", "margin", "score_chosen", "score_rejected", *_PROMPT_USES)
     return [_pair(row, *sides, used, scores)]
 
@@ -259,13 +260,11 @@ def _glaive(row: dict, note_change: NoteChange) -> list[Exchange]:
         raise RowError("no known format", "chat does not begin with 'USER:'")
     turns: list[Turn] = []
     for who, text in zip(parts[::2], parts[1::2]):
-        text = text.strip()
-        role = {"USER": "user", "ASSISTANT": "assistant"}.get(who, "tool")
-        turn: Turn = {"role": role, "content": text}
-        if role == "assistant" and (match := _GLAIVE_CALL.search(text)):
+        turn: Turn = {"role": ROLES[who.lower().replace(" ", "_")], "content": text.strip()}
+        if who == "ASSISTANT" and (match := _GLAIVE_CALL.search(text)):
             quoted = _GLAIVE_QUOTED.search(match[1])  # their JSON has its arguments between single quotes
             call = {"name": quoted[1], "arguments": quoted[2].replace("\\'", "'")} if quoted else match[1]
-            turn = {"role": role, "content": text[: match.start()].strip(), "tool_calls": parse_calls(call, "chat")}
+            turn |= {"content": text[: match.start()].strip(), "tool_calls": parse_calls(call, "chat")}
         turns.append(turn)
     turns = _with_system({"system": system}, merge_speakers(turns, note_change))
     return [_exchange({**row, "tools": tools}, turns, ("system", "chat"))]
@@ -274,10 +273,10 @@ def _glaive(row: dict, note_change: NoteChange) -> list[Exchange]:
 def _glaive_tools(system: str) -> list[dict]:
     """The functions that a system text lists as JSON objects, one after another."""
     tools: list[dict] = []
-    decoder, text = json.JSONDecoder(strict=False), system[system.find("{") :] if "{" in system else ""
+    text = system[system.find("{") :] if "{" in system else ""
     while text.startswith("{"):
         try:
-            tool, end = decoder.raw_decode(text)
+            tool, end = json.JSONDecoder(strict=False).raw_decode(text)
         except ValueError as error:
             raise RowError("malformed tools", f"system: a function is not JSON ({error})") from None
         tools.append(tool)
@@ -306,43 +305,41 @@ def _is_kto(row: dict) -> bool:
     return "label" in row and (bool(_first(row, TURNS)) or {"prompt", "completion"} <= row.keys())
 
 
+def _is_sharegpt(row: dict) -> bool:
+    return bool(_first(row, TURNS[1:]))
+
+
 def _is_ranked(row: dict) -> bool:
     return {"prompt", "responses"} <= row.keys() or ("instruction" in row and isinstance(row.get("output"), list))
 
 
-def _has_one_of(name: str, others: Iterable[str]) -> Callable[[dict], bool]:
-    return lambda row: name in row and bool(_first(row, others))
-
-
 FORMATS: dict[str, Format] = {
-    name: Format(kind, matches, read, description)
-    for name, kind, matches, read, description in (
-        ("glaive", "conversation", _has("system", "chat"), _glaive, "system and chat: function calling as text"),
-        ("kto", "conversation", _is_kto, _labelled, "messages or prompt/completion with a label; desirable ones only"),
-        ("hh", "preference", _is_hh, _hh, "chosen, rejected: texts with Human: and Assistant:"),
-        ("pairs", "preference", _has("chosen", "rejected"), _pairs, "chosen, rejected after a prompt of any form"),
-        ("ranked", "preference", _is_ranked, _ranked, "instruction and outputs, or prompt and responses; best first"),
-        ("sharegpt", "conversation", lambda row: bool(_first(row, TURNS[1:])), _dialogue, "conversations: from, value"),
-        ("openai", "conversation", _has("messages"), _dialogue, "messages: role, content, tool_calls"),
-        ("seeds", "conversation", _has("instruction", "instances"), _seeds, "instruction with instances"),
-        ("alpaca", "conversation", _has_one_of("instruction", ANSWERS), _instruction, "instruction, input, output"),
-        ("question", "prompt", _has_one_of("question", ANSWERS), _question, "question, answer (GSM8K, BELLE)"),
-        ("mt_bench", "prompt", _has("turns"), _mt_bench, "turns: the first question is the prompt"),
-        ("completion", "conversation", _has_one_of("prompt", _TEXTS), _plain, "prompt, completion"),
-        ("prompt", "prompt", _has("prompt"), _plain, "prompt, answer"),
-    )
+    "glaive": Format("conversation", _has("system", "chat"), _glaive, "system and chat: function calling as text"),
+    "kto": Format("conversation", _is_kto, _labelled, "messages or prompt/completion, label: desirable ones"),
+    "hh": Format("preference", _is_hh, _hh, "chosen, rejected: texts with Human: and Assistant:"),
+    "pairs": Format("preference", _has("chosen", "rejected"), _pairs, "chosen, rejected after a prompt of any form"),
+    "ranked": Format("preference", _is_ranked, _ranked, "instruction and outputs, or prompt and responses; best first"),
+    "sharegpt": Format("conversation", _is_sharegpt, _dialogue, "conversations: from, value"),
+    "openai": Format("conversation", _has("messages"), _dialogue, "messages: role, content, tool_calls"),
+    "seeds": Format("conversation", _has("instruction", "instances"), _seeds, "instruction with instances"),
+    "alpaca": Format("conversation", _has_one_of("instruction", ANSWERS), _instruction, "instruction, input, output"),
+    "question": Format("prompt", _has_one_of("question", ANSWERS), _question, "question, answer (GSM8K, BELLE)"),
+    "mt_bench": Format("prompt", _has("turns"), _mt_bench, "turns: the first question is the prompt"),
+    "completion": Format("conversation", _has_one_of("prompt", _TEXTS), _plain, "prompt, completion"),
+    "prompt": Format("prompt", _has("prompt"), _plain, "prompt, answer"),
 }
 
 
-def recognise(row: object) -> str:
-    """The name of the row's format.
+def recognise(row: object, name: str = "auto") -> str:
+    """The name of the row's format: the first of `FORMATS` that has these fields, or `name`, which must have them.
 
     Raises:
-      RowError: no format has these fields.
+      RowError: no format has these fields, or the one of this name has others.
     """
-    if isinstance(row, dict):
-        for name, format in FORMATS.items():
-            if format.matches(row):
-                return name
+    for candidate in FORMATS if name == "auto" else (name,):
+        if isinstance(row, dict) and FORMATS[candidate].matches(row):
+            return candidate
     fields = ", ".join(row) if isinstance(row, dict) else f"a {type(row).__name__}"
-    raise RowError("no known format", f"fields {fields}: no known format has these")
+    if name == "auto":
+        raise RowError("no known format", f"fields {fields}: no known format has these")
+    raise RowError(f"not of the format {name}", f"fields {fields}: wanted {FORMATS[name].description}")

@@ -32,7 +32,7 @@ from qwenjax.chat_format import chatml
 from qwenjax.common.hashing import HASH_RANGE, json_digest, size_and_crc32
 from qwenjax.common.processes import cores, worker_pool
 from qwenjax.common.progress import meter, printer
-from qwenjax.common.storage import exclusive, write_json
+from qwenjax.common.storage import exclusive, read_json, write_json
 from qwenjax.data.conversations import files
 from qwenjax.data.conversations.encode import TABLE, EncodedPart, Encoding, encode_part
 from qwenjax.data.shards.format import token_dtype, tokenizer_entry
@@ -56,12 +56,10 @@ class ChatDataset:
         self.directory = Path(directory)
         path = self.directory / "index.json"
         again = f"delete {self.directory} and run again"
-        if not path.is_file():
-            raise ValueError(f"{self.directory} holds no encoded chat file: it has no index.json; {again}")
         try:
-            self.index = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); {again}") from None
+            self.index = read_json(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.directory} holds no encoded chat file: {error}; {again}") from None
         if self.index.get("version") != VERSION:
             raise ValueError(f"{path} has version {self.index.get('version')}, this program reads {VERSION}; {again}")
         for name, written in self.index["files"].items():
@@ -156,10 +154,10 @@ class ChatDataset:
 
     def lines(self) -> list[str]:
         """What there is, what was left out and what was shortened, for people."""
-        tokens, trained = (int(self.table[name].sum()) for name in ("tokens", "trained"))
+        tokens, trained = int(self.table["tokens"].sum()), self.table["trained"].sum()
+        share = f"{trained / tokens:.0%} of them trained (loss mask {self.encoding.loss_mask})"
         first = {
-            "conversation": f"{len(self):,} conversations of {tokens:,} tokens, {trained / tokens:.0%} of them trained "
-            f"(loss mask {self.encoding.loss_mask})",
+            "conversation": f"{len(self):,} conversations of {tokens:,} tokens, {share}",
             "preference": f"{self.num_rows:,} lists of {len(self):,} responses to {self.num_prompts:,} different "
             f"prompts; with them {tokens:,} tokens",
             "prompt": f"{len(self):,} prompts, {self.num_prompts:,} different, of {tokens:,} tokens",
@@ -218,8 +216,8 @@ def encode_file(
             workers = workers or max(1, min(cores(), int(size) // BYTES_PER_WORKER))
             with meter(f"encoding {path.name}", size, "B", hidden=not progress) as step:
                 report = Report()
-                chunks = _chunks(files.read_objects(path, report, progress=step))
-                with closing(_encode_chunks(chunks, tokenizer, encoding, workers)) as parts:
+                objects = files.read_objects(path, report, progress=step)
+                with closing(_encode_chunks(objects, tokenizer, encoding, workers)) as parts:
                     index = _write(working, parts, report, path, encoding.kind)
             index |= {"version": VERSION, "source": path.name, "content": content, "encoding": how}
             index["tokenizer"] = tokenizer_entry(tokenizer)
@@ -247,32 +245,21 @@ def _write(directory: Path, parts: Iterable[EncodedPart], left_out: Report, path
             file.flush()
             os.fsync(file.fileno())
     if not number:
-        reasons = "; ".join(left_out.lines("left out")) or "it is empty"
-        raise ValueError(f"no {kind} to train on in {path}: {reasons}")
+        raise ValueError(f"no {kind} to train on in {path}: {'; '.join(left_out.lines('left out')) or 'it is empty'}")
     sizes = {name: size_and_crc32(directory / name) for name in names}
     return {"dialogues": number, "files": sizes, "left_out": left_out, "shortened": shortened}
 
 
-def _chunks(objects: Iterator[tuple[str, object]]) -> Iterator[list[tuple[str, object]]]:
-    while chunk := list(islice(objects, CHUNK)):
-        yield chunk
-
-
-def _encode_chunks(chunks: Iterable[list], tokenizer, encoding: Encoding, workers: int) -> Iterator[EncodedPart]:
-    """The chunks encoded, in their order, in `workers` processes."""
+def _encode_chunks(objects: Iterator[tuple], tokenizer, encoding: Encoding, workers: int) -> Iterator[EncodedPart]:
+    """The objects encoded chunk by chunk, in their order, in `workers` processes."""
     waiting: deque = deque()
-    with worker_pool(workers, _settings, tokenizer, encoding) as submit:
-        for chunk in chunks:
+    with worker_pool(workers, tuple, (tokenizer, encoding)) as submit:
+        while chunk := list(islice(objects, CHUNK)):
             waiting.append(submit(_encode_chunk, chunk))
             if len(waiting) > 2 * workers:  # enough to keep all busy; memory stays bounded
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _settings(tokenizer, encoding: Encoding) -> tuple:
-    """What a process holds."""
-    return tokenizer, encoding
 
 
 def _encode_chunk(settings: tuple, chunk: list[tuple[str, object]]) -> EncodedPart:

@@ -1,6 +1,5 @@
 """Models and vocabularies written as GGUF, for llama.cpp and programs built on it."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from qwenjax.interop.gguf.container import library
 from qwenjax.interop.gguf.tensors import NAMES, PAIRED, pairs, rename
 from qwenjax.interop.huggingface.config import extensions_left_out
 from qwenjax.interop.huggingface.layout import Table
-from qwenjax.tokenizer import gguf as gguf_tokenizer
+from qwenjax.interop.huggingface.tokenizer import sentencepiece_model
 from qwenjax.tokenizer.base import Tokenizer
 from qwenjax.tokenizer.bpe import merges, spell
-from qwenjax.tokenizer.gguf import CONTROL_TYPE, NORMAL, UNUSED
+from qwenjax.tokenizer.gguf import CONTROL_TYPE, NORMAL, UNUSED, hub_facts
 from qwenjax.tokenizer.hub import HubTokenizer
 
 # Dtype of matrices -> what GGUF calls such files
@@ -194,22 +193,23 @@ def vocabulary(tokenizer: Tokenizer, rows: int, chat_template: str = "") -> dict
     Raises:
       ValueError: more ids than rows, or a token that is no merge of two others.
     """
-    if isinstance(tokenizer, HubTokenizer):
-        return gguf_tokenizer.metadata(tokenizer, rows, chat_template)
     if tokenizer.size > rows:
         raise ValueError(f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the embedding only {rows} rows")
-    values = _pieces(tokenizer) if tokenizer.file.endswith(".model") else _ranks(tokenizer)
+    is_hub = isinstance(tokenizer, HubTokenizer)
+    make = hub_facts if is_hub else _pieces if tokenizer.file.endswith(".model") else _ranks
+    values = make(tokenizer)
+    end = tokenizer.eot if tokenizer.im_end is None or not chat_template else tokenizer.im_end
     tokens, types = values["tokens"], values["token_type"]
     tokens += [f"[PAD{i}]" for i in range(len(tokens), rows)]
     types += [UNUSED] * (rows - len(types))
     if "scores" in values:
         values["scores"] += [0.0] * (rows - len(values["scores"]))
     values |= {
-        "bos_token_id": tokenizer.eot,
-        "eos_token_id": tokenizer.im_end if chat_template else tokenizer.eot,
-        "eot_token_id": tokenizer.im_end,
+        "bos_token_id": (*tokenizer.prefix, tokenizer.eot)[0],
+        "eos_token_id": end,
+        "eot_token_id": end if is_hub else tokenizer.im_end,
         "padding_token_id": tokenizer.eot,
-        "add_bos_token": False,
+        "add_bos_token": bool(tokenizer.prefix),
         "add_eos_token": False,
     }
     metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
@@ -234,10 +234,7 @@ def _ranks(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _pieces(tokenizer: Tokenizer) -> dict[str, Any]:
     """Pieces, scores and types of a sentencepiece model."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    with tempfile.TemporaryDirectory() as folder:
-        model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.save(folder).read_bytes())
+    model = sentencepiece_model(tokenizer)
     return {
         "model": "t5" if model.trainer_spec.model_type == 1 else "llama",
         "pre": "default",
