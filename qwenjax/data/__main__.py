@@ -300,13 +300,10 @@ examples:
         add("--name", metavar="NAME", help="of the data set, in snake_case (default: the name of SHARDS)")
 
     def run(self, options: argparse.Namespace) -> int:
-        import tensorflow_datasets as tfds
-
         from qwenjax.data.shards.format import Shards
         from qwenjax.data.shards.publish import publish
         from qwenjax.tokenizer import load_tokenizer
 
-        tfds.disable_progress_bar()  # `publish` has its own
         shards = Shards(options.shards)
         tokenizer = load_tokenizer(str(shards.directory / "tokenizer"))
         name = options.name or shards.directory.resolve().name.lower().replace("-", "_")

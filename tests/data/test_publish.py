@@ -65,8 +65,9 @@ def test_a_split_is_several_files_of_about_one_size(shards, tmp_path, tokenizer,
     text_bytes = {split: shards.text_bytes(split) for split in SPLITS}
     for split in SPLITS:
         lengths = builder.info.splits[split].shard_lengths
-        assert len(lengths) == -(-text_bytes[split] // 20_000) == len(list(folder.glob(f"my_corpus-{split}.*")))
-        assert max(lengths) - min(lengths) <= 1
+        assert len(lengths) == len(list(folder.glob(f"my_corpus-{split}.*")))
+        assert abs(len(lengths) - text_bytes[split] / 20_000) < 1
+        assert set(lengths[:-1]) <= {max(lengths)}  # the last may be shorter
         found = builder.as_data_source(split)
         assert [row["origin"].decode() for row in found] == [origin for origin, _ in documents(shards, split)]
         assert text_bytes[split] < builder.info.splits[split].num_bytes < 2 * text_bytes[split]

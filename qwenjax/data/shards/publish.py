@@ -4,16 +4,12 @@ Features are `text`, decoded from the tokens, and `origin`. Splits are those of 
 Token ids are left out: they follow from the text and the tokenizer, and would double the size.
 """
 
-import contextlib
-import io
 import json
-import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
-from itertools import islice, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from qwenjax.common.hashing import json_digest
 from qwenjax.common.progress import meter, printer
@@ -21,7 +17,7 @@ from qwenjax.common.storage import exclusive
 from qwenjax.data.shards.format import SPLITS, Shards
 
 VERSION = "1.0.0"
-FILE_BYTES = 256 << 20  # text per output file
+FILE_BYTES = 256 << 20  # text per output file, about
 
 
 def publish(shards: Shards, tokenizer, out: str | Path, name: str, progress: bool = True) -> Path:
@@ -49,74 +45,42 @@ def publish(shards: Shards, tokenizer, out: str | Path, name: str, progress: boo
             if not about.is_file() or json.loads(about.read_text("utf-8")).get("shards") != _content(shards):
                 raise ValueError(f"{folder} holds another data set; choose another --name or --out, or delete it")
             return folder
-        for unfinished in folder.parent.glob(f"incomplete.*_{VERSION}"):
+        for unfinished in folder.parent.glob("incomplete.*"):
             shutil.rmtree(unfinished)
-        _build(shards, tokenizer, out, name, progress)
+        with TemporaryDirectory(dir=folder.parent, prefix="incomplete.") as temporary:
+            (working := Path(temporary, VERSION)).mkdir()
+            _build(shards, tokenizer, working, name, progress)
+            working.rename(folder)
     return folder
 
 
-def _build(shards: Shards, tokenizer, out: Path, name: str, progress: bool) -> None:
+def _build(shards: Shards, tokenizer, folder: Path, name: str, progress: bool) -> None:
     import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordWriter
 
-    tokenizer_name = shards.index["tokenizer"]["name"]
+    documents = sum(shards.index["splits"][split]["documents"] for split in SPLITS)
+    text_bytes = sum(map(shards.text_bytes, SPLITS))
+    identity = tfds.core.dataset_info.DatasetIdentity(name, tfds.core.Version(VERSION), str(folder), module_name="")
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description=f"{name}: documents decoded from tokens of the tokenizer {shards.tokenizer['name']!r}.",
+        features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "origin": tfds.features.Text()}),
+        metadata=tfds.core.MetadataDict(shards=_content(shards), tokenizer=shards.tokenizer),
+        disable_shuffling=True,  # they are shuffled already
+    )
+    # not a builder's writer: that sorts examples by hash, holds up to 1 GB of them, and then needs TensorFlow
+    writer = tfds.core.SequentialWriter(info, max(1, documents * FILE_BYTES // text_bytes), file_format="array_record")
 
-    class Info(tfds.core.DatasetInfo):
-        def initialize_from_bucket(self) -> None:
-            """Does nothing: TFDS would look the name up in its bucket, and leave a temporary folder."""
+    def examples(split: str) -> Iterator[dict[str, str]]:
+        for span, tokens in shards.all_documents(split):
+            yield {"text": tokenizer.decode(tokens[:-1].tolist()), "origin": span.origin}
+            step(1)
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(VERSION)
-        code_path = None  # TFDS looks for checksums there, and needs one more library for it
-
-        def _info(self) -> tfds.core.DatasetInfo:
-            return Info(
-                builder=self,
-                description=f"{name}: documents decoded from tokens of the tokenizer {tokenizer_name!r}.",
-                features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "origin": tfds.features.Text()}),
-                metadata=tfds.core.MetadataDict(shards=_content(shards), tokenizer=shards.index["tokenizer"]),
-                disable_shuffling=True,  # they are shuffled already
-            )
-
-        def _split_generators(self, _) -> dict[str, Iterator]:
-            counts = {split: shards.index["splits"][split]["documents"] for split in SPLITS}
-            return {split: self._generate_examples(split, count) for split, count in counts.items() if count}
-
-        def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict]]:
-            with meter(f"publishing {split}", count, hidden=not progress) as step:
-                for i, (span, tokens) in enumerate(shards.all_documents(split)):
-                    yield i, {"text": tokenizer.decode(tokens[:-1].tolist()), "origin": span.origin}
-                    step(1)
-
-        def _download_and_prepare(self, dl_manager, download_config) -> None:
-            """Writes examples as they are generated.
-
-            TFDS's own writer sorts them by hash, holds up to 1 GB of them, and needs TensorFlow beyond that.
-            """
-            splits = self._split_generators(dl_manager)
-            self.info.set_splits(tfds.core.SplitDict([self._write(*split) for split in splits.items()]))
-
-        def _write(self, split: str, examples: Iterator[tuple[int, dict]]) -> tfds.core.SplitInfo:
-            entry = shards.index["splits"][split]
-            files, size = min(entry["documents"], math.ceil(entry["bytes"] / FILE_BYTES)), 0
-            template = tfds.core.ShardedFileTemplate(
-                self.data_path, dataset_name=name, split=split, filetype_suffix="array_record"
-            )
-            edges = [entry["documents"] * f // files for f in range(files + 1)]
-            for f, (start, stop) in enumerate(pairwise(edges)):
-                path = template.sharded_filepath(shard_index=f, num_shards=files)
-                writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
-                for _, example in islice(examples, stop - start):
-                    record = self.info.features.serialize_example(example)
-                    writer.write(record)
-                    size += len(record)
-                writer.close()
-            lengths = [stop - start for start, stop in pairwise(edges)]
-            return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
-
-    Builder.name = name
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads
-        Builder(data_dir=str(out), file_format="array_record").download_and_prepare(file_format="array_record")
+    with meter(f"publishing {name}", documents, hidden=not progress) as step:
+        for split in SPLITS:
+            if shards.index["splits"][split]["documents"]:
+                writer.initialize_splits([split])
+                writer.add_examples({split: examples(split)})
+    writer.close_all()
 
 
 def _content(shards: Shards) -> str:
