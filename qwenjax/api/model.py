@@ -48,6 +48,8 @@ class Model:
       tokenizer: None if the checkpoint has none; then prompts are ids.
       window: the longest text, in tokens, that `generate` and `chat` accept, the answer included; None is no limit.
         It is the length that the model was trained for; there is no limit where dynamic NTK extends it.
+      kv_cache: how keys and values are kept while decoding; one of `model.cache.KINDS`.
+      frozen_ntk: dynamic NTK keeps the prompt's alpha while decoding, as the released code does (generate/decode.py).
     """
 
     config: ModelConfig
@@ -56,6 +58,8 @@ class Model:
     compute: Compute
     mesh: Mesh | None = None
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    kv_cache: str = "plain"
+    frozen_ntk: bool = False
     window: int | None = field(init=False)
 
     def __post_init__(self):
@@ -226,6 +230,8 @@ class Model:
                 size=self._vocab_size,
                 stops=stops,
                 decode=None if self.tokenizer is None else self.tokenizer.decode,
+                kv_cache=self.kv_cache,
+                frozen_ntk=self.frozen_ntk,
                 on_token=(lambda row, ids: streams[row].push(ids)) if streams else None,
             )
         completions = [self._completion(c) for c in done]

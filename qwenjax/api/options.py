@@ -34,12 +34,15 @@ def model_arguments(add) -> None:
 
 
 def load_model(options: argparse.Namespace) -> "Model":
-    """The model of --model, --set and --dtype; compiled programs are cached for the next start."""
+    """The model of the options; compiled programs are cached for the next start."""
     quiet_logs()
     keep_programs()
     from qwenjax import api
 
-    return api.load(options.model, None, options.dtype, **overrides(options))
+    model = api.load(options.model, None, options.dtype, **overrides(options))
+    for name in ("kv_cache", "frozen_ntk"):  # commands that only score have no such options
+        setattr(model, name, getattr(options, name, getattr(model, name)))
+    return model
 
 
 def load_reward(path: str, dtype: str | None) -> "RewardModel":
@@ -60,7 +63,7 @@ def overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def sampling_arguments(add) -> None:
-    """Declares how to sample; without an option the release decides, or decoding is greedy."""
+    """Declares how to sample and decode; without an option the release decides, or decoding is greedy."""
     add("--temperature", type=float, metavar="X", help="divides the logits; 0 is greedy")
     add("--top-p", type=float, metavar="P", help="sample from the likeliest tokens that together have this probability")
     add("--top-k", type=natural, metavar="K", help="sample from the K likeliest tokens; 0 is all")
@@ -72,6 +75,17 @@ def sampling_arguments(add) -> None:
     )
     add("--max-new-tokens", type=positive, metavar="N", help="limit of new tokens (default: the release's, or 512)")
     add("--seed", type=natural, default=0, metavar="N", help="seed of sampling (default: 0)")
+    add(
+        "--kv-cache",
+        choices=("plain", "int8", "int8_released"),
+        default="plain",
+        help="int8: about half the memory of bfloat16; int8_released: quantised as the released code does",
+    )
+    add(
+        "--frozen-ntk",
+        action="store_true",
+        help="with ntk=true: keep the rotary base that the prompt's length gives, as the released code does",
+    )
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:

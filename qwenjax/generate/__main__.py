@@ -1,11 +1,11 @@
 """Complete prompts on the screen, or every row of a JSONL file into another file.
 
-In the file every row has "prompt", a text, or "messages", a conversation [{"role": "user", "content": …}]; it may have
-its own "seed". The output repeats the row and adds completion, reason (stop or length), tokens and logprob. Interrupted
-or killed, the same command goes on behind the last whole row.
+Every row of the file has "prompt", a text, or "messages", a conversation [{"role": "user", "content": …}]. It may have
+its own "seed". The output repeats the row and adds completion, reason (stop or length), tokens and logprob. After an
+interruption the same command continues behind the last complete row.
 
-With --reward and --best-of a chat model answers each prompt several times, and the answer that the reward model likes
-best is shown; the file also has all scores.
+With --reward and --best-of a chat model answers each prompt several times, and the answer with the best score is shown;
+the file also has all scores.
 """
 
 import argparse
@@ -27,13 +27,13 @@ examples:
 
 def arguments(add) -> None:
     """Declares the options."""
-    add("prompt", nargs="*", metavar="PROMPT", help="texts to go on from; - reads one from stdin")
+    add("prompt", nargs="*", metavar="PROMPT", help="texts to continue; - reads one from stdin")
     shared.model_arguments(add)
-    add("--jsonl", metavar="FILE", help="rows to complete instead of prompts")
-    add("--out", metavar="FILE", help="where their completions go")
+    add("--jsonl", metavar="FILE", help="complete the rows of this file instead of prompts")
+    add("--out", metavar="FILE", help="write their completions to this file")
     add("--batch", type=command_line.positive, default=8, metavar="N", help="rows completed at a time (default: 8)")
-    add("--reward", metavar="PATH", help="a reward model's run, which chooses among answers")
-    add("--best-of", type=command_line.positive, metavar="N", help="answers to choose from")
+    add("--reward", metavar="PATH", help="the run of a reward model, which scores the answers")
+    add("--best-of", type=command_line.positive, metavar="N", help="number of answers to choose from")
     shared.sampling_arguments(add)
     add("--stop", action="append", default=[], metavar="TEXT", help="ends a completion; \\n is a line end; repeatable")
 
@@ -51,30 +51,31 @@ def run(options: argparse.Namespace) -> int:
 def _screen(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
     prompts = [sys.stdin.read() if text == "-" else text for text in options.prompt]
     model = shared.load_model(options)
-    policy, most = shared.sampling(options, model)
+    sampling, limit = shared.sampling(options, model)
     if options.best_of:
-        return _best(options, stop, model, policy, most, prompts)
+        return _best(options, stop, model, sampling, limit, prompts)
     for i, prompt in enumerate(prompts):
         print(prompt, end="", flush=True)
         begin, seeds = time.perf_counter(), [options.seed + i]
-        made = model.complete([prompt], policy, most, stop, seeds, lambda row, text: print(text, end="", flush=True))
+        show = lambda row, text: print(text, end="", flush=True)  # noqa: E731
+        (completion,) = model.complete([prompt], sampling, limit, stop, seeds, show)
         print(flush=True)
-        rate = len(made[0].ids) / (time.perf_counter() - begin)
-        print(f"{len(made[0].ids)} tokens, {rate:.1f} a second, ended by {made[0].reason}", file=sys.stderr)
+        n, seconds = len(completion.ids), time.perf_counter() - begin
+        print(f"{n} tokens, {n / seconds:.1f} a second, ended by {completion.reason}", file=sys.stderr)
     return command_line.DONE
 
 
-def _best(options: argparse.Namespace, stop: tuple[str, ...], model, policy, most: int, prompts: list[str]) -> int:
+def _best(options: argparse.Namespace, stop: tuple[str, ...], model, sampling, limit: int, prompts: list[str]) -> int:
     from qwenjax.api import best_of
 
     chooser = _chooser(options)
     for i, prompt in enumerate(prompts):
-        asked = best_of.conversation(model, {"prompt": prompt})
-        one = chooser.answers(model, [asked], policy, most, stop, [options.seed + i])[0]
-        print(one.completion.text, flush=True)
-        score, mean = one.scores[one.index], sum(one.scores) / chooser.n
+        conversation = best_of.conversation(model, {"prompt": prompt})
+        best = chooser.answers(model, [conversation], sampling, limit, stop, [options.seed + i])[0]
+        print(best.completion.text, flush=True)
+        score, mean = best.scores[best.index], sum(best.scores) / chooser.n
         print(
-            f"answer {one.index + 1} of {chooser.n}, {one.ended} of which ended; score {score:.3f}, mean {mean:.3f}; "
+            f"answer {best.index + 1} of {chooser.n}, {best.ended} of which ended; score {score:.3f}, mean {mean:.3f}; "
             f"best-of-{chooser.n} is up to {best_of.divergence(chooser.n):.2f} nats (KL) from the policy",
             file=sys.stderr,
         )
@@ -95,6 +96,8 @@ def _file(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
     model = shared.load_model(options)
     job = jsonl_jobs.CompletionJob(*shared.sampling(options, model), stop, options.seed, options.batch)
     chooser, made_by = _chooser(options), f"{options.model} {options.set} {options.dtype}"
+    if options.kv_cache != "plain" or options.frozen_ntk:
+        made_by += f" {options.kv_cache} {options.frozen_ntk}"
     if chooser:
         chooser.check(model, job.sampling)
         made_by += f" best of {chooser.n} by {chooser.reward_model.fingerprint}"
@@ -109,6 +112,6 @@ def _file(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
 
 
 if __name__ == "__main__":
-    from qwenjax.generate import __main__ as command  # beside the pure files of this room, the command is this file
+    from qwenjax.generate import __main__ as command  # the package has no command.py: its command is this file
 
     sys.exit(command_line.main_of("qwenjax.generate", command))
