@@ -2,8 +2,7 @@
 
 A row asks for a function's docstring. Three answers are scored: the first sentence of its own docstring (3), that of
 another function of the same module (2), and the words of that other sentence shuffled (0). Each sentence is the best
-answer to one prompt and the second best to another, so length and style do not tell these two apart: a model must read
-the prompt, which takes a larger model than noticing shuffled words.
+answer to one prompt and the second best to another, so only a model that reads the prompt tells these two apart.
 """
 
 import ast
@@ -76,11 +75,9 @@ def functions(text: str, origin: str) -> Iterator[DocumentedFunction]:
     except (SyntaxError, ValueError):
         return
     for node, owner in _definitions(tree, ""):
-        arguments, returns = ast.unparse(node.args), f" -> {ast.unparse(node.returns)}" if node.returns else ""
-        word = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
-        signature = f"{word} {node.name}({arguments}){returns}"
-        if owner:
-            signature = f"class {owner}:\n    {signature}"
+        head = f"class {owner}:\n    " * bool(owner) + "async " * isinstance(node, ast.AsyncFunctionDef)
+        returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+        signature = f"{head}def {node.name}({ast.unparse(node.args)}){returns}"
         summary = first_sentence(ast.get_docstring(node) or "")
         if summary and len(signature) <= MAX_CHARACTERS:
             yield DocumentedFunction(f"{origin}:{node.lineno}", signature, summary)
@@ -103,7 +100,5 @@ def first_sentence(docstring: str) -> str:
     match = SENTENCE.match(" ".join(" ".join(lines).split()))
     sentence = match[0] if match else ""
     words = len(re.findall(r"[A-Za-z]{2,}", sentence))
-    fits = (
-        WORDS[0] <= words <= WORDS[1] and len(sentence) <= MAX_CHARACTERS and not sentence.startswith((">>>", ":", "@"))
-    )
-    return sentence if fits else ""
+    is_prose = WORDS[0] <= words <= WORDS[1] and not sentence.startswith((">>>", ":", "@"))
+    return sentence if is_prose and len(sentence) <= MAX_CHARACTERS else ""

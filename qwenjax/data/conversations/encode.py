@@ -191,16 +191,10 @@ def _to_chatml(turns: list[Turn], tools: list[dict]) -> list[chatml.Message]:
 def _truncate_turns(
     turns: list[Turn], encode_turns: Callable[[list[Turn]], tuple[list, list]], encoding: Encoding, limit: int
 ) -> tuple[list[Turn], tuple[list, list], str]:
-    """The system turn and as many of the newest exchanges as fit into `limit` tokens.
+    """The system turn and as many of the newest exchanges as fit, their ids and mask, and what was changed, or ''.
 
     Cuts before user turns of the schema, so a call stays with its result, and the description of the tools moves to the
-    user turn that is now the first.
-
-    Args:
-      encode_turns: turns to (ids, mask).
-    Returns: the turns kept, their ids and mask, and what was changed ('' for nothing).
-    Raises:
-      RowError: too long, even after dropping all earlier turns, or truncate='leave_out'.
+    user turn that is now the first. `encode_turns` gives ids and mask.
     """
     encoded = encode_turns(turns)
     if len(encoded[0]) <= limit:

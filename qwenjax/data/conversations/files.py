@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
 from pathlib import Path
 
 from qwenjax.common import jsonl
@@ -108,10 +107,7 @@ def unpacked_size(path: str | Path) -> float:
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Lines that are not blank. A line over the limit comes cut, so that it is never in memory as a whole."""
     with open_unpacked(str(path)) as file:
-        for number in count(1):
-            line = file.readline(MAX_BYTES + 1)
-            if not line:
-                return
+        for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), start=1):
             end = line
             while len(line) > MAX_BYTES and end and not end.endswith(b"\n"):
                 end = file.readline(1 << 20)
@@ -131,23 +127,19 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
     import pyarrow.parquet as pq
 
     try:
-        number = 0
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(1024):
-                for row in batch.to_pylist():
-                    present = {name: value for name, value in row.items() if value is not None}
-                    # Through JSON, so that dates and the like become text
-                    yield f"{path.name}[{number}]", json.loads(json.dumps(present, default=str))
-                    number += 1
+            rows = (row for batch in file.iter_batches(1024) for row in batch.to_pylist())
+            for number, row in enumerate(rows):
+                present = {name: value for name, value in row.items() if value is not None}
+                # Through JSON, so that dates and the like become text
+                yield f"{path.name}[{number}]", json.loads(json.dumps(present, default=str))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise RowError("corrupt parquet, the rest of the file", f"corrupt parquet: {error}") from None
 
 
 def _parse(text: bytes) -> object:
     if len(text) > MAX_BYTES:
-        raise RowError(
-            f"over {MAX_BYTES >> 20} MiB", f"more than {MAX_BYTES >> 20} MiB of JSON in one piece; write JSON lines"
-        )
+        raise RowError(f"over {MAX_BYTES >> 20} MiB", "more JSON in one piece than that; write JSON lines")
     try:
         return json.loads(text.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:

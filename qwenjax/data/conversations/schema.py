@@ -137,14 +137,9 @@ def validate(row: object) -> ConversationRow | PreferenceRow | PromptRow:
 
 
 def check_turns(turns: object, tools: Sequence[str], where: str, last: str) -> None:
-    """Checks types, fields and order of turns.
+    """Checks types, fields and order of turns; `where` names them in errors, `tools` are those that may be called.
 
-    Args:
-      tools: names of the tools that may be called.
-      where: the name of the list in errors.
-      last: 'assistant': they end with its turn. 'user': the assistant speaks next.
-    Raises:
-      RowError: what is wrong, and where.
+    `last` is 'assistant' if they end with its turn, 'user' if the assistant speaks next.
     """
     if not isinstance(turns, list) or not turns:
         raise RowError(f"no {where}", f"{where} is {_short(turns)}; wanted a list of turns")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from itertools import groupby
+from itertools import groupby, zip_longest
 
 from qwenjax.data.conversations.schema import RowError, Turn
 
@@ -40,11 +40,9 @@ def parse_turns(items: object, note_change: NoteChange, here: str = "messages") 
 
 def _order_results(items: list) -> list:
     """The messages, with results in the order of their calls, by OpenAI's ids."""
-    order: dict[str, int] = {}  # id of a call -> its position among all calls
-    for item in items:
-        if isinstance(item, dict) and isinstance(item.get("tool_calls"), list):
-            ids = [_text_field(call, "id") for call in item["tool_calls"]]
-            order |= {call_id: len(order) + i for i, call_id in enumerate(ids) if call_id}
+    calls = (item.get("tool_calls") for item in items if isinstance(item, dict))
+    ids = [_text_field(call, "id") for some in calls if isinstance(some, list) for call in some]
+    order = {call_id: i for i, call_id in enumerate(ids) if call_id}  # id of a call -> its position among all calls
     ordered: list = []
     for is_result, group in groupby(items, lambda item: _text_field(item, "tool_call_id") in order):
         run = list(group)
@@ -144,18 +142,16 @@ def parse_tools(row: dict) -> list[dict]:
 def split_results(turns: list[Turn], note_change: NoteChange) -> list[Turn]:
     """Turns with one result for each call: a single tool turn that holds a JSON list may answer several calls."""
     out: list[Turn] = []
-    for i, turn in enumerate(turns):
+    for turn, after in zip_longest(turns, turns[1:], fillvalue={"role": ""}):
         calls = len(out[-1].get("tool_calls") or ()) if out else 0
-        single = turn["role"] == "tool" and not (i + 1 < len(turns) and turns[i + 1]["role"] == "tool")
         results = None
-        if single and calls > 1:
+        if calls > 1 and turn["role"] == "tool" != after["role"]:
             with suppress(ValueError):
                 results = json.loads(turn["content"])
         if isinstance(results, list) and len(results) == calls:
             note_change("results of several calls in one turn split")
-            for result in results:
-                text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-                out.append({"role": "tool", "content": text})
+            texts = (one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in results)
+            out += [{"role": "tool", "content": text} for text in texts]
         else:
             out.append(turn)
     return out

@@ -7,7 +7,7 @@ Counting needs no end-of-text token and no bytes of tokens, so `open_vocabulary`
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ LANGUAGES = {
 CODE = "code"
 _CODES = {three: two for two, three in LANGUAGES.items()} | {"ara": "ar", "zho": "zh"}
 
-Encode = Callable[[str], Sized]  # text -> its ids
+Encode = Callable[[str], Sized]  # text -> its ids, without those that a model puts around a text
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,8 @@ class Vocabulary:
     size: int
     encode: Encode
 
-    def count(self, texts: Sequence[str]) -> int:
-        """Tokens of the texts, without those that a model puts around a text."""
-        return sum(len(self.encode(text)) for text in texts)
 
-
-@dataclass(frozen=True)
+@dataclass
 class Language:
     """The counts of a language; `tokens[v]` by vocabulary, the base first."""
 
@@ -83,25 +79,19 @@ def compare(specs: list[str], text: str | Path, limit: int) -> Comparison:
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two vocabularies are called {twice.pop()!r}; name one of them: NAME=TOKENIZER")
     report = Report()
-    counted: dict[str, list[int]] = {}  # documents, bytes, tokens of each vocabulary
+    rows = {code: Language(code, 0, 0, (0,) * len(specs)) for code in (*LANGUAGES, CODE)}
     with meter("counting", unit="B") as step:
         for code, document in texts(text, report, limit):
-            counts = counted.setdefault(code, [0, 0, *[0] * len(vocabularies)])
-            size = len(document.encode())
-            added = [1, size, *(len(vocabulary.encode(document)) for vocabulary in vocabularies)]
-            counts[:] = map(sum, zip(counts, added))
+            row, size = rows[code], len(document.encode())
+            row.documents += 1
+            row.bytes += size
+            row.tokens = tuple(n + len(v.encode(document)) for n, v in zip(row.tokens, vocabularies))
             step(size)
-    if not counted.keys() & LANGUAGES.keys():
+    missing = [code for code in LANGUAGES if not rows[code].documents]
+    if len(missing) == len(LANGUAGES):
         raise ValueError("; ".join([f"{text} has no text of a language of the report", *report.lines()]))
-    languages = [
-        Language(code, documents, size, tuple(tokens))
-        for code in (*LANGUAGES, CODE)
-        if code in counted
-        for documents, size, *tokens in [counted[code]]
-    ]
-    missing = [code for code in LANGUAGES if code not in counted]
     notes = report.lines() + ([f"no text for {', '.join(missing)}"] if missing else [])
-    return Comparison(tuple(vocabularies), tuple(languages), tuple(notes))
+    return Comparison(tuple(vocabularies), tuple(row for row in rows.values() if row.documents), tuple(notes))
 
 
 # ---- vocabularies ----
