@@ -23,7 +23,7 @@ from qwenjax import checkpoint, config
 from qwenjax.common import storage
 from qwenjax.config import Experiment, ModelConfig, overrides
 from qwenjax.interop import HubCheckpoint, peft
-from qwenjax.interop.gguf.tensors import open_gguf
+from qwenjax.interop.gguf.read import open_gguf
 from qwenjax.interop.huggingface.directory import open_directory
 from qwenjax.tokenizer import FILES, Tokenizer, load_tokenizer
 from qwenjax.tokenizer.gguf import tokenizer_of

@@ -20,7 +20,6 @@ from qwenjax.interop import Tensor
 BITS = (2, 4, 8)  # 3 is packed across words
 FORMATS = ("gptq", "gptq_v2")  # of `checkpoint_format`; v2 stores zero points as they are
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-ROWS = 256  # outputs dequantised at a time, to bound memory
 
 
 class Packing(NamedTuple):
@@ -42,8 +41,9 @@ def packing(config: dict[str, Any], source: str = "the configuration") -> Packin
     method, form = config.get("quant_method", "gptq"), config.get("checkpoint_format", "gptq")
     if method != "gptq":
         raise ValueError(f"{source}: quant_method={method!r} is not read; 'gptq' is")
-    if form not in FORMATS or config.get("is_marlin_format"):
-        form = "marlin" if config.get("is_marlin_format") else form
+    if config.get("is_marlin_format"):
+        form = "marlin"
+    if form not in FORMATS:
         raise ValueError(f"{source}: checkpoint_format={form!r} is not read; {', '.join(FORMATS)} are")
     bits, group_size, shuffled = config.get("bits"), config.get("group_size", -1), config.get("desc_act", False)
     if bits not in BITS:
@@ -114,12 +114,7 @@ def _weight(tensors: dict[str, Tensor], stem: str, packed: Packing) -> Tensor:
         zeros = ((zeros + packed.offset) & (2**packed.bits - 1)).astype(np.float32)
         scales = tensors[f"{stem}.scales"].read().T.astype(np.float32)
         group = _groups(tensors, stem, packed, inputs, groups)
-        weight = np.empty((outputs, inputs), np.float32)
-        for i in range(0, outputs, ROWS):
-            rows = slice(i, i + ROWS)
-            np.subtract(integers[rows], zeros[rows][:, group], out=weight[rows])
-            weight[rows] *= scales[rows][:, group]
-        return weight
+        return (integers - zeros[:, group]) * scales[:, group]
 
     return Tensor((outputs, inputs), np.dtype(np.float32), read)
 

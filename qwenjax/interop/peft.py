@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
-from safetensors import SafetensorError, safe_open
+from flax.traverse_util import flatten_dict
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from qwenjax.common.storage import read_json, write_json
@@ -24,7 +25,7 @@ from qwenjax.interop import Tensor
 from qwenjax.interop.huggingface.directory import read_pickle, read_safetensors
 from qwenjax.interop.huggingface.layout import Table, TensorPart
 from qwenjax.interop.huggingface.load import few
-from qwenjax.interop.huggingface.save import MADE_BY
+from qwenjax.interop.huggingface.save import MADE_BY, written_here
 from qwenjax.model import transformer
 from qwenjax.model.lora import TARGETS, init
 
@@ -70,7 +71,8 @@ def save_adapter(
         does not have, or a directory with an adapter that qwenjax has not written.
     """
     folder, table = Path(directory), Table(cfg, layout)
-    _check_writable(folder)
+    if folder.is_file() or ((folder / WEIGHTS).exists() and not written_here(folder / WEIGHTS)):
+        raise ValueError(f"{folder} exists and was not written by qwenjax: give another directory")
     _check_trained(trained, lora, cfg)
     adapters = {name: pair for module in trained["lora"]["blocks"].values() for name, pair in module.items()}
     adapters = {name: {x: np.asarray(pair[x], np.float32) for x in "ab"} for name, pair in adapters.items()}
@@ -83,7 +85,6 @@ def save_adapter(
             a, b = _joined(held, table.shape(name)[0], adapters)
             tensors[f"{PREFIX}{module}.lora_A.weight"], tensors[f"{PREFIX}{module}.lora_B.weight"] = a, b
     embeddings = _embeddings(trained.get("params", {}), table)
-    several = {module: n for module, n in modules.items() if n > 1}
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -94,8 +95,8 @@ def save_adapter(
         "bias": "none",
         "target_modules": _short(list(modules)),
         "modules_to_save": [name.split(".")[-2] for name in embeddings] or None,
-        "rank_pattern": {module: n * lora.rank for module, n in several.items()},
-        "alpha_pattern": {module: _number(n * lora.alpha) for module, n in several.items()},
+        "rank_pattern": {module: n * lora.rank for module, n in modules.items() if n > 1},
+        "alpha_pattern": {module: _number(n * lora.alpha) for module, n in modules.items() if n > 1},
         "inference_mode": True,
     }
     header = {**MADE_BY, BLOCKS: " ".join(name for name in "qkv" if name in adapters), BASE_DTYPE: lora.base_dtype}
@@ -138,8 +139,11 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
     for module, pair in factors.items():
         a, b = (pair[x].read().astype(np.float32) for x in "AB")
         scale = _pattern(values, "lora_alpha", module) / len(a)
-        for part, rows in _apart(table.parts[f"{module}.weight"], a, b, header.get(BLOCKS, "").split()):
-            pieces[_name(part)][part.layer] = (*_to_ours(part, table, *rows), scale)
+        for part, a_, b_ in _apart(table.parts[f"{module}.weight"], a, b, header.get(BLOCKS, "").split()):
+            target, sizes = TARGETS[_name(part)], table.ours_shape(part.entry)
+            a_ = a_.T.reshape(*(sizes[i] for i in target.inputs), -1)  # [*in, r]
+            b_ = b_.T.reshape(-1, *(sizes[i] for i in target.outputs))  # [r, *out]
+            pieces[_name(part)][part.layer] = (a_, b_, scale)
     if not pieces:
         raise ValueError(f"{folder}: no low-rank adapter is in it")
     every = [piece for layers in pieces.values() for piece in layers.values()]
@@ -152,11 +156,12 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
         modules_to_save=tuple(params),
         base_dtype=header.get(BASE_DTYPE, "float32"),
     )
-    adapters: dict = {}
+    adapters: dict = defaultdict(dict)
     for name in lora.targets:
-        stacked = _stack(pieces[name], cfg.layers, rank, scale)
-        adapters.setdefault(TARGETS[name].module, {})[name] = stacked
-    return Adapter({"lora": {"blocks": adapters}, "params": params}, lora, values.get("base_model_name_or_path") or "")
+        adapters[TARGETS[name].module][name] = _stack(pieces[name], cfg.layers, rank, scale)
+    return Adapter(
+        {"lora": {"blocks": dict(adapters)}, "params": params}, lora, values.get("base_model_name_or_path") or ""
+    )
 
 
 def _name(part: TensorPart) -> str:
@@ -170,31 +175,23 @@ def _joined(parts: list[TensorPart], rows: int, adapters: dict) -> tuple[np.ndar
     rank = a[0].shape[-1]
     b = np.zeros((rows, len(parts) * rank), np.float32)
     for i, part in enumerate(parts):
-        b[part.start : part.stop, i * rank : (i + 1) * rank] = (
-            adapters[_name(part)]["b"][part.layer].reshape(rank, -1).T
-        )
+        own = adapters[_name(part)]["b"][part.layer].reshape(rank, -1)
+        b[part.start : part.stop, i * rank : (i + 1) * rank] = own.T
     return np.ascontiguousarray(np.concatenate([x.reshape(-1, rank).T for x in a])), b
 
 
 def _apart(parts: list[TensorPart], a: np.ndarray, b: np.ndarray, blocks: list[str]) -> list[tuple]:
-    """(part, (A, its rows of B)) for each projection of a module; the inverse of `_joined`."""
+    """(part, A [r, in], its rows of B [out, r]) for each projection of a module; the inverse of `_joined`."""
     held = [part for part in parts if _name(part) in blocks] if len(parts) > 1 else []
     rank = len(a) // len(held) if held else 0
     out, left = [], b.copy()
     for i, part in enumerate(held):
         columns = slice(i * rank, (i + 1) * rank)
-        out.append((part, (a[columns], b[part.start : part.stop, columns])))
+        out.append((part, a[columns], b[part.start : part.stop, columns]))
         left[part.start : part.stop, columns] = 0
     if held and not left.any():  # as `save_adapter` wrote it, and not trained since
         return out
-    return [(part, (a, b[part.start : part.stop])) for part in parts]
-
-
-def _to_ours(part: TensorPart, table: Table, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A [*in, r] and B [r, *out] from [r, in] and [out, r]."""
-    target, sizes = TARGETS[_name(part)], table.ours_shape(part.entry)
-    a = a.T.reshape(*(sizes[i] for i in target.inputs), -1)
-    return a, b.T.reshape(-1, *(sizes[i] for i in target.outputs))
+    return [(part, a, b[part.start : part.stop]) for part in parts]
 
 
 def _stack(layers: dict[int, tuple], count: int, rank: int, scale: float) -> dict[str, np.ndarray]:
@@ -211,10 +208,8 @@ def _stack(layers: dict[int, tuple], count: int, rank: int, scale: float) -> dic
 def _embeddings(params: dict, table: Table) -> dict[str, np.ndarray]:
     """Embeddings that were trained in full, by their names. A tied one is stored twice, because PEFT unties it."""
     names = {entry.ours: entry.theirs for entry in table.entries}
-    out = {}
-    for name, x in params.items():
-        x = np.asarray(x, np.float32)
-        out[names[name]] = np.ascontiguousarray(x.T if name == "head" else x)
+    arrays = {name: np.asarray(x, np.float32) for name, x in params.items()}
+    out = {names[name]: np.ascontiguousarray(x.T if name == "head" else x) for name, x in arrays.items()}
     if "embed" in params and "head" not in names:
         out[HEAD] = out[names["embed"]].copy()
     return out
@@ -231,15 +226,11 @@ def _read_embeddings(tensors: dict[str, Tensor], table: Table, values: dict, fol
             raise ValueError(f"{folder}: {name} is {list(tensor.shape)}, in the model {list(table.shape(embed))}")
     arrays = {name: tensor.read().astype(np.float32) for name, tensor in tensors.items()}
     if tied and arrays:
-        equal = np.array_equal(*arrays.values()) if len(arrays) == 2 else values.get("ensure_weight_tying")
-        if not equal:
+        if not (np.array_equal(*arrays.values()) if len(arrays) == 2 else values.get("ensure_weight_tying")):
             raise ValueError(f"{folder}: the model ties its embeddings, and only one of the two was trained")
         return {"embed": next(iter(arrays.values()))}
-    return {
-        name: arrays[theirs].T if name == "head" else arrays[theirs]
-        for name, theirs in names.items()
-        if theirs in arrays
-    }
+    out = {name: arrays[theirs] for name, theirs in names.items() if theirs in arrays}
+    return out | ({"head": out["head"].T} if "head" in out else {})
 
 
 def _check_kind(values: dict[str, Any], path: Path) -> None:
@@ -286,30 +277,14 @@ def _pattern(values: dict, key: str, module: str) -> float:
     return values[key]
 
 
-def _check_writable(folder: Path) -> None:
-    """Raises ValueError if there is a file, or an adapter of another program."""
-    ours = not folder.is_file()
-    if (folder / WEIGHTS).exists():
-        try:
-            with safe_open(folder / WEIGHTS, framework="numpy") as file:
-                ours = (file.metadata() or {}).get("made_by") == MADE_BY["made_by"]
-        except (SafetensorError, OSError):
-            ours = False
-    if not ours:
-        raise ValueError(f"{folder} exists and was not written by qwenjax: give another directory")
-
-
 def _check_trained(trained: dict, lora: Lora, cfg: ModelConfig) -> None:
     """Raises ValueError unless adapters and embeddings are those of the model and of `lora`."""
     model = nn.unbox(jax.eval_shape(lambda: transformer.init_params(cfg, jax.random.key(0))))
     wanted = {"lora": nn.unbox(jax.eval_shape(lambda: init(cfg, lora, jax.random.key(0))))}
     wanted["params"] = {name: model[name] for name in trained.get("params", {}) if name in ("embed", "head")}
-    shapes = [
-        {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
-        for tree in (trained, wanted)
-    ]
-    if odd := sorted({key for key, _ in shapes[0].items() ^ shapes[1].items()}):
-        listed = "; ".join(f"{key} {shapes[0].get(key)}, wanted {shapes[1].get(key)}" for key in odd[:3])
+    ours, theirs = ({key: x.shape for key, x in flatten_dict(tree, sep="/").items()} for tree in (trained, wanted))
+    if odd := sorted({key for key, _ in ours.items() ^ theirs.items()}):
+        listed = "; ".join(f"{key} {ours.get(key)}, wanted {theirs.get(key)}" for key in odd[:3])
         raise ValueError(f"the trained parameters do not match the model and lora: {listed}")
     if not all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(trained)):
         raise ValueError("adapters are spread over several processes: restore them in one process to write them")
@@ -328,9 +303,9 @@ def _open(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _short(modules: list[str]) -> list[str]:
     """Names as PEFT's users write them. c_proj is in attention and MLP; if only one is meant, the name is longer."""
-    both = sum(module.endswith(".c_proj") for module in modules) == 2
-    long = {module for module in modules if module.endswith(".c_proj") and not both}
-    return list(dict.fromkeys(module if module in long else module.split(".")[-1] for module in modules))
+    last = [module.split(".")[-1] for module in modules]
+    long = last.count("c_proj") == 1
+    return list(dict.fromkeys(m if long and name == "c_proj" else name for m, name in zip(modules, last)))
 
 
 def _number(x: float) -> float | int:

@@ -12,10 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenjax.config import Compute, ModelConfig, RopeScaling
-from qwenjax.interop.gguf import container
-from qwenjax.interop.gguf import tensors as gguf_models
-from qwenjax.interop.gguf.container import read_gguf
-from qwenjax.interop.gguf.tensors import halves, open_gguf, pairs
+from qwenjax.interop.gguf import read
+from qwenjax.interop.gguf.read import halves, open_gguf, pairs, read_gguf
 from qwenjax.interop.huggingface.layout import Table
 from qwenjax.interop.huggingface.load import load_params
 from qwenjax.model import transformer
@@ -42,12 +40,11 @@ def bare(**more):
 
 
 @pytest.mark.parametrize("type_", gguf.GGMLQuantizationType, ids=lambda type_: type_.name)
-def test_every_type_that_the_package_dequantises_is_read(type_, tmp_path, monkeypatch):
+def test_every_type_that_the_package_dequantises_is_read(type_, tmp_path):
     block, width = gguf.GGML_QUANT_SIZES[type_]
     octets = np.random.default_rng(type_).integers(0, 255, (7, 2 * width), np.uint8)  # not all of them finite
     head = gguf_bytes([("x", (2 * block, 7), type_, octets.tobytes())])
     (tmp_path / "x.gguf").write_bytes(head)
-    monkeypatch.setattr(container, "CHUNK", 4 * block)  # two rows at a time, and one is left
     try:
         with np.errstate(all="ignore"):
             want = gguf.dequantize(octets, type_)
@@ -210,12 +207,10 @@ def test_factors_of_one_are_none(tmp_path):
     assert set(open_gguf(path).tensors) == {"model.embed_tokens.weight"}
 
 
-@pytest.mark.parametrize("names", [gguf_models.NAMES["qwen"], gguf_models.NAMES["qwen2"]])
+@pytest.mark.parametrize("names", [read.NAMES["qwen"], read.NAMES["qwen2"]])
 def test_names_are_those_of_the_package(names):
     """Ours are among those that the package maps released names to."""
-    known = gguf.get_tensor_name_map(
-        gguf.MODEL_ARCH.QWEN if names is gguf_models.NAMES["qwen"] else gguf.MODEL_ARCH.QWEN3, 3
-    )
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN if names is read.NAMES["qwen"] else gguf.MODEL_ARCH.QWEN3, 3)
     for theirs, ours in names.items():
         assert known.get_name(ours.format(2)) == theirs.format(2)
 
@@ -301,7 +296,7 @@ def test_damaged_files_are_refused(tmp_path_factory, data):
 def test_without_the_package_one_is_told_to_install_it(tmp_path, monkeypatch):
     (tmp_path / "m.gguf").write_bytes(gguf_bytes([("x", (32, 2), 0, bytes(256))]))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    container._type.cache_clear()
+    read._type.cache_clear()
     with pytest.raises(ValueError, match=r"pip install 'qwenjax\[gguf\]'"):
         read_gguf(tmp_path / "m.gguf")
 

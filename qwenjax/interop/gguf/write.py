@@ -9,8 +9,7 @@ import numpy as np
 
 from qwenjax.config import ModelConfig
 from qwenjax.interop import Tensor
-from qwenjax.interop.gguf.container import library
-from qwenjax.interop.gguf.tensors import NAMES, PAIRED, pairs, rename
+from qwenjax.interop.gguf.read import FIELDS, NAMES, PAIRED, library, pairs, rename
 from qwenjax.interop.huggingface.config import extensions_left_out
 from qwenjax.interop.huggingface.layout import Table
 from qwenjax.interop.huggingface.tokenizer import sentencepiece_model
@@ -89,15 +88,14 @@ def write_gguf(
     finally:
         writer.close()
         unfinished.unlink(missing_ok=True)
-    return _left_out(config)
+    windows = ["windows left out: every layer of the written model sees all positions"] if any(config.windows) else []
+    return extensions_left_out(config, "GGUF") + windows
 
 
 def _check(table: Table, tensors: Mapping[str, Tensor]) -> None:
     """All tensors that the model has, no others, and of the right shapes."""
-    for names, what in (
-        (table.parts.keys() - tensors.keys(), "missing"),
-        (tensors.keys() - table.parts.keys(), "no part of"),
-    ):
+    ours, theirs = table.parts.keys(), tensors.keys()
+    for names, what in ((ours - theirs, "missing in"), (theirs - ours, "no part of")):
         if names:
             raise ValueError(f"tensor {min(names)!r} is {what} the model, and {len(names) - 1} more")
     for name in table.parts:
@@ -112,13 +110,6 @@ def _architecture(config: ModelConfig) -> str:
         return "qwen3"
     # llama.cpp gives qwen2 heads of embed / heads only; its llama may have other ones, and biases
     return "qwen2" if config.qkv_bias and config.heads * config.head_size == config.embed else "llama"
-
-
-def _left_out(config: ModelConfig) -> list[str]:
-    left_out = extensions_left_out(config, "GGUF")
-    if any(config.windows):
-        left_out.append("windows left out: every layer of the written model sees all positions")
-    return left_out
 
 
 def _type(gguf, kind: str, shape: tuple[int, ...]):
@@ -145,16 +136,11 @@ def _stored(gguf, name: str, array: np.ndarray, type_) -> np.ndarray:
 
 def _metadata(config: ModelConfig, architecture: str, name: str) -> dict[str, Any]:
     """The shape of the model under llama.cpp's keys."""
-    facts = {
-        "block_count": config.layers,
-        "context_length": config.context,
-        "embedding_length": config.embed,
+    facts = {theirs: getattr(config, ours) for ours, (theirs, _) in FIELDS.items()} | {
         "feed_forward_length": config.ffn,
-        "attention.head_count": config.heads,
         "attention.head_count_kv": config.kv,
         "attention.key_length": config.head_size,
         "attention.value_length": config.head_size,
-        "attention.layer_norm_rms_epsilon": config.norm_eps,
         "rope.dimension_count": config.head_size,
         "rope.freq_base": float(config.rope_base),
         "vocab_size": config.vocab,

@@ -13,6 +13,20 @@ from qwenjax.config import ModelConfig, RopeScaling
 
 LAYOUT = {"qwen": "qwen", "qwen2": "qwen2", "qwen3": "qwen2", "llama": "qwen2"}  # model_type -> layout of the tensors
 
+# Fields of `ModelConfig` -> required fields of the same meaning
+QWEN_FIELDS = {
+    "vocab": ("vocab_size", int),
+    "layers": ("num_hidden_layers", int),
+    "embed": ("hidden_size", int),
+    "heads": ("num_attention_heads", int),
+    "context": ("seq_length", int),
+    "norm_eps": ("layer_norm_epsilon", float),
+}
+QWEN2_FIELDS = QWEN_FIELDS | {
+    "ffn": ("intermediate_size", int),
+    "context": ("max_position_embeddings", int),
+    "norm_eps": ("rms_norm_eps", float),
+}
 # Fields of the first release (August 2023) under the names of the later one.
 _FIRST = {
     "n_embd": "hidden_size",
@@ -92,17 +106,13 @@ def _read_qwen(values: Mapping[str, Any], source: str) -> ModelConfig:
     width = fields("intermediate_size")
     if width % 2:
         raise ValueError(f"{source}: intermediate_size={width} is odd; in this format it is twice ffn")
-    heads, embed = fields("num_attention_heads"), fields("hidden_size")
+    shape = {ours: fields(*theirs) for ours, theirs in QWEN_FIELDS.items()}
+    head = fields.get("kv_channels", 0)
     return ModelConfig(
-        vocab=fields("vocab_size"),
-        layers=fields("num_hidden_layers"),
-        embed=embed,
-        heads=heads,
+        **shape,
         ffn=width // 2,
-        head_dim=_head_dim(fields.get("kv_channels", 0), embed, heads),
-        context=fields("seq_length"),
+        head_dim=0 if head * shape["heads"] == shape["embed"] else head,
         rope_base=fields(base, float),
-        norm_eps=fields("layer_norm_epsilon", float),
         tie_embeddings=fields.get("tie_word_embeddings", False),
         ntk=fields.get("use_dynamic_ntk", False),
         logn=fields.get("use_logn_attn", False),
@@ -110,7 +120,7 @@ def _read_qwen(values: Mapping[str, Any], source: str) -> ModelConfig:
 
 
 def _write_qwen(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[str]]:
-    values = {
+    values = {theirs: getattr(config, ours) for ours, (theirs, _) in QWEN_FIELDS.items()} | {
         "architectures": ["QWenLMHeadModel"],
         "auto_map": {
             "AutoConfig": "configuration_qwen.QWenConfig",
@@ -121,21 +131,16 @@ def _write_qwen(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[s
         "emb_dropout_prob": 0.0,
         "fp16": False,
         "fp32": dtype == "float32",
-        "hidden_size": config.embed,
         "initializer_range": 0.02,
         "intermediate_size": 2 * config.ffn,
         "kv_channels": config.head_size,
-        "layer_norm_epsilon": config.norm_eps,
         "max_position_embeddings": config.context,
         "model_type": "qwen",
         "no_bias": True,
-        "num_attention_heads": config.heads,
-        "num_hidden_layers": config.layers,
         "onnx_safe": None,
-        "rotary_emb_base": _int_if_possible(config.rope_base),
+        "rotary_emb_base": config.rope_base,
         "rotary_pct": 1.0,
         "scale_attn_weights": True,
-        "seq_length": config.context,
         "tie_word_embeddings": config.tie_embeddings,
         "tokenizer_class": "QWenTokenizer",
         "torch_dtype": dtype,
@@ -144,7 +149,6 @@ def _write_qwen(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[s
         "use_dynamic_ntk": config.ntk,
         "use_flash_attn": "auto",
         "use_logn_attn": config.logn,
-        "vocab_size": config.vocab,
     }
     return values, ["windows are left out: the Qwen-v1 layout has none"] if any(config.windows) else []
 
@@ -157,33 +161,25 @@ def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfi
     fields.refuse("hidden_act", unless="silu")
     fields.refuse("mlp_bias", unless=False)
     fields.refuse("partial_rotary_factor", unless=1.0)
-    heads, embed, context = fields("num_attention_heads"), fields("hidden_size"), fields("max_position_embeddings")
-    kv = fields.get("num_key_value_heads", heads)
+    shape = {ours: fields(*theirs) for ours, theirs in QWEN2_FIELDS.items()}
+    kv = fields.get("num_key_value_heads", shape["heads"])
+    head = fields.get("head_dim", 128 if kind == "qwen3" else 0)  # 128 is the default of Qwen3
     # transformers 5 has one dictionary; before, rope_theta was a field and the rest was called rope_scaling
     parameters = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
     rope = _ConfigFields(parameters, f"{source}, rope_parameters")
-    if "rope_theta" in parameters:
-        base = rope("rope_theta", float)
-    elif kind == "llama":
+    if kind == "llama" and "rope_theta" not in parameters:
         base = fields.get("rope_theta", 10_000.0)  # missing in the first Llamas
     else:
-        base = fields("rope_theta", float)
+        base = (rope if "rope_theta" in parameters else fields)("rope_theta", float)
     return ModelConfig(
-        vocab=fields("vocab_size"),
-        layers=fields("num_hidden_layers"),
-        embed=embed,
-        heads=heads,
-        ffn=fields("intermediate_size"),
-        kv_heads=0 if kv == heads else kv,
-        # the default of Qwen3 is 128
-        head_dim=_head_dim(fields.get("head_dim", 128 if kind == "qwen3" else 0), embed, heads),
-        context=context,
+        **shape,
+        kv_heads=0 if kv == shape["heads"] else kv,
+        head_dim=0 if head * shape["heads"] == shape["embed"] else head,
         rope_base=base,
-        norm_eps=fields("rms_norm_eps", float),
         qkv_bias=kind == "qwen2" or fields.get("attention_bias", False),
         qk_norm=kind == "qwen3",
         tie_embeddings=fields.get("tie_word_embeddings", False),
-        rope_scaling=_read_scaling(rope, context),
+        rope_scaling=_read_scaling(rope, shape["context"]),
         windows=_read_windows(fields) if kind != "llama" else (),
     )
 
@@ -197,49 +193,41 @@ def _write_qwen2(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[
         kind, architecture = "qwen2", "Qwen2ForCausalLM"
     else:
         kind, architecture = "llama", "LlamaForCausalLM"
-    values = {
+    values = {theirs: getattr(config, ours) for ours, (theirs, _) in QWEN2_FIELDS.items()} | {
         "architectures": [architecture],
-        "attention_dropout": 0.0,
         "hidden_act": "silu",
-        "hidden_size": config.embed,
-        "initializer_range": 0.02,
-        "intermediate_size": config.ffn,
-        "max_position_embeddings": config.context,
         "model_type": kind,
-        "num_attention_heads": config.heads,
-        "num_hidden_layers": config.layers,
         "num_key_value_heads": config.kv,
-        "rms_norm_eps": config.norm_eps,
         # the spelling of transformers 4, which 5, vLLM and llama.cpp read as well
         "rope_theta": config.rope_base,
         "rope_scaling": _write_scaling(config),
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
-        "use_cache": True,
-        "vocab_size": config.vocab,
     }
     if kind != "qwen2":
         values["attention_bias"] = config.qkv_bias
     if kind != "qwen2" or config.head_dim:
         values["head_dim"] = config.head_size
     dropped = extensions_left_out(config, "the qwen2 layout")
-    if any(config.windows):
-        windows = _write_windows(config) if kind != "llama" else {}
-        values |= windows
-        if not windows:
-            why = "Llama has none" if kind == "llama" else "the qwen2 layout has one width for all layers"
-            dropped.append(f"windows left out: {why}; every layer of the written model sees all positions")
+    widths = {*config.windows} - {0}
+    if len(widths) == 1 and kind != "llama":
+        values |= {
+            "layer_types": ["sliding_attention" if width else "full_attention" for width in config.windows],
+            "max_window_layers": next(i for i, width in enumerate(config.windows) if width),
+            "sliding_window": widths.pop(),
+            "use_sliding_window": True,
+        }
+    elif widths:
+        why = "Llama has none" if kind == "llama" else "the qwen2 layout has one width for all layers"
+        dropped.append(f"windows left out: {why}; every layer of the written model sees all positions")
     return values, dropped
 
 
 def extensions_left_out(config: ModelConfig, where: str) -> list[str]:
     """A sentence, if the model has context extensions that a format cannot express."""
-    if names := [name for name in ("ntk", "logn") if getattr(config, name)]:
-        return [
-            f"{' and '.join(names)} left out: {where} has no such context extension; the model is the same up to "
-            f"{config.context} tokens only"
-        ]
-    return []
+    names = " and ".join(name for name in ("ntk", "logn") if getattr(config, name))
+    why = f"{where} has no such context extension; the model is the same up to {config.context} tokens only"
+    return [f"{names} left out: {why}"] if names else []
 
 
 def _read_scaling(rope: _ConfigFields, context: int) -> RopeScaling:
@@ -259,27 +247,20 @@ def _read_scaling(rope: _ConfigFields, context: int) -> RopeScaling:
     if not math.isclose(rope.get("attention_factor", default), default, rel_tol=1e-6):
         raise ValueError(f"{rope.source}: attention_factor={rope('attention_factor', float)} is not supported")
     original = rope.get("original_max_position_embeddings", context)
-    return RopeScaling(
-        kind,
-        factor,
-        0 if original == context else original,
-        rope.get("beta_fast", 32.0),
-        rope.get("beta_slow", 1.0),
-    )
+    original = 0 if original == context else original
+    return RopeScaling(kind, factor, original, rope.get("beta_fast", 32.0), rope.get("beta_slow", 1.0))
 
 
 def _write_scaling(config: ModelConfig) -> dict[str, Any] | None:
     scaling = config.rope_scaling
     if scaling.kind == "none":
         return None
-    values: dict[str, Any] = {"rope_type": scaling.kind, "type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "yarn":
-        values |= {
-            "original_max_position_embeddings": scaling.original or config.context,
-            "beta_fast": scaling.beta_fast,
-            "beta_slow": scaling.beta_slow,
-        }
-    return values
+    values = {"rope_type": scaling.kind, "type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "linear":
+        return values
+    original = scaling.original or config.context
+    betas = {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+    return values | {"original_max_position_embeddings": original} | betas
 
 
 def _read_windows(fields: _ConfigFields) -> tuple[int, ...]:
@@ -298,27 +279,3 @@ def _read_windows(fields: _ConfigFields) -> tuple[int, ...]:
         raise ValueError(f"{fields.source}: layer_types has {what}")
     windows = tuple(width if kind == "sliding_attention" else 0 for kind in kinds)
     return windows if any(windows) else ()
-
-
-def _write_windows(config: ModelConfig) -> dict[str, Any]:
-    """The fields of sliding windows; {} if layers have windows of different widths."""
-    widths = set(config.windows) - {0}
-    if len(widths) != 1:
-        return {}
-    first = next(i for i, width in enumerate(config.windows) if width)
-    return {
-        "layer_types": ["sliding_attention" if width else "full_attention" for width in config.windows],
-        "max_window_layers": first,
-        "sliding_window": widths.pop(),
-        "use_sliding_window": True,
-    }
-
-
-def _head_dim(stored: int, embed: int, heads: int) -> int:
-    """The stored head size as `ModelConfig.head_dim`: 0 if it is embed / heads."""
-    return 0 if stored * heads == embed else stored
-
-
-def _int_if_possible(number: float) -> float | int:
-    """Whole numbers as int, as in the released files."""
-    return int(number) if float(number).is_integer() else number

@@ -3,11 +3,14 @@
 Opening it reads headers only; each tensor is read when it is needed.
 """
 
+import functools
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from qwenjax.common.storage import lfs_hint, read_json
 from qwenjax.interop import HubCheckpoint, Tensor
@@ -36,15 +39,12 @@ def open_directory(path: str | Path) -> HubCheckpoint:
     folder = Path(path)
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no {CONFIG}: it is no checkpoint of the Hugging Face form")
-    files = {CONFIG: read_json(folder / CONFIG)}
-    for name in KEPT:
-        if (folder / name).is_file():
-            files[name] = read_json(folder / name)
+    files = {name: read_json(folder / name) for name in (CONFIG, *KEPT) if (folder / name).is_file()}
     config, layout = read_config(files[CONFIG], str(folder / CONFIG))
     tensors = open_tensors(folder)
-    for name in (QUANTIZED, CONFIG):  # the first GPTQ releases have a file for it
-        if name in files and (name == QUANTIZED or files[name].get("quantization_config")):
-            return HubCheckpoint(config, layout, dequantised(tensors, files[name], str(folder / name)), files)
+    packing = QUANTIZED if QUANTIZED in files else CONFIG  # the first GPTQ releases have a file for it
+    if QUANTIZED in files or files[CONFIG].get("quantization_config"):
+        tensors = dequantised(tensors, files[packing], str(folder / packing))
     return HubCheckpoint(config, layout, tensors, files)
 
 
@@ -94,8 +94,6 @@ def _sharded(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, by name. Raises ValueError for a file that is cut short or holds an unknown dtype."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="numpy") as file:
             heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -103,18 +101,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{path} is cut short or no safetensors file: {error}{lfs_hint(path)}") from None
 
-    def reader(name: str) -> Callable[[], np.ndarray]:
-        def read() -> np.ndarray:
-            with safe_open(path, framework="numpy") as file:  # opened for each tensor: frees earlier ones
-                return file.get_tensor(name)
-
-        return read
+    def read(name: str) -> np.ndarray:
+        with safe_open(path, framework="numpy") as file:  # opened for each tensor: frees earlier ones
+            return file.get_tensor(name)
 
     tensors = {}
     for name, (shape, dtype) in shapes.items():
         if dtype not in DTYPES:
             raise ValueError(f"{path}: tensor {name!r} has dtype {dtype}, which is not read; {', '.join(DTYPES)} are")
-        tensors[name] = Tensor(shape, np.dtype(DTYPES[dtype]), reader(name))
+        tensors[name] = Tensor(shape, np.dtype(DTYPES[dtype]), functools.partial(read, name))
     return tensors
 
 
@@ -131,27 +126,20 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     except ImportError:
         raise ValueError(f"to read {path} run `pip install 'qwenjax[parity]'`, or convert it to safetensors") from None
     try:
-        try:
-            values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            values = torch.load(path, map_location="cpu", weights_only=True)  # the format of torch before 1.6
+        mapped = zipfile.is_zipfile(path)  # not in the format of torch before 1.6
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, …
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is refused: it is cut short or holds more than weights: {reason}") from None
     if isinstance(values, dict) and set(values) == {"state_dict"}:
         values = values["state_dict"]
     if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
         raise ValueError(f"{path} is refused: wanted a dictionary of tensors")
 
-    def reader(tensor) -> Callable[[], np.ndarray]:
-        def read() -> np.ndarray:
-            if tensor.dtype == torch.bfloat16:  # numpy has none
-                return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-            return tensor.numpy()
-
-        return read
+    def read(tensor) -> np.ndarray:
+        if tensor.dtype == torch.bfloat16:  # numpy has none
+            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
 
     tensors = {}
     for name, value in values.items():
@@ -160,5 +148,5 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             known = np.dtype(dtype)
         except TypeError:
             raise ValueError(f"{path}: tensor {name!r} has dtype {value.dtype}, which is not read") from None
-        tensors[name] = Tensor(tuple(value.shape), known, reader(value))
+        tensors[name] = Tensor(tuple(value.shape), known, functools.partial(read, value))
     return tensors

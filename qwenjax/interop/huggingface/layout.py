@@ -114,18 +114,12 @@ class Table:
         }  # fmt: skip
         self.entries = tuple(entry for entry in (QWEN if layout == "qwen" else QWEN2) if entry.ours not in absent)
         self.parts: dict[str, list[TensorPart]] = {}
-        for entry in self.entries:
-            if not entry.stacked:
-                self._add(entry, None)
-        for layer in range(config.layers):
+        for layer in (None, *range(config.layers)):
             for entry in self.entries:
-                if entry.stacked:
-                    self._add(entry, layer)
-
-    def _add(self, entry: LayoutEntry, layer: int | None) -> None:
-        parts = self.parts.setdefault(entry.theirs.format(layer), [])
-        start = parts[-1].stop if parts else 0
-        parts.append(TensorPart(entry, layer, start, start + self._stored_shape(entry)[0]))
+                if entry.stacked == (layer is not None):
+                    parts = self.parts.setdefault(entry.theirs.format(layer), [])
+                    start = parts[-1].stop if parts else 0
+                    parts.append(TensorPart(entry, layer, start, start + self._stored_shape(entry)[0]))
 
     def _stored_shape(self, entry: LayoutEntry) -> tuple[int, ...]:
         """Shape of the part of a tensor that holds this parameter."""
@@ -142,17 +136,15 @@ class Table:
 
     def to_ours(self, part: TensorPart, tensor: np.ndarray) -> np.ndarray:
         """One layer of a parameter, as a view of the tensor."""
-        order = [a for group in _groups(part.entry.stored) for a in group]
-        axes = part.entry.axes.split()
+        order = re.findall(r"\w", part.entry.stored)
         split = tensor[part.start : part.stop].reshape([self.sizes[a] for a in order])
-        return split.transpose([order.index(a) for a in axes])
+        return split.transpose([order.index(a) for a in part.entry.axes.split()])
 
     def to_theirs(self, name: str, layers: list[np.ndarray]) -> np.ndarray:
         """A tensor of theirs from one layer of each parameter in it, in the order of `parts[name]`."""
         blocks = []
         for part, ours in zip(self.parts[name], layers, strict=True):
-            order = [a for group in _groups(part.entry.stored) for a in group]
-            axes = part.entry.axes.split()
+            order, axes = re.findall(r"\w", part.entry.stored), part.entry.axes.split()
             blocks.append(ours.transpose([axes.index(a) for a in order]).reshape(self._stored_shape(part.entry)))
         return np.ascontiguousarray(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
 

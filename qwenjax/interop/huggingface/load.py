@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from qwenjax import sharding
 from qwenjax.config import ModelConfig
 from qwenjax.interop import HubCheckpoint
-from qwenjax.interop.huggingface.layout import Table, TensorPart
+from qwenjax.interop.huggingface.layout import Table
 from qwenjax.model import transformer
 
 # Buffers in older files (docs/report.md, Checkpoint layout)
@@ -55,10 +56,11 @@ def load_params(
     table = Table(checkpoint.config, checkpoint.layout)
     zeros = check(checkpoint, table)
     target = np.dtype(dtype)
-    where = {entry.ours: _at(shardings, entry.ours) for entry in table.entries}
+    where = flatten_dict(shardings or {}, sep="/")
     layers = checkpoint.config.layers
     shapes = {entry.ours: (layers, *table.ours_shape(entry)) for entry in table.entries if entry.stacked}
-    out = None if shardings is None else {path: where[path] for path in shapes}
+    out = {path: where[path] for path in shapes} if where else None
+    where |= {path: _layer_sharding(x) for path, x in (out or {}).items()}
 
     def put(stacked: dict, layer: dict, number: jax.Array) -> dict:
         return {path: x.at[number].set(layer[path]) for path, x in stacked.items()}
@@ -71,7 +73,8 @@ def load_params(
         for name, parts in named:
             stored = checkpoint.tensors[name].read()
             for part in parts:
-                layer[part.entry.ours] = _piece(table, part, stored, where[part.entry.ours], target)
+                path = part.entry.ours
+                layer[path] = _on_devices(table.to_ours(part, stored), where.get(path), target)
             progress(stored.nbytes)
         if number is None:
             single = layer
@@ -80,7 +83,7 @@ def load_params(
     for name in zeros:
         if checkpoint.tensors[name].read().any():
             raise ValueError(f"the checkpoint has {name!r}, a bias that our model does not have, and it is not zero")
-    return _tree(single | stacked)
+    return unflatten_dict(single | stacked, sep="/")
 
 
 def total_bytes(checkpoint: HubCheckpoint) -> int:
@@ -97,32 +100,29 @@ def check(checkpoint: HubCheckpoint, table: Table) -> list[str]:
     Raises:
       ValueError: see `load_params`.
     """
-    there = checkpoint.tensors
-    wrong = []
-    if missing := [name for name in table.parts if name not in there]:
-        wrong.append(f"{len(missing)} missing: {few(missing)}")
-    extra = [name for name in there if name not in table.parts and not IGNORED.search(name)]
+    tensors = checkpoint.tensors
+    needed = {name: tensors[name] for name in table.parts if name in tensors}
+    extra = [name for name in tensors if name not in needed and not IGNORED.search(name)]
     if checkpoint.config.tie_embeddings:
         extra = [name for name in extra if name != "lm_head.weight"]  # a copy of the input embedding
     zeros = [name for name in extra if name.endswith(".bias") and f"{name[:-5]}.weight" in table.parts]
-    if left := [name for name in extra if name not in zeros]:
-        wrong.append(f"{len(left)} left over: {few(left)}")
-    shapes = [
-        f"{name} {list(there[name].shape)} instead of {list(table.shape(name))}"
-        for name in table.parts
-        if name in there and tuple(there[name].shape) != table.shape(name)
-    ]
-    if shapes:
-        wrong.append(f"{len(shapes)} of another shape than the config says: {few(shapes)}")
-    kinds = [
-        f"{name} is {there[name].dtype}"
-        for name in table.parts
-        if name in there and not jnp.issubdtype(there[name].dtype, jnp.floating)
-    ]
-    if kinds:
-        wrong.append(f"{len(kinds)} of a dtype that is not floating point: {few(kinds)}")
-    if wrong:
-        raise ValueError(f"the tensors are not those of the config ({checkpoint.layout} layout): {'; '.join(wrong)}")
+    wrong = {
+        "missing": [name for name in table.parts if name not in tensors],
+        "left over": [name for name in extra if name not in zeros],
+        "of another shape than the config says": [
+            f"{name} {list(tensor.shape)} instead of {list(table.shape(name))}"
+            for name, tensor in needed.items()
+            if tuple(tensor.shape) != table.shape(name)
+        ],
+        "of a dtype that is not floating point": [
+            f"{name} is {tensor.dtype}"
+            for name, tensor in needed.items()
+            if not jnp.issubdtype(tensor.dtype, jnp.floating)
+        ],
+    }
+    if any(wrong.values()):
+        listed = "; ".join(f"{len(names)} {what}: {few(names)}" for what, names in wrong.items() if names)
+        raise ValueError(f"the tensors are not those of the config ({checkpoint.layout} layout): {listed}")
     return zeros
 
 
@@ -131,19 +131,11 @@ def few(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _piece(table: Table, part: TensorPart, stored: np.ndarray, where: Sharding | None, dtype: np.dtype) -> jax.Array:
-    """One layer of a parameter on the devices; each device gets its own block."""
-    view = table.to_ours(part, stored)
+def _on_devices(view: np.ndarray, where: Sharding | None, dtype: np.dtype) -> jax.Array:
+    """An array on the devices; each gets a dense copy of its own block: the stored tensor may be freed meanwhile."""
     if where is None:
-        return jax.device_put(_block(view, dtype))
-    if part.entry.stacked:
-        where = _layer_sharding(where)
-    return jax.make_array_from_callback(view.shape, where, lambda at: _block(view[at], dtype))
-
-
-def _block(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A dense copy: the stored tensor may be freed while the devices still read."""
-    return np.array(view, dtype, order="C")
+        return jax.device_put(np.array(view, dtype, order="C"))
+    return jax.make_array_from_callback(view.shape, where, lambda at: np.array(view[at], dtype, order="C"))
 
 
 def _layer_sharding(stacked: Sharding) -> Sharding:
@@ -151,23 +143,3 @@ def _layer_sharding(stacked: Sharding) -> Sharding:
     if isinstance(stacked, NamedSharding):
         return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
     return stacked
-
-
-def _at(tree: dict | None, path: str) -> Any:
-    if tree is None:
-        return None
-    for key in path.split("/"):
-        tree = tree[key]
-    return tree
-
-
-def _tree(flat: dict[str, Any]) -> dict:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    tree: dict = {}
-    for path, value in flat.items():
-        *above, last = path.split("/")
-        node = tree
-        for key in above:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree

@@ -4,6 +4,7 @@ Everything is written into a temporary directory, which gets its name when it is
 of one file at a time.
 """
 
+import functools
 import math
 import os
 import shutil
@@ -14,6 +15,9 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from qwenjax.common.storage import write_json
 from qwenjax.config import ModelConfig
@@ -95,25 +99,14 @@ def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: 
     flat = _check(table, config, params)
     kind = _dtype(dtype or str(flat["embed"].dtype))
 
-    def reader(name: str) -> Callable[[], np.ndarray]:
-        def read() -> np.ndarray:
-            arrays = [_on_host(flat[part.entry.ours], part.layer) for part in table.parts[name]]
-            return table.to_theirs(name, arrays).astype(kind, copy=False)
+    def read(name: str) -> np.ndarray:
+        arrays = []
+        for part in table.parts[name]:
+            stacked = flat[part.entry.ours]
+            arrays.append(np.asarray(stacked if part.layer is None else stacked[part.layer]))
+        return table.to_theirs(name, arrays).astype(kind, copy=False)
 
-        return read
-
-    return {name: Tensor(table.shape(name), kind, reader(name)) for name in table.parts}
-
-
-def _on_host(x: jax.Array | np.ndarray, layer: int | None) -> np.ndarray:
-    if layer is not None:
-        x = x[layer] if isinstance(x, np.ndarray) else _take(x, layer)
-    return np.asarray(x)
-
-
-@jax.jit
-def _take(stacked: jax.Array, layer: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
+    return {name: Tensor(table.shape(name), kind, functools.partial(read, name)) for name in table.parts}
 
 
 def saved_bytes(config: ModelConfig, layout: str, dtype: str) -> int:
@@ -130,8 +123,7 @@ def _dtype(name: str) -> np.dtype:
 
 def _check(table: Table, config: ModelConfig, params: dict) -> dict[str, jax.Array]:
     """The parameters by path. Raises ValueError if they are not those of the model."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    flat = {"/".join(str(key.key) for key in path): x for path, x in leaves}
+    flat = flatten_dict(params, sep="/")
     wanted = {x.ours: ((config.layers,) if x.stacked else ()) + table.ours_shape(x) for x in table.entries}
     if set(flat) != set(wanted):
         odd = sorted(set(flat) ^ set(wanted))
@@ -141,13 +133,11 @@ def _check(table: Table, config: ModelConfig, params: dict) -> dict[str, jax.Arr
             raise ValueError(f"parameter {path} has shape {flat[path].shape}, the config says {shape}")
         if not getattr(flat[path], "is_fully_addressable", True):
             raise ValueError("parameters are spread over several processes: restore them in one process to write them")
-    return {path: flat[path] for path in wanted}
+    return flat
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], limit: int, progress: Callable[[int], None]) -> None:
     """model.safetensors, or several of them with an index."""
-    from safetensors.numpy import save_file
-
     sizes = {name: math.prod(tensor.shape) * tensor.dtype.itemsize for name, tensor in tensors.items()}
     files = _files(sizes, limit)
     for file, names in files.items():
@@ -177,19 +167,19 @@ def _files(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
     return {f"model-{i:05}-of-{len(groups):05}.safetensors": names for i, names in enumerate(groups, start=1)}
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a directory holds a checkpoint that `save_params` wrote, and nothing else."""
-    from safetensors import SafetensorError, safe_open
-
-    weights = [path for path in folder.iterdir() if path.name not in OTHERS]
+def written_here(file: Path) -> bool:
+    """Whether a safetensors file has the mark of qwenjax in its header."""
     try:
-        for path in weights:
-            with safe_open(path, framework="numpy") as file:
-                if (file.metadata() or {}).get("made_by") != MADE_BY["made_by"]:
-                    return False
+        with safe_open(file, framework="numpy") as opened:
+            return (opened.metadata() or {}).get("made_by") == MADE_BY["made_by"]
     except (SafetensorError, OSError):
         return False
-    return bool(weights)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a directory holds a checkpoint that `save_params` wrote, and nothing else."""
+    weights = [path for path in folder.iterdir() if path.name not in OTHERS]
+    return bool(weights) and all(map(written_here, weights))
 
 
 def _replace(temporary: Path, target: Path) -> None:

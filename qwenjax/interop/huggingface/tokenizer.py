@@ -51,8 +51,10 @@ def write_tokenizer(
             f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the model's embedding only {config.vocab} rows: "
             "they do not belong together"
         )
-    write = _write_qwen if layout == "qwen" else _write_qwen2
-    return write(tokenizer, folder, config, chat)
+    if layout == "qwen":
+        return _write_qwen(tokenizer, folder, config)
+    _write_qwen2(tokenizer, folder, config, chat)
+    return []
 
 
 def generation_config(tokenizer: Tokenizer, layout: str, config: ModelConfig, chat: bool = True) -> dict[str, Any]:
@@ -69,10 +71,7 @@ def generation_config(tokenizer: Tokenizer, layout: str, config: ModelConfig, ch
     return values | {"chat_format": "raw", "stop_words_ids": [[tokenizer.eot]]}
 
 
-# ---- the Qwen-v1 layout ----
-
-
-def _write_qwen(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: bool) -> list[str]:
+def _write_qwen(tokenizer: Tokenizer, folder: Path, config: ModelConfig) -> list[str]:
     if not isinstance(tokenizer, QwenBPE):
         raise ValueError(
             f"the Qwen-v1 layout needs a qwen.tiktoken, which {tokenizer.name} is not; use --to=qwen2 (layout='qwen2')"
@@ -90,10 +89,7 @@ def _write_qwen(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: b
     ]
 
 
-# ---- the qwen2 layout ----
-
-
-def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: bool) -> list[str]:
+def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: bool) -> None:
     try:
         import tokenizers
     except ImportError:
@@ -128,7 +124,6 @@ def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: 
         "unk_token": None,
     }
     write_json(folder / "tokenizer_config.json", values | ({"chat_template": CHAT_TEMPLATE} if chat else {}))
-    return []
 
 
 def _byte_level(tokenizer: QwenBPE) -> Any:
@@ -153,22 +148,28 @@ def _byte_level(tokenizer: QwenBPE) -> Any:
     return engine
 
 
+def sentencepiece_model(tokenizer: Tokenizer) -> Any:
+    """The ModelProto of a sentencepiece vocabulary."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        return sentencepiece_model_pb2.ModelProto.FromString(tokenizer.save(folder).read_bytes())
+
+
 def _pieces(tokenizer: SentencePiece) -> Any:
     """A sentencepiece BPE: merges of characters, unknown ones as bytes. Blanks are not replaced by U+2581."""
     import tokenizers
-    from sentencepiece import sentencepiece_model_pb2
     from tokenizers import decoders
 
-    with tempfile.TemporaryDirectory() as folder:
-        model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.save(folder).read_bytes())
+    model = sentencepiece_model(tokenizer)
     kinds = model.SentencePiece
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise ValueError(f"{tokenizer.name} is a unigram vocabulary; only BPE can be written as tokenizer.json exactly")
-    vocab = {}
-    for i, piece in enumerate(model.pieces):
-        vocab[piece.piece.replace("▁", " ") if piece.type == kinds.NORMAL else piece.piece] = i
-    learned = sorted((p for p in model.pieces if p.type == kinds.NORMAL), key=lambda p: -p.score)
-    ranks = {piece.piece.replace("▁", " "): rank for rank, piece in enumerate(learned)}
+    pieces = [p.piece.replace("▁", " ") if p.type == kinds.NORMAL else p.piece for p in model.pieces]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    learned = [i for i, piece in enumerate(model.pieces) if piece.type == kinds.NORMAL]
+    learned.sort(key=lambda i: -model.pieces[i].score)
+    ranks = {pieces[i]: rank for rank, i in enumerate(learned)}
     unknown = next(piece.piece for piece in model.pieces if piece.type == kinds.UNKNOWN)
     engine = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocab, merges(ranks), unk_token=unknown, fuse_unk=False, byte_fallback=True)

@@ -1,15 +1,23 @@
-"""GGUF models: their metadata as a `ModelConfig`, their tensors under the names of the released checkpoints."""
+"""GGUF models: metadata as a `ModelConfig`, tensors under the names of the released checkpoints.
 
+Tensors are mapped, and dequantised by the package gguf when they are read. `tokenizer.gguf` parses the head: the reader
+of the package takes 2.6 s of CPU time for the 49,152 tokens of a small model, ours 0.07 s.
+"""
+
+import functools
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from qwenjax.config import ModelConfig, RopeScaling
 from qwenjax.interop import HubCheckpoint, Tensor
-from qwenjax.interop.gguf.container import read_gguf
 from qwenjax.interop.huggingface.layout import QWEN, QWEN2
+from qwenjax.tokenizer.gguf import HeadReader
 
 ARCHITECTURES = {"qwen": "qwen", "qwen2": "qwen2", "qwen3": "qwen2", "llama": "qwen2"}  # -> layout
 # Name in GGUF -> name in the layout, without .weight and .bias; {} is the number of the layer
@@ -19,6 +27,14 @@ NAMES = {
 }
 PAIRED = ("attn_q", "attn_k")  # of the architecture llama: rotary channels i and i + h/2 are neighbours in these
 
+# Fields of `ModelConfig` -> metadata of the same meaning
+FIELDS = {
+    "layers": ("block_count", int),
+    "embed": ("embedding_length", int),
+    "heads": ("attention.head_count", int),
+    "context": ("context_length", int),
+    "norm_eps": ("attention.layer_norm_rms_epsilon", float),
+}
 # Metadata of mathematics that our model does not have -> the value that switches it off
 ABSENT = {
     "expert_count": 0,
@@ -32,6 +48,7 @@ ABSENT = {
     "rope.scaling.yarn_ext_factor": 1,
     "rope.scaling.yarn_log_multiplier": 0,
 }
+NOT_QUANTISED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def open_gguf(path: str | Path) -> HubCheckpoint:
@@ -127,9 +144,8 @@ def _config(metadata: _Metadata, stored: dict[str, Tensor]) -> ModelConfig:
         if (value := metadata.get(key, float, without)) != without:
             raise ValueError(f"{metadata.architecture}.{key}={value:g} is not supported: our model does not have it")
     qwen1 = metadata.architecture == "qwen"
-    layers, heads, embed = (
-        metadata.get(key, int) for key in ("block_count", "attention.head_count", "embedding_length")
-    )
+    shape = {ours: metadata.get(*theirs) for ours, theirs in FIELDS.items()}
+    heads, embed, context = shape["heads"], shape["embed"], shape["context"]
     if "token_embd.weight" not in stored:
         raise ValueError("it has no token_embd.weight")
     vocab = stored["token_embd.weight"].shape[0]
@@ -140,32 +156,26 @@ def _config(metadata: _Metadata, stored: dict[str, Tensor]) -> ModelConfig:
     width = metadata.get("attention.key_length", int, default)
     for key in ("attention.value_length", "rope.dimension_count"):
         if (other := metadata.get(key, int, width)) != width:
-            raise ValueError(
-                f"{metadata.architecture}.{key}={other}, but the head size is {width}; our model has one head size"
-            )
-    context = metadata.get("context_length", int)
+            name = f"{metadata.architecture}.{key}"
+            raise ValueError(f"{name}={other}, but the head size is {width}; our model has one head size")
     window = metadata.get("attention.sliding_window", int, 0)
     kv = metadata.get("attention.head_count_kv", int, heads)
     return ModelConfig(
         vocab=vocab,
-        layers=layers,
-        embed=embed,
-        heads=heads,
+        **shape,
         ffn=metadata.get("feed_forward_length", int) // (2 if qwen1 else 1),  # Qwen-1 counts gate and up together
         kv_heads=0 if kv == heads else kv,
         head_dim=0 if width * heads == embed else width,
-        context=context,
         rope_base=metadata.get("rope.freq_base", float, 10_000.0),
-        norm_eps=metadata.get("attention.layer_norm_rms_epsilon", float),
         qkv_bias=qwen1 or "blk.0.attn_q.bias" in stored,
         qk_norm="blk.0.attn_q_norm.weight" in stored,
         tie_embeddings="output.weight" not in stored,
-        rope_scaling=_scaling(metadata),
-        windows=(window,) * layers if 0 < window < context else (),
+        rope_scaling=_scaling(metadata, context),
+        windows=(window,) * shape["layers"] if 0 < window < context else (),
     )
 
 
-def _scaling(metadata: _Metadata) -> RopeScaling:
+def _scaling(metadata: _Metadata, context: int) -> RopeScaling:
     """As llama.cpp reads it: a factor without a type is linear, and the default factor is 1."""
     kind = metadata.get("rope.scaling.type", str, "linear")
     factor = metadata.get("rope.scaling.factor", float, 0.0) or metadata.get("rope.scale_linear", float, 0.0) or 1.0
@@ -175,10 +185,7 @@ def _scaling(metadata: _Metadata) -> RopeScaling:
         return RopeScaling("linear", factor)
     if kind != "yarn":
         raise ValueError(f"{metadata.architecture}.rope.scaling.type={kind!r} is not known; none, linear and yarn are")
-    original, context = (
-        metadata.get("rope.scaling.original_context_length", int, 0),
-        metadata.get("context_length", int),
-    )
+    original = metadata.get("rope.scaling.original_context_length", int, 0)
     return RopeScaling(
         kind,
         factor,
@@ -186,3 +193,117 @@ def _scaling(metadata: _Metadata) -> RopeScaling:
         beta_fast=metadata.get("rope.scaling.yarn_beta_fast", float, 32.0),
         beta_slow=metadata.get("rope.scaling.yarn_beta_slow", float, 1.0),
     )
+
+
+# ---- files, for any model ----
+
+
+def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors of a GGUF file; of a split one (…-00001-of-00003.gguf), those of all parts.
+
+    float32, float16 and bfloat16 are read as they are stored, every quantised type as float32. Shapes are numpy's: the
+    dimension that is contiguous in memory comes last.
+
+    Raises:
+      ValueError: not a GGUF file of version 2 or 3, one that is cut short, or a type that cannot be dequantised.
+      FileNotFoundError: the file, or a part of it that is missing.
+    """
+    paths, heads, tensors = _parts(Path(path)), [], {}
+    for part in paths:
+        head, infos, start = _read_head(part)
+        heads.append(head)
+        data = np.memmap(part, np.uint8, mode="r").view(np.ndarray)
+        for name, dims, kind, offset in infos:
+            if name in tensors:
+                raise ValueError(f"{part} holds tensor {name!r} a second time")
+            tensors[name] = _tensor(part, name, data, dims[::-1], kind, start + offset)
+    count, total = heads[0].get("split.count", 0), heads[0].get("split.tensors.count", len(tensors))
+    if count > 1 and count != len(paths):
+        raise ValueError(f"{paths[0]} is one of {count} parts; their names must end in -00001-of-{count:05}.gguf")
+    if total != len(tensors):
+        raise ValueError(f"{paths[0]}: its parts hold {len(tensors)} tensors, but should hold {total}")
+    return heads[0], tensors
+
+
+def _parts(path: Path) -> list[Path]:
+    """All files of the model that a file belongs to, in order."""
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    if not match:
+        return [path]
+    parts = [path.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf") for i in range(1, int(match[3]) + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise FileNotFoundError(f"{part} is missing: the model of {path.name} has {len(parts)} parts")
+    return parts
+
+
+def _read_head(path: Path) -> tuple[dict[str, Any], list[tuple], int]:
+    """Metadata; name, dimensions, type and offset of each tensor; and where the tensors' data begin."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head, infos = HeadReader(file, size), []
+        try:
+            facts, tensors = head.metadata()
+            for _ in range(tensors):
+                name, (rank,) = head.text(), head.unpack("<I")
+                if not 1 <= rank <= 4:
+                    raise ValueError(f"tensor {name!r} has {rank} dimensions")
+                infos.append((name, head.unpack(f"<{rank}Q"), *head.unpack("<IQ")))
+            align = facts.get("general.alignment", 32)
+            if not isinstance(align, int) or align < 1:
+                raise ValueError(f"general.alignment={align!r}")
+        except ValueError as error:  # a wrong encoding, too
+            raise ValueError(f"{path} is not a GGUF file, or a damaged one: {error}") from None
+    return facts, infos, -(-(size - head.left) // align) * align
+
+
+def _tensor(path: Path, name: str, data: np.ndarray, shape: tuple[int, ...], kind: int, start: int) -> Tensor:
+    """A tensor, checked against the size of the file: a file that is cut short is refused before anything is read."""
+    try:
+        block, width, dtype, dequantise = _type(kind)
+    except ValueError as error:
+        raise ValueError(f"{path}: tensor {name!r}: {error}") from None
+    if min(shape) < 1 or shape[-1] % block:
+        raise ValueError(f"{path}: tensor {name!r} of shape {shape} is not made of blocks of {block} numbers")
+    stop, size = start + math.prod(shape) // block * width, len(data)
+    if stop > size:
+        raise ValueError(f"{path} is cut short: {name!r} ends at byte {stop:,} of {size:,}; copy or load it again")
+
+    def read() -> np.ndarray:
+        if dequantise is None:
+            return data[start:stop].view(dtype).reshape(shape)
+        return dequantise(data[start:stop].reshape(-1, shape[-1] // block * width)).reshape(shape)
+
+    return Tensor(shape, dtype, read)
+
+
+@functools.cache
+def _type(kind: int) -> tuple[int, int, np.dtype, Callable[[np.ndarray], np.ndarray] | None]:
+    """A type of tensor: numbers and bytes of a block, the dtype after reading, and the function that dequantises rows.
+
+    Raises:
+      ValueError: a type that the package does not know or does not dequantise.
+    """
+    gguf = library()
+    try:
+        known = gguf.GGMLQuantizationType(kind)
+    except ValueError:
+        raise ValueError(f"type {kind} is not known to this version of the package gguf") from None
+    block, width = gguf.GGML_QUANT_SIZES[known]
+    if known.name in NOT_QUANTISED:
+        return block, width, NOT_QUANTISED[known.name], None
+    dequantise = functools.partial(gguf.dequantize, qtype=known)
+    try:
+        dequantise(np.zeros((1, width), np.uint8))
+    except NotImplementedError:
+        raise ValueError(f"type {known.name} is not dequantised by this version of the package gguf") from None
+    return block, width, np.dtype(np.float32), dequantise
+
+
+def library():
+    """The package gguf."""
+    try:
+        import gguf
+    except ImportError:
+        raise ValueError("GGUF files need the package gguf: run `pip install 'qwenjax[gguf]'`") from None
+    return gguf
