@@ -90,7 +90,5 @@ class RL:
             check(getattr(self, name) >= 0, f"rl.{name}={getattr(self, name)} must not be negative")
         for name in ("top_p", "gamma", "gae_lambda", "clip_ratio", "value_clip"):
             check(0 < getattr(self, name) <= 1, f"rl.{name}={getattr(self, name)} must lie in (0, 1]")
-        check(
-            (self.ptx_coef > 0) == (self.ptx_batch > 0),
-            f"rl.ptx_coef={self.ptx_coef} and rl.ptx_batch={self.ptx_batch}: set both or neither",
-        )
+        both = (self.ptx_coef > 0) == (self.ptx_batch > 0)
+        check(both, f"rl.ptx_coef={self.ptx_coef} and rl.ptx_batch={self.ptx_batch}: set both or neither")

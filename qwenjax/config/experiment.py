@@ -80,8 +80,7 @@ class MeshShape:
         asked = " x ".join(f"{f.name}={n}" for f, n in zip(dataclasses.fields(self), self._asked))
         if uneven or (-1 not in self._asked and free != 1):
             raise ValueError(
-                f"mesh {asked} does not fit {devices} device{'s' * (devices > 1)}; "
-                "axes must multiply to the device count, one may be -1 (--set mesh.fsdp=-1)"
+                f"mesh {asked} does not fit {devices} devices; its axes multiply to that, or one is -1 (mesh.fsdp=-1)"
             )
         sizes = dataclasses.asdict(self)
         if self.data == self.fsdp == -1:
@@ -130,69 +129,38 @@ class Experiment:
     def __post_init__(self):
         one_of("task", self.task, TASKS)
         check(self.steps > 0, f"steps={self.steps} must be positive")
-        check(
-            self.accumulate > 0 and self.data.batch_size % self.accumulate == 0,
-            f"data.batch_size={self.data.batch_size} does not divide into accumulate={self.accumulate} micro-steps",
-        )
+        batch, length, context = self.data.batch_size, self.data.seq_len, self.model.context
+        even = self.accumulate > 0 and batch % self.accumulate == 0
+        check(even, f"data.batch_size={batch} does not divide into accumulate={self.accumulate} micro-steps")
         check(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
         for name in ("log_every", "save_every", "keep"):
             check(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         for name in ("eval_every", "sample_every", "keep_every", "seed"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
-        check(
-            self.data.seq_len <= self.model.context,
-            f"data.seq_len={self.data.seq_len} exceeds model.context={self.model.context}: "
-            "context extension is for inference; raise model.context to train on longer rows",
-        )
+        check(length <= context, f"data.seq_len={length} exceeds model.context={context}; raise that, too")
         check(self.model.gated or not self.lora.rank, "lora.rank: adapters need model.gated=true")
-        check(
-            self.task != "dpo" or not self.preference.margin,
-            f"preference.margin={self.preference.margin} is for reward models; dpo has preference.beta",
-        )
-        check(
-            self.task == "dpo" or not self.preference.smoothing,
-            f"preference.smoothing={self.preference.smoothing} is for dpo; reward models have preference.margin",
-        )
+        dpo, preference = self.task == "dpo", self.preference
+        check(not (dpo and preference.margin), "preference.margin is for reward models; dpo has preference.beta")
+        check(dpo or not preference.smoothing, "preference.smoothing is for dpo; reward models have preference.margin")
         if self.task in RL_TASKS:
             self._check_rl()
 
     def _check_rl(self) -> None:
-        rl, batch = self.rl, self.data.batch_size
-        check(
-            rl.max_new_tokens < self.data.seq_len,
-            f"rl.max_new_tokens={rl.max_new_tokens} leaves no room for a prompt in data.seq_len={self.data.seq_len}",
-        )
+        rl, task, batch = self.rl, self.task, self.data.batch_size
+        check(rl.max_new_tokens < self.data.seq_len, "rl.max_new_tokens: data.seq_len leaves no room for a prompt")
         check(
             batch % rl.num_samples == 0 and batch % (rl.minibatches * self.accumulate) == 0,
             f"data.batch_size={batch} responses do not divide into rl.num_samples={rl.num_samples} per query and "
             f"rl.minibatches={rl.minibatches} of accumulate={self.accumulate} micro-steps",
         )
-        check(
-            self.task == "ppo" or rl.num_samples > 1,
-            f"{self.task} compares the responses to one prompt; rl.num_samples={rl.num_samples} is too few",
-        )
-        check(
-            self.dropout == 0, f"dropout={self.dropout}: the ratios of {self.task} need the network that sampled; use 0"
-        )
-        check(
-            self.recovery.deviations == 0,
-            f"recovery.deviations={self.recovery.deviations}: skipping batches is for losses on fixed data; use 0 with "
-            f"{self.task}",
-        )
-        check(
-            self.task != "grpo" or not rl.kl_target,
-            "rl.kl_target adapts a penalty in the reward, but grpo has it in the loss; use 0",
-        )
-        check(
-            self.task != "reinforce" or rl.epochs * rl.minibatches == 1,
-            f"rl.epochs={rl.epochs}, rl.minibatches={rl.minibatches}: reinforce has no ratio that would correct for "
-            "responses of an older policy; use 1 for both",
-        )
-        check(
-            self.task != "ppo" or rl.value_warmup_steps < self.steps,
-            f"rl.value_warmup_steps={rl.value_warmup_steps} leaves no step to the policy, for steps={self.steps}; "
-            "lower rl.value_warmup_steps",
-        )
+        check(task == "ppo" or rl.num_samples > 1, f"rl.num_samples: {task} compares the responses to a prompt; use 2")
+        check(self.dropout == 0, f"dropout: the ratios of {task} need the network that sampled; use 0")
+        check(self.recovery.deviations == 0, f"recovery.deviations is for losses on fixed data; use 0 with {task}")
+        check(task != "grpo" or not rl.kl_target, "rl.kl_target adapts a penalty in the reward; grpo has none, use 0")
+        once = task != "reinforce" or rl.epochs * rl.minibatches == 1
+        check(once, "rl.epochs, rl.minibatches: reinforce has no ratio that would correct for an older policy; use 1")
+        warmup = rl.value_warmup_steps
+        check(task != "ppo" or warmup < self.steps, f"rl.value_warmup_steps={warmup} leaves no step to the policy")
         check(rl.ptx_batch % self.accumulate == 0, f"rl.ptx_batch={rl.ptx_batch} does not divide by accumulate")
 
     @property

@@ -40,11 +40,7 @@ def known() -> dict[str, Path]:
 
 
 def settings(items: list[str]) -> dict[str, str]:
-    """{"FIELD": "VALUE"} from the items of `--set FIELD=VALUE …`.
-
-    Raises:
-      ValueError: an item without "=".
-    """
+    """{"FIELD": "VALUE"} from the items of `--set FIELD=VALUE …`; ValueError for an item without "="."""
     for item in items:
         if "=" not in item:
             raise ValueError(f"--set {item}: wanted FIELD=VALUE, e.g. --set steps=100")
@@ -96,18 +92,11 @@ def _load(name: str) -> config.Experiment:
 
 def _summary(path: Path) -> str:
     """First line of a file's docstring."""
-    for line in path.read_text().splitlines():
-        if line.strip():
-            return line.strip().strip('"').strip()
-    return ""
+    return path.read_text().lstrip().partition("\n")[0].strip('" ')
 
 
 def experiment_from(options: argparse.Namespace) -> config.Experiment:
-    """The experiment of `--exp NAME --set FIELD=VALUE …`.
-
-    Raises:
-      Usage: no such experiment or field, or a value it refuses.
-    """
+    """The experiment of `--exp NAME --set FIELD=VALUE …`; Usage for no such experiment or field, or a wrong value."""
     try:
         return experiment(options.exp, settings(options.set))
     except ValueError as error:
@@ -117,10 +106,5 @@ def experiment_from(options: argparse.Namespace) -> config.Experiment:
 def experiment_arguments(add, **exp) -> None:
     """Declares `--exp`, with the options `exp` (required=True, or a default), and `--set`."""
     add("--exp", metavar="NAME", help="an experiment's name, .py file, run or config.json", **exp)
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="override a field, e.g. --set optim.peak_lr=1e-3; may be repeated",
-    )
+    example = "override a field, e.g. --set optim.peak_lr=1e-3; may be repeated"
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help=example)

@@ -49,22 +49,15 @@ class ModelConfig:
     windows: tuple[int, ...] = ()  # latest positions that each layer attends to, 0: all of them; (): all in all layers
 
     def __post_init__(self):
-        check(
-            not self.windows or (len(self.windows) == self.layers and min(self.windows) >= 0),
-            f"model.windows={self.windows}: wanted one for each of {self.layers} layers, 0 or more",
-        )
+        per_layer = not self.windows or (len(self.windows) == self.layers and min(self.windows) >= 0)
+        check(per_layer, f"model.windows={self.windows}: wanted one for each of {self.layers} layers, 0 or more")
         for name in ("vocab", "layers", "embed", "heads", "ffn", "context"):
             check(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be positive")
-        if not self.head_dim:
-            check(
-                self.embed % self.heads == 0,
-                f"model.embed={self.embed} is not a multiple of model.heads={self.heads}; set model.head_dim",
-            )
+        heads, kv = self.heads, self.kv
+        even = self.head_dim or self.embed % heads == 0
+        check(even, f"model.embed={self.embed} is not a multiple of model.heads={heads}; set model.head_dim")
         check(self.head_size % 2 == 0, f"rotary embedding needs an even head width, got {self.head_size}")
-        check(
-            self.heads % self.kv == 0,
-            f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv}: a KV head serves a whole group",
-        )
+        check(heads % kv == 0, f"model.heads={heads} is not a multiple of model.kv_heads={kv}")
         one_of("model.norm", self.norm, ("rms", "layer"))
         one_of("model.rope_dtype", self.rope_dtype, ("float32", "bfloat16"))
         check(self.rope_base > 0 and self.norm_eps > 0, "model.rope_base and model.norm_eps must be positive")
@@ -111,11 +104,7 @@ class ModelConfig:
 
 
 def doubling_windows(context: int, layers: int, every: int = 4) -> tuple[int, ...]:
-    """`model.windows` that grow with depth: T, 2T, 4T, …; lower layers are more sensitive to length (report §2.3.2).
-
-    The report has no table; its authors' example doubles every four layers from the training length (docs/report.md,
-    Context extension).
-    """
+    """`model.windows` that grow with depth: T, 2T, 4T, …; lower layers are more sensitive to length (report §2.3.2)."""
     return tuple(context << (layer // every) for layer in range(layers))
 
 

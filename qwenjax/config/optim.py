@@ -26,10 +26,8 @@ class AdamW:
         check(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive")
         one_of("optim.schedule", self.schedule, SCHEDULES)
         check(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative")
-        check(
-            0 <= self.min_lr_ratio <= 1 and 0 < self.decay_fraction <= 1,
-            "optim.min_lr_ratio and optim.decay_fraction are fractions of 1",
-        )
+        fractions = 0 <= self.min_lr_ratio <= 1 and 0 < self.decay_fraction <= 1
+        check(fractions, "optim.min_lr_ratio and optim.decay_fraction are fractions of 1")
         check(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"optim betas must lie in [0, 1), got {self.b1}, {self.b2}")
         check(self.grad_clip > 0, f"optim.grad_clip={self.grad_clip} must be positive")
 

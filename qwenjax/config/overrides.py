@@ -116,15 +116,14 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, str) and value.startswith("{"):
             value = json.loads(value)
         if not isinstance(value, dict):
-            raise ValueError(f"{where}={value!r}: wanted the fields of {hint.__name__}, e.g. {where}.{_first(hint)}=…")
+            names = ", ".join(field.name for field in dataclasses.fields(hint))
+            raise ValueError(f"{where}={value!r}: wanted the fields of {hint.__name__}: {names}")
         return from_dict(value, hint, where)
     if hint is bool:
         named = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if isinstance(value, str) and value.lower() in named:
-            return named[value.lower()]
-        if isinstance(value, bool):
-            return value
-        raise ValueError(f"{where}={value!r}: wanted true or false")
+        if str(value).lower() not in named:
+            raise ValueError(f"{where}={value!r}: wanted true or false")
+        return named[str(value).lower()]
     if hint in (int, float):
         try:
             number = float(str(value).replace("_", ""))
@@ -140,10 +139,6 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if not isinstance(value, hint):
         raise ValueError(f"{where}={value!r}: wanted {hint.__name__}")
     return value
-
-
-def _first(hint: type) -> str:
-    return dataclasses.fields(hint)[0].name
 
 
 def from_dict(values: dict, cls: type, where: str = "") -> Any:
