@@ -1,8 +1,7 @@
 """The interface of every tokenizer, and the part of it that does not depend on the engine.
 
 A tokenizer is a table of byte strings (decoding joins them), an engine that encodes ordinary text, and control tokens,
-which no ordinary text can produce. Vocabularies trained here (`bpe`, `sentencepiece`) have the control tokens of
-ChatML; those of other models may lack them.
+which no ordinary text can produce. Those of other models may lack the control tokens of ChatML.
 """
 
 import codecs
@@ -61,11 +60,11 @@ class Tokenizer(ABC):
         self.im_start, self.im_end = (special.get(surface) for surface in CONTROL[1:])
         self.prefix = tuple(prefix)
         self.fingerprint = hashlib.sha256(vocabulary).hexdigest()
-        self._vocabulary = vocabulary
+        self._files = {self.file: vocabulary}
         self._pieces = pieces
 
     def __reduce__(self):
-        return type(self), (self._vocabulary,)
+        return type(self), tuple(self._files.values())
 
     def __repr__(self):
         return f"{type(self).__name__}({self.name}, size={self.size}, fingerprint={self.fingerprint[:8]}…)"
@@ -100,10 +99,9 @@ class Tokenizer(ABC):
         allowed_special: str | Collection[str] = "all",
         disallowed_special: str | Collection[str] = (),
     ) -> list[int]:
-        """Ids of text in which surfaces of control tokens can become the tokens.
+        """Ids of text in which surfaces of control tokens become the tokens, by default all, as in the released one.
 
-        The defaults are those of the released tokenizer: '<|im_end|>' in the text becomes the control token. Encode
-        text from users with `encode_ordinary` (or `allowed_special=set()`) instead.
+        Encode text from users with `encode_ordinary` (or `allowed_special=set()`) instead.
 
         Args:
           allowed_special: 'all', or the surfaces that become control tokens; others are plain text.
@@ -149,11 +147,9 @@ class Tokenizer(ABC):
         return b"".join(map(self._pieces.__getitem__, ids))
 
     def decode(self, ids: Iterable[int], errors: str = "replace", skip_special: bool = False) -> str:
-        """The text of ids.
+        """The text of ids, without control tokens if `skip_special`.
 
-        Args:
-          errors: handling of bytes that are not UTF-8, as in `bytes.decode`: 'replace' (as released), 'ignore', …
-          skip_special: leave control tokens out.
+        `errors` handles bytes that are not UTF-8, as in `bytes.decode`: 'replace' (as released), 'ignore', …
         """
         if skip_special:
             control = set(self.special.values())
@@ -167,11 +163,15 @@ class Tokenizer(ABC):
     # ---- files ----
 
     def save(self, directory: str | Path) -> Path:
-        """Writes the vocabulary file into the directory (created if absent); `load_tokenizer(directory)` reads it."""
-        path = storage.path(directory) / self.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._vocabulary)
-        return path
+        """Writes the vocabulary into the directory (created if absent); `load_tokenizer(directory)` reads it.
+
+        Returns: the path of `file`.
+        """
+        folder = storage.path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self._files.items():
+            (folder / name).write_bytes(data)
+        return folder / self.file
 
 
 def check_same(

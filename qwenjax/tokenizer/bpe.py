@@ -17,12 +17,10 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import AnyStr, ClassVar
 
 import numpy as np
 
-from qwenjax.common import storage
 from qwenjax.common.processes import cores
 from qwenjax.tokenizer.base import CONTROL, Tokenizer
 
@@ -169,15 +167,13 @@ class ExtendedBPE(QwenBPE):
         pieces = self._pieces + [b""] * (max(used) + 1 - self.size)
         for token, index in self.extra.items():
             pieces[index] = token
-        self._files = (self._vocabulary, write_ranks(self.extra))
+        files = {**self._files, self.extra_file: write_ranks(self.extra)}
         self._unused = frozenset(range(len(pieces))) - used
-        Tokenizer.__init__(self, b"".join(self._files), f"{self.name}+{len(self.extra)}", pieces, self.special)
+        Tokenizer.__init__(self, b"".join(files.values()), f"{self.name}+{len(self.extra)}", pieces, self.special)
+        self._files = files
         self._engine = tiktoken.Encoding(
             self.name, pat_str=PATTERN, mergeable_ranks=ranks | self.extra, special_tokens=self.special
         )
-
-    def __reduce__(self):
-        return type(self), self._files
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """As `Tokenizer.decode_bytes`; also refuses ids in a gap between extra tokens."""
@@ -185,14 +181,6 @@ class ExtendedBPE(QwenBPE):
         if bad := self._unused.intersection(ids):
             raise ValueError(f"id {min(bad)} is not in use: the extra tokens of {self.name} leave gaps")
         return super().decode_bytes(ids)
-
-    def save(self, directory: str | Path) -> Path:
-        """Writes both vocabulary files into the directory; `load_tokenizer(directory)` reads them."""
-        folder = storage.path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in zip((self.file, self.extra_file), self._files):
-            (folder / name).write_bytes(data)
-        return folder / self.file
 
 
 def _parts(text: str) -> list[str]:
@@ -249,11 +237,7 @@ def read_ranks(data: bytes, source: str = "the vocabulary") -> dict[bytes, int]:
 
 
 def read_extra(data: bytes, source: str = "the extra vocabulary") -> list[tuple[bytes, int]]:
-    """(token, id) of a .tiktoken file whose ids may begin anywhere and have gaps, in order of id.
-
-    Raises:
-      ValueError: naming the line that is not a base64 token, a blank and a number.
-    """
+    """(token, id) of a .tiktoken file whose ids may begin anywhere and have gaps, in order of id."""
     pairs = [(token, index) for _, token, index in _lines(data, source, "its id")]
     return sorted(pairs, key=lambda pair: pair[1])
 

@@ -38,11 +38,7 @@ NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?"
 
 
 def read_head(path: str | Path) -> dict[str, object]:
-    """The metadata, key -> value: numbers, booleans, strings, and lists of these.
-
-    Raises:
-      ValueError: not a GGUF file of version 2 or 3, or a damaged one.
-    """
+    """The metadata, key -> value: numbers, booleans, strings, and lists of these. Raises ValueError for other files."""
     path = Path(path)
     with path.open("rb") as file:
         try:
@@ -117,11 +113,7 @@ def tokenizer_of(head: Mapping[str, Any], source: str) -> Tokenizer:
 
 
 def vocabulary(head: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The metadata `tokenizer.ggml.…` without that prefix.
-
-    Raises:
-      ValueError: no vocabulary, or one of an unknown model.
-    """
+    """The metadata `tokenizer.ggml.…` without that prefix. Raises ValueError for none, or one of an unknown model."""
     prefix = "tokenizer.ggml."
     facts = {key.removeprefix(prefix): value for key, value in head.items() if key.startswith(prefix)}
     if not facts.get("tokens"):

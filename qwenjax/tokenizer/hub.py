@@ -25,11 +25,7 @@ class HubTokenizer(Tokenizer):
     file = "tokenizer.json"
 
     def __init__(self, data: bytes, source: str = "the tokenizer.json"):
-        """From the bytes of the file; `source` names it in errors.
-
-        Raises:
-          ValueError: not a tokenizer.json, one whose tokens are not bytes, or one without an end of text.
-        """
+        """From the bytes of the file; `source` names it in errors, such as that its tokens are not bytes."""
         self._engine = load_engine(data, source)
         # Else the surface of a control token in a text would become the token
         self._engine.encode_special_tokens = True
@@ -47,7 +43,7 @@ class HubTokenizer(Tokenizer):
     @property
     def facts(self) -> dict[str, Any]:
         """The parsed file."""
-        return json.loads(self._vocabulary)
+        return json.loads(self._files[self.file])
 
     def _normalize(self, text: str) -> str:
         return replace_surrogates(text)  # the engine applies the file's own normalizer
@@ -73,11 +69,7 @@ class HubTokenizer(Tokenizer):
 
 
 def load_engine(data: bytes, source: str) -> Any:
-    """The tokenizer of the library tokenizers, without truncation and padding.
-
-    Raises:
-      ValueError: the data are not a tokenizer.json, or the library is not installed.
-    """
+    """The tokenizer of the library tokenizers, without truncation and padding. Raises ValueError for other data."""
     library = tokenizers(source)
     try:
         engine = library.Tokenizer.from_str(data.decode())

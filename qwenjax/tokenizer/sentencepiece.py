@@ -36,11 +36,7 @@ class SentencePieceModel(Tokenizer):
     kind: ClassVar[str] = "sentencepiece"  # in the name
 
     def __init__(self, data: bytes, source: str = "the model"):
-        """From the bytes of a .model file; `source` names it in errors.
-
-        Raises:
-          ValueError: not a sentencepiece model, or one without an end of text.
-        """
+        """From the bytes of a .model file; `source` names it in errors."""
         self._engine = engine = load_engine(data, source)
         names = [engine.id_to_piece(i) for i in range(len(engine))]
         special = {name: i for i, name in enumerate(names) if engine.is_control(i)}
@@ -72,11 +68,7 @@ class SentencePiece(SentencePieceModel):
     kind = "spm"
 
     def __init__(self, data: bytes, source: str = "the model"):
-        """From the bytes of a .model file; `source` names it in errors.
-
-        Raises:
-          ValueError: not a sentencepiece model, one without the control tokens, or one that changes text.
-        """
+        """From the bytes of a .model file. Raises ValueError if it lacks the control tokens or changes text."""
         super().__init__(data, source)
         advice = "use one made by python -m qwenjax.tokenizer train"
         if missing := [surface for surface in CONTROL if surface not in self.special]:

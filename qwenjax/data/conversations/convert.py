@@ -9,26 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from qwenjax.common.figures import aligned
 from qwenjax.common.progress import meter
 from qwenjax.data.conversations import docstrings, files, formats, schema
 from qwenjax.data.conversations.formats import Exchange
-from qwenjax.data.conversations.schema import ConversationRow, PreferenceRow, PromptRow, RowError
+from qwenjax.data.conversations.schema import RowError
 from qwenjax.data.conversations.turns import NoteChange
 from qwenjax.sources.documents import STDLIB
 from qwenjax.sources.slices import Report
 
 PLACEHOLDER = re.compile(r"\{\{([A-Za-z_]\w*)\}\}")
-
-
-class ConvertedRow(NamedTuple):
-    """A row, its origin ('NAME:LINE'), and the format it had."""
-
-    origin: str
-    format: str
-    row: ConversationRow | PreferenceRow | PromptRow
 
 
 @dataclass
@@ -59,8 +50,8 @@ def convert_rows(
     strict: bool = False,
     fill: Mapping[str, str] | None = None,
     progress: Callable[[int], object] = lambda size: None,
-) -> Iterator[ConvertedRow]:
-    """The rows of a file, or of 'python-stdlib' (`docstrings`), as rows of our schema.
+) -> Iterator[tuple[str, str, schema.ChatRow]]:
+    """(origin, format, row of our schema) from a file, or from 'python-stdlib' (`docstrings`).
 
     Args:
       report: receives the counts.
@@ -94,7 +85,7 @@ def convert_rows(
             report.changed.note(reason, origin)
         for row in rows:
             report.written[Path(path).name, name, schema.kind_of(row)] += 1
-            yield ConvertedRow(origin, name, row)
+            yield origin, name, row
 
 
 def convert(
@@ -125,8 +116,7 @@ def convert(
                     )
                 yield row
         if first is None:
-            reasons = "; ".join(report.skipped.lines()) or "the files are empty"
-            raise ValueError(f"no row could be converted: {reasons}")
+            raise ValueError(f"no row could be converted: {'; '.join(report.skipped.lines()) or 'there is none'}")
 
     size = sum(files.unpacked_size(path) for path in paths)
     with meter("converting", size) as step:

@@ -72,9 +72,7 @@ def _with_system(row: dict, turns: list[Turn]) -> list[Turn]:
 def _exchange(row: dict, turns: list[Turn], used: Iterable[str], **fields) -> Exchange:
     """The exchange that a row's turns are; if they end with an assistant turn, that is the response.
 
-    Args:
-      used: fields of the row that were read; the others go into `meta`.
-      fields: of the exchange.
+    `used` are the fields of the row that were read, the others go into `meta`; `fields` are those of the exchange.
     """
     if "responses" not in fields and turns and turns[-1]["role"] == "assistant":
         turns, fields["responses"] = turns[:-1], [turns[-1]]
@@ -207,10 +205,10 @@ def _pairs(row: dict, note_change: NoteChange) -> list[Exchange]:
     for which in ("chosen", "rejected"):
         value = row[which]
         if isinstance(value, str):
-            turns = [*prompt, _assistant(parse_text(value, which))]
+            turns = [_assistant(parse_text(value, which))]
         else:
             turns = parse_turns(value if isinstance(value, list) else [value], note_change, which)
-            turns = turns if turns[: len(prompt)] == prompt else prompt + turns
+        turns = turns if turns[: len(prompt)] == prompt else prompt + turns
         sides.append(_with_system(row, turns))
     scores = None
     if row.get("margin") is not None:
@@ -235,14 +233,20 @@ def _pair(row: dict, chosen: list[Turn], rejected: list[Turn], used: Iterable[st
 
 
 def _hh(row: dict, note_change: NoteChange) -> list[Exchange]:
-    sides = []
-    for which in ("chosen", "rejected"):
-        before, *parts = re.split(r"\n\n(Human|Assistant):", row[which])
-        if before.strip() or not parts:
-            raise RowError("no known format", f"{which} does not begin with '\\n\\nHuman:'")
-        turns = [{"role": ROLES[who.lower()], "content": text.strip()} for who, text in zip(parts[::2], parts[1::2])]
-        sides.append(merge_speakers(turns, note_change))
+    sides = [
+        merge_speakers(_spoken(row[which], r"\n\n(Human|Assistant):", which), note_change)
+        for which in ("chosen", "rejected")
+    ]
     return [_pair(row, *sides, ("chosen", "rejected"))]
+
+
+def _spoken(text: str, speakers: str, here: str) -> list[Turn]:
+    """The turns of a text in which each begins with its speaker, as the pattern matches it."""
+    before, *parts = re.split(speakers, text)
+    if before.strip() or not parts:
+        raise RowError("no known format", f"{here} does not begin with a speaker: {speakers}")
+    roles = (ROLES[who.lower().replace(" ", "_")] for who in parts[::2])
+    return [{"role": role, "content": content.strip()} for role, content in zip(roles, parts[1::2])]
 
 
 _GLAIVE_CALL = re.compile(r"<functioncall>\s*(\{.*)", re.DOTALL)
@@ -255,17 +259,13 @@ def _glaive(row: dict, note_change: NoteChange) -> list[Exchange]:
     tools = _glaive_tools(system)
     system = "" if tools else system  # it only says that there are functions, which `tools` lists
     chat = parse_text(row["chat"], "chat").replace("<|endoftext|>", "")
-    before, *parts = re.split(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):", chat)
-    if before.strip() or not parts:
-        raise RowError("no known format", "chat does not begin with 'USER:'")
-    turns: list[Turn] = []
-    for who, text in zip(parts[::2], parts[1::2]):
-        turn: Turn = {"role": ROLES[who.lower().replace(" ", "_")], "content": text.strip()}
-        if who == "ASSISTANT" and (match := _GLAIVE_CALL.search(text)):
+    turns = _spoken(chat, r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):", "chat")
+    for turn in turns:
+        if turn["role"] == "assistant" and (match := _GLAIVE_CALL.search(turn["content"])):
             quoted = _GLAIVE_QUOTED.search(match[1])  # their JSON has its arguments between single quotes
             call = {"name": quoted[1], "arguments": quoted[2].replace("\\'", "'")} if quoted else match[1]
-            turn |= {"content": text[: match.start()].strip(), "tool_calls": parse_calls(call, "chat")}
-        turns.append(turn)
+            turn["content"] = turn["content"][: match.start()].strip()
+            turn["tool_calls"] = parse_calls(call, "chat")
     turns = _with_system({"system": system}, merge_speakers(turns, note_change))
     return [_exchange({**row, "tools": tools}, turns, ("system", "chat"))]
 

@@ -25,19 +25,12 @@ BEFORE = {  # role -> roles of the turn before it; None: it is the first
 }
 
 
-class ToolCall(TypedDict):
-    """A function that the assistant wants called."""
-
-    name: str
-    arguments: dict
-
-
 class Turn(TypedDict):
     """One message of the schema."""
 
     role: str
     content: str
-    tool_calls: NotRequired[list[ToolCall]]
+    tool_calls: NotRequired[list[dict]]  # {"name": text, "arguments": object}
     reasoning: NotRequired[str]
 
 

@@ -130,11 +130,10 @@ class ChatDataset:
     def held_out(self, share: float) -> np.ndarray:
         """Which rows are held out, bool [rows].
 
-        A hash of the text decides, so that equal rows stay together, and runs of every seed, tokenizer and length are
-        evaluated on the same rows. Conversations are hashed as a whole. Preferences and prompts are hashed by their
-        prompt, so that both kinds of file hold out the same ones. With fewer than `MIN_PROMPTS` different prompts that
-        would hold out none, or a whole task: preferences are then hashed with their responses, and no prompt is held
-        out.
+        A hash of the text decides, so that equal rows stay together, and all runs are evaluated on the same rows.
+        Preferences and prompts are hashed by their prompt, so that both kinds of file hold out the same ones. With
+        fewer than `MIN_PROMPTS` different prompts that would hold out none, or a whole task: preferences are then
+        hashed with their responses, and no prompt is held out.
         """
         if not 0 <= share < 1:
             raise ValueError(f"validation={share} is the share of rows held out; wanted 0 <= share < 1")

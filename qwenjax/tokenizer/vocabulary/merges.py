@@ -33,13 +33,10 @@ def count_words(texts: Iterable[str], most: int = WORDS) -> Counter[str]:
     Memory is bounded: beyond `most` different words the rarest are dropped, as often as needed, so counts of rare words
     are lower bounds in a very large corpus.
     """
-    import regex
-
-    cut = regex.compile(PATTERN).findall
     counts: Counter[str] = Counter()
     floor = 0
     for text in texts:
-        counts.update(cut(unicodedata.normalize("NFC", text)))
+        counts.update(split(unicodedata.normalize("NFC", text)))
         while len(counts) > most:
             floor += 1
             counts = Counter({word: count for word, count in counts.items() if count > floor})
