@@ -115,7 +115,7 @@ examples:
 class Logs:
     """Print the log of a job: of worker 0, or of all. With --follow until the job ends."""
 
-    EXAMPLES = "example:\n  python -m qwenjax.cluster logs --name=pod --follow"
+    EXAMPLES = "examples:\n  python -m qwenjax.cluster logs --name=pod --follow"
 
     def arguments(self, add) -> None:
         pods.arguments(add, job=True)
@@ -197,7 +197,7 @@ examples:
 class Stop:
     """Stop a job on all workers: training saves first. The slice stays, and is billed, until `delete`."""
 
-    EXAMPLES = "example:\n  python -m qwenjax.cluster stop --name=pod --grace=600"
+    EXAMPLES = "examples:\n  python -m qwenjax.cluster stop --name=pod --grace=600"
 
     def arguments(self, add) -> None:
         pods.arguments(add, job=True)
@@ -216,7 +216,7 @@ class Delete:
     Asks for the name to be typed, unless --yes. Then lists what is left in the project.
     """
 
-    EXAMPLES = "example:\n  python -m qwenjax.cluster delete --name=pod"
+    EXAMPLES = "examples:\n  python -m qwenjax.cluster delete --name=pod"
 
     def arguments(self, add) -> None:
         pods.arguments(add)
@@ -246,7 +246,9 @@ class Delete:
 class Worker:
     """What the other commands call on each VM: start a command in the background, print its state or log, stop it."""
 
-    EXAMPLES = "example:\n  python -m qwenjax.cluster worker --job=train start -- python -m qwenjax.train --exp=qwen14b"
+    EXAMPLES = (
+        "examples:\n  python -m qwenjax.cluster worker --job=train start -- python -m qwenjax.train --exp=qwen14b"
+    )
 
     def arguments(self, add) -> None:
         add("--job", default="train", metavar="JOB", help="name of the job (default: train)")

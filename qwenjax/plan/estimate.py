@@ -254,7 +254,8 @@ def plan_rl(experiment: Experiment, topology: Topology) -> RLPlan:
     trees = {"policy": state.params, "optimizer of the policy": state.opt_state["policy"]}
     if value := state.opt_state["value"]:
         trees |= {"value model": value.params, "optimizer of the value model": value.opt_state}
-    models = {name: bytes_per_device(tree) for name, tree in (trees | state.frozen).items()}
+    # Those of policy and value are the bases of adapters, empty without them.
+    trees |= {name: tree for name, tree in state.frozen.items() if bytes_per_device(tree)}
     total, programs = bytes_per_device((state.params, state.opt_state, state.frozen)), []
     for name, lowered in task.lowered().items():
         try:
@@ -266,4 +267,4 @@ def plan_rl(experiment: Experiment, topology: Topology) -> RLPlan:
             raise DoesNotFit(f"{name} takes {peak / GIB:.1f} of {topology.chip.memory / GIB:.0f} GiB with all models")
         calls = experiment.rl.epochs * experiment.rl.minibatches if name.endswith("_step") else 1
         programs.append(ProgramCost(name, calls, peak, one.compute + one.exposed, one.exposed, one.compile_seconds))
-    return RLPlan(experiment, topology, {name: size for name, size in models.items() if size}, programs)
+    return RLPlan(experiment, topology, {name: bytes_per_device(tree) for name, tree in trees.items()}, programs)
