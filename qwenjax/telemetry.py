@@ -1,7 +1,7 @@
 """Numbers of a run: metrics.jsonl, TensorBoard, MFU, and the curves of its report."""
 
 import math
-import time
+import timeit
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,26 +16,15 @@ from qwenjax.xla import hardware
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """FLOP/s that MFU is measured against: of the data sheet, or on CPU a measured float32 matmul rate.
+    """FLOP/s that MFU is measured against: of the data sheet, or on CPU the best of some float32 matmuls.
 
     The CPU rate is that of the process, divided by its number of (virtual) devices. None for an unknown device.
     """
-    if device.platform == "cpu":
-        return _matmul_rate() / jax.local_device_count()
-    return hardware.peak_flops(device.device_kind)
-
-
-def _matmul_rate(size: int = 1024, seconds: float = 0.3) -> float:
-    """The best FLOP/s of float32 matmuls within a time."""
-    x = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(lambda a: a @ a)
-    product(x).block_until_ready()
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        product(x).block_until_ready()
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+    if device.platform != "cpu":
+        return hardware.peak_flops(device.device_kind)
+    x, product = jnp.ones((1024, 1024), jnp.float32), jax.jit(jnp.matmul)
+    seconds = min(timeit.repeat(lambda: product(x, x).block_until_ready(), number=1, repeat=20))
+    return 2 * 1024**3 / seconds / jax.local_device_count()
 
 
 def human(n: float, unit: str = "") -> str:
@@ -119,8 +108,7 @@ def plot(rows: list[dict], path: Path, panels: Sequence[Panel]) -> None:
         for name, color in zip(panel.names, figures.COLORS):
             points = [(r["step"], r[name]) for r in rows if name in r]
             if points:
-                marker = {"marker": "o", "ms": 3} if len(points) < 40 else {}
-                axis.plot(*zip(*points), color=color, lw=1, label=name, **marker)
+                axis.plot(*zip(*points), color=color, lw=1, label=name, marker="o", ms=2)
         for (name, value), color in zip(panel.baselines.items(), figures.COLORS[:0:-1]):
             axis.axhline(value, ls="--", lw=1, color=color, label=f"{name} {value:.2f}")
         axis.set(xlabel="step", ylabel=panel.unit, title=panel.title)

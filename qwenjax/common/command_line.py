@@ -69,18 +69,16 @@ def _run(options: argparse.Namespace) -> int:
         return USAGE if isinstance(error, Usage) else FAILED
 
 
-def natural(text: str) -> int:
+def natural(text: str, least: int = 0) -> int:
     """Type of an option that is a whole number from 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
     return int(text)
 
 
 def positive(text: str) -> int:
     """Type of an option that is a whole number from 1."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
+    return natural(text, least=1)
 
 
 def keep_programs() -> None:

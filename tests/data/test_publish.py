@@ -141,12 +141,12 @@ def test_command_publishes_real_tokens(tmp_path, qwen_vocab, capsys):
 
 
 def test_all_documents_reads_pages_forward(shards, monkeypatch):
-    """Whole documents with their ends, one after another; each page about once, also with little ahead."""
+    """Whole documents with their ends, one after another, however many are read at a time."""
     for split in SPLITS:
         tokens = shards.read(split, 0, shards.tokens(split))
         spans = shards.documents(split, 0, shards.tokens(split))
-        for ahead in (0, 1, 1000):
-            monkeypatch.setattr("qwenjax.data.shards.format.READ_AHEAD", ahead)
+        for group in (1, 2, 1000):
+            monkeypatch.setattr("qwenjax.data.shards.format.TABLE_GROUP", group)
             found = list(Shards(shards.directory).all_documents(split))
             assert [span for span, _ in found] == spans
             assert all((tokens[span.start : span.stop] == ids).all() for span, ids in found)

@@ -167,17 +167,16 @@ def language(text: str) -> str:
 
 def table(stats: dict[str, Stats], num_lines: int) -> str:
     """A column of numbers for each corpus, then the languages and repeated lines of each."""
+    columns = []
+    for s in stats.values():
+        values = s.to_dict(0)
+        numbers = {name: values[name] for name in ("documents", "tokens", "bytes", "characters", "bytes_per_token")}
+        lengths = values["tokens_per_document"].items()
+        columns.append(numbers | {f"tokens of a document: {what}": n for what, n in lengths if what != "longest"})
     rows = [
-        ("documents", lambda s: f"{s.documents:,}"),
-        ("tokens", lambda s: f"{s.tokens:,}"),
-        ("bytes", lambda s: f"{s.bytes:,}"),
-        ("bytes per token", lambda s: f"{s.bytes / max(s.tokens, 1):.3f}"),
-        ("characters per token", lambda s: f"{s.characters / max(s.tokens, 1):.3f}"),
-        ("tokens per document", lambda s: f"{s.tokens / max(s.documents, 1):,.0f}"),
-        *((f"  {100 * p:.0f} % have at most", lambda s, p=p: f"{s.percentile(p):,}") for p in (0.1, 0.5, 0.9, 0.99)),
-        ("  longest", lambda s: f"{s.longest[0]:,}"),
+        [name, *(f"{n:,}" if isinstance(n := c[name], int) else f"{n:,.3f}" for c in columns)] for name in columns[0]
     ]
-    lines = figures.aligned([["", *stats], *([name, *(show(s) for s in stats.values())] for name, show in rows)])
+    lines = figures.aligned([["", *stats], *rows])
     for name, s in stats.items():
         lines += ["", f"{name}: the longest document is {s.longest[1]}"]
         languages = s.languages

@@ -30,7 +30,6 @@ SPLITS = ("train", "validation")
 PAGE = 8192  # tokens per record: a random read unpacks one; each takes 28 bytes of memory in the reader's index
 OPEN_FILES = 256  # most readers kept open at a time
 TABLE_GROUP = 128  # documents compressed together
-READ_AHEAD = 32  # pages that reading forward unpacks at a time
 
 
 class Span(NamedTuple):
@@ -212,18 +211,17 @@ class Shards:
     def all_documents(self, split: str) -> Iterator[tuple[Span, np.ndarray]]:
         """Every document of a split in stream order, with its tokens, int32 [n], end-of-text included.
 
-        Reads forward: each page of tokens and each group of the table is unpacked about once.
+        Reads forward, the documents of one group of the table at a time.
         """
         for at, entry in zip(self._starts[split], self._files[split]):
-            first, buffer = 0, np.zeros(0, np.int32)  # `buffer` begins with token `first` of the file
             for d in range(0, entry["documents"], TABLE_GROUP):
-                for record in self._records(entry, "documents", range(d, min(d + TABLE_GROUP, entry["documents"]))):
-                    row = json.loads(record)
+                numbers = range(d, min(d + TABLE_GROUP, entry["documents"]))
+                rows = [json.loads(record) for record in self._records(entry, "documents", numbers)]
+                first, last = rows[0]["start"], rows[-1]["start"] + rows[-1]["tokens"]
+                tokens = self._read_file(entry, first, last).astype(np.int32)
+                for row in rows:
                     start, stop = row["start"], row["start"] + row["tokens"]
-                    if stop > first + len(buffer):
-                        first, ahead = start, start + READ_AHEAD * self.page
-                        buffer = self._read_file(entry, start, min(max(stop, ahead), entry["tokens"])).astype(np.int32)
-                    yield Span(at + start, at + stop, row["bytes"], row["origin"]), buffer[start - first : stop - first]
+                    yield Span(at + start, at + stop, row["bytes"], row["origin"]), tokens[start - first : stop - first]
 
     def _document(self, entry: dict, d: int) -> dict:
         return json.loads(self._records(entry, "documents", [d])[0])
