@@ -17,7 +17,7 @@ from typing import Any
 from qwenjax import config
 from qwenjax.common import storage
 from qwenjax.common.command_line import Usage
-from qwenjax.config.overrides import override, suggest
+from qwenjax.config.overrides import Renamed, override, suggest
 
 PACKAGE = Path(__file__).parent.parent
 FOLDERS = (Path("experiments"), PACKAGE / "experiments", PACKAGE.parent / "experiments")
@@ -66,6 +66,9 @@ def _load(name: str) -> config.Experiment:
             return config.from_dict(json.loads(path.read_text()))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from None
+        except Renamed as error:
+            advice = "these settings are of an earlier version: correct them in config.json, or start the run again"
+            raise ValueError(f"{path}: {error}; {advice}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     if path.suffix != ".py":

@@ -6,7 +6,6 @@ import json
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 # Old names of fields, which a script or a run may still use: dataclass -> old name -> new name ("" if it is gone).
@@ -28,6 +27,10 @@ RENAMED = {
     "Chat": {"policy": "loss_mask"},
     "Preference": {"calibrate": ""},
 }  # fmt: skip
+
+
+class Renamed(ValueError):
+    """A field has an old name."""
 
 
 def check(condition: bool, message: str) -> None:
@@ -56,42 +59,22 @@ def override(value: Any, settings: dict[str, Any]) -> Any:
     Raises:
       ValueError: unknown field (the nearest one is named), wrong type, or a value that the dataclass refuses.
     """
-    return _rebuild(value, {tuple(path.split(".")): value for path, value in settings.items()}, ())
-
-
-def _unknown(name: str, known: list[str], cls: str, where: str) -> str:
-    """The message about a field that a dataclass does not have; for a renamed field it has the new name."""
-    if name in RENAMED.get(cls, {}):
-        old, new = (f"{where}.{word}".lstrip(".") for word in (name, RENAMED[cls][name]))
-        return f"{old} is now called {new}" if RENAMED[cls][name] else f"{old} no longer exists"
-    return f"no field {name!r} in {where or cls}; known: {', '.join(known)}.{suggest(name, known)}"
-
-
-def _rebuild(node: Any, settings: dict[tuple, Any], at: tuple) -> Any:
-    """`node` with the settings below path `at` applied."""
-    if isinstance(node, tuple):
-        names = [str(i) for i in range(len(node))]
-    else:
-        names = [f.name for f in dataclasses.fields(node)]
-    changes: dict[str, Any] = {}
-    for name in sorted({path[0] for path in settings}):
-        where = ".".join((*at, name))
-        if name not in names:
-            raise ValueError(_unknown(name, names, type(node).__name__, ".".join(at)))
-        inner = {path[1:]: value for path, value in settings.items() if path[0] == name}
-        old = node[int(name)] if isinstance(node, tuple) else getattr(node, name)
-        if () not in inner:
-            if not (dataclasses.is_dataclass(old) or (isinstance(old, tuple) and old)):
-                raise ValueError(f"{where} is a single value and has no field {'.'.join(next(iter(inner)))!r}")
-            changes[name] = _rebuild(old, inner, (*at, name))
-        elif len(inner) > 1:
-            raise ValueError(f"{where} is set both as a whole and in part")
-        else:
-            hint = type(old) if isinstance(node, tuple) else typing.get_type_hints(type(node))[name]
-            changes[name] = convert(inner[()], hint, where)
-    if isinstance(node, tuple):
-        return tuple(changes.get(str(i), item) for i, item in enumerate(node))
-    return replace(node, **changes)
+    values = json.loads(json.dumps(dataclasses.asdict(value)))
+    for path, new in sorted(settings.items()):  # a field as a whole comes before its parts, which are then refused
+        node, names = values, path.split(".")
+        for i, name in enumerate(names):
+            where = ".".join(names[:i])
+            if isinstance(node, list):
+                if name not in map(str, range(len(node))):
+                    raise ValueError(f"no field {name!r} in {where}; it has {len(node)}")
+                name = int(name)
+            elif not isinstance(node, dict):
+                raise ValueError(f"{where} is a single value and has no field {name!r}")
+            if i == len(names) - 1:
+                node[name] = new
+            else:
+                node = node[name] if isinstance(node, list) else node.setdefault(name, {})
+    return from_dict(values, type(value))
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -148,12 +131,12 @@ def from_dict(values: dict, cls: type, where: str = "") -> Any:
       ValueError: names the field that is unknown, missing or of the wrong type.
     """
     hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        message = _unknown(unknown[0], list(hints), cls.__name__, where)
-        if unknown[0] in RENAMED.get(cls.__name__, {}):
-            message += "; these settings are of an earlier version: correct them in config.json, or start the run again"
-        raise ValueError(message)
+    for name in sorted(set(values) - set(hints)):
+        if name in RENAMED.get(cls.__name__, {}):
+            new, place = RENAMED[cls.__name__][name], where + "." if where else ""
+            raise Renamed(f"{place}{name} " + (f"is now called {place}{new}" if new else "no longer exists"))
+        known = f"known: {', '.join(hints)}.{suggest(name, hints)}"
+        raise ValueError(f"no field {name!r} in {where or cls.__name__}; {known}")
     try:
         return cls(**{k: convert(v, hints[k], f"{where}.{k}".lstrip(".")) for k, v in values.items()})
     except TypeError as error:  # a required field is missing
