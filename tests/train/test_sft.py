@@ -194,7 +194,7 @@ def test_adapters_learn_on_a_base_of_few_bits(chats, sft, held, tmp_path):
 def test_an_embedding_trained_beside_a_base_of_bfloat16_is_float32(chats, sft, tmp_path):
     """Updates of 0.00001, which bfloat16 would round away: they are in the checkpoint and in what is loaded."""
     held = Lora(rank=2, base_dtype="bfloat16", modules_to_save=("embed",))
-    given = lora_of(chats, sft, lora=held, optim=replace(STEADY, peak=1e-5), steps=2, save_every=2)
+    given = lora_of(chats, sft, lora=held, optim=replace(STEADY, peak_lr=1e-5), steps=2, save_every=2)
     assert run(given, chats, tmp_path / "run").finished
     began = read_params(detect(sft), dtype="bfloat16")["embed"].astype("float32")
     learned = read_adapter(detect(tmp_path / "run")).trained["params"]["embed"]

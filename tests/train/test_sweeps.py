@@ -69,9 +69,9 @@ def test_the_picture_is_drawn(swept, tmp_path):
 @pytest.mark.parametrize(
     ("variants", "seeds", "message"),
     [
-        ({}, (0,), "needs variants"),
-        ({"a": {}}, (), "and a seed"),
-        ({"a/b": {}}, (0,), "names a folder"),
+        ({}, (0,), "at least one variant"),
+        ({"a": {}}, (), "and one seed"),
+        ({"a/b": {}}, (0,), "is the name of a folder"),
         ({"good": {}, "bad": {"model.layer": 1}}, (0,), "Did you mean 'layers'"),
         ({"other": {"seed": 3}}, (0,), "variant 'other' sets a seed"),
     ],
