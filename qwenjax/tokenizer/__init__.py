@@ -17,6 +17,7 @@ from qwenjax.tokenizer.base import StreamDecoder, Tokenizer
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
 
 FILES = ("qwen.tiktoken", "tokenizer.model", "tokenizer.json")  # what `Tokenizer.save` writes, by kind
+WANTED = ".tiktoken, sentencepiece .model, tokenizer.json or .gguf file"
 EXTRA = "extra.tiktoken"  # an extended vocabulary also writes this
 
 
@@ -80,9 +81,7 @@ def _find(path: Path) -> Path:
     """The vocabulary file at a path or in its folder."""
     if path.is_file():
         if path.suffix not in (".tiktoken", ".model", ".gguf") and path.name != "tokenizer.json":
-            raise ValueError(
-                f"{path} is not a tokenizer: wanted a .tiktoken, sentencepiece .model, tokenizer.json or .gguf file"
-            )
+            raise ValueError(f"{path} is not a tokenizer: wanted a {WANTED}")
         return path
     if path.is_dir():
         for folder in (path, path / "tokenizer"):
@@ -92,7 +91,4 @@ def _find(path: Path) -> Path:
             if found:
                 return found[0]  # `interop` writes a tokenizer.json with the same vocabulary beside it
         raise ValueError(f"no tokenizer found in {path}; put {', '.join(FILES[:-1])} or {FILES[-1]} into the folder")
-    raise ValueError(
-        f"no tokenizer {str(path)!r}: wanted 'qwen', a .tiktoken, .model, tokenizer.json or .gguf file that exists, "
-        "or a directory with one"
-    )
+    raise ValueError(f"no tokenizer {str(path)!r}: wanted 'qwen', a {WANTED}, or a directory with one")

@@ -50,7 +50,7 @@ def convert_rows(
     strict: bool = False,
     fill: Mapping[str, str] | None = None,
     progress: Callable[[int], object] = lambda size: None,
-) -> Iterator[tuple[str, str, schema.ChatRow]]:
+) -> Iterator[tuple[str, str, schema.Row]]:
     """(origin, format, row of our schema) from a file, or from 'python-stdlib' (`docstrings`).
 
     Args:

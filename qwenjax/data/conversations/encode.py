@@ -22,7 +22,7 @@ from qwenjax.data.conversations.schema import (
     KINDS,
     ConversationRow,
     PreferenceRow,
-    PromptRow,
+    Row,
     RowError,
     Turn,
     kind_of,
@@ -47,7 +47,6 @@ TABLE = np.dtype(  # one entry per dialogue
         ("text", "<i4"),  # bytes of its line in texts.jsonl
     ]
 )
-Row = ConversationRow | PreferenceRow | PromptRow
 
 
 @dataclass(frozen=True)

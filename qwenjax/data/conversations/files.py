@@ -11,26 +11,14 @@ from pathlib import Path
 
 from qwenjax.common import jsonl
 from qwenjax.common.storage import replace_durably
-from qwenjax.data.conversations.schema import (
-    KINDS,
-    ChatRow,
-    ConversationRow,
-    PreferenceRow,
-    PromptRow,
-    RowError,
-    kind_of,
-    to_json,
-    validate,
-)
+from qwenjax.data.conversations.schema import KINDS, ChatRow, Row, RowError, kind_of, to_json, validate
 from qwenjax.sources.files import BROKEN, PACKED, describe_damage, expansion_ratio, open_unpacked
 from qwenjax.sources.slices import Report
 
 MAX_BYTES = 64 << 20  # of one line
 
 
-def read_chat(
-    path: str | Path, kind: str, report: Report | None = None, strict: bool = False
-) -> Iterator[ConversationRow | PreferenceRow | PromptRow]:
+def read_chat(path: str | Path, kind: str, report: Report | None = None, strict: bool = False) -> Iterator[Row]:
     """The valid rows of a file of one kind: .jsonl (plain or packed), a .json list or .parquet.
 
     Args:

@@ -68,6 +68,7 @@ class PromptRow(ChatRow):
     answer: str | None = None
 
 
+Row = ConversationRow | PreferenceRow | PromptRow
 CLASSES = dict(zip(KINDS, (ConversationRow, PreferenceRow, PromptRow)))
 
 
@@ -95,7 +96,7 @@ def to_json(row: ChatRow) -> dict:
     return {name: values[name] for name in order if values[name] not in (None, [], {})}
 
 
-def validate(row: object) -> ConversationRow | PreferenceRow | PromptRow:
+def validate(row: object) -> Row:
     """A parsed line as a row of its kind.
 
     Raises:
