@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return command_line.USAGE
-    if args.restarts:
+    if args.restarts and not os.environ.get(restarts.CHILD):
         return restarts.supervise(sys.argv[1:] if argv is None else argv, args.restarts, workdir)
     return train(experiment, args, workdir, profile, rank)
 

@@ -98,7 +98,6 @@ def fit(
                 break
     storage.upload(workdir / "profile")
     stream.close()
-    watch.close()
     return run.close()
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import qwenjax.train.__main__ as train
 from qwenjax.train.operations import restarts
 
 CHILD = """
@@ -63,9 +64,16 @@ def test_no_more_often_than_asked(supervise):
     assert supervise("1:1", "2:1", "3:1", "4:1", times=2) == (1, 3)
 
 
-def test_the_child_is_called_without_the_option():
-    argv = ["--exp=a", "--restarts=3", "--set", "steps=4", "--restarts", "5", "--rest=1"]
-    assert restarts.without_restarts(argv) == ["--exp=a", "--set", "steps=4"]
+def test_the_child_trains_and_starts_no_child_of_its_own(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(train, "train", lambda *_: calls.append("train") or 0)
+    monkeypatch.setattr(restarts, "supervise", lambda *_: calls.append("supervise") or 0)
+    argv = ["--exp=quickstart", "--restarts=3", f"--workdir={tmp_path}"]
+    monkeypatch.delenv(restarts.CHILD, raising=False)
+    assert train.main(argv) == 0
+    monkeypatch.setenv(restarts.CHILD, "1")
+    assert train.main(argv) == 0
+    assert calls == ["supervise", "train"]
 
 
 def test_exit_codes_tell_a_parent_why(monkeypatch):

@@ -36,7 +36,6 @@ def test_only_steps_are_watched(tmp_path, capfd):
     with watch.step(1, 0):
         pass
     time.sleep(0.5)  # an evaluation
-    watch.close()
     assert not list(tmp_path.iterdir())
 
 
@@ -45,5 +44,4 @@ def test_the_limit_follows_the_median_step_above_ten_minutes(tmp_path):
     assert watch.limit() == 600
     watch.durations.extend([40, 50, 5000])
     assert watch.limit() == watchdog.MEDIANS * 50
-    watch.close()
     assert Watchdog(tmp_path, 0).limit() == 0

@@ -8,18 +8,18 @@ print it and exit.
 
 import json
 import os
-import select
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from qwenjax.train.operations import restarts
 from qwenjax.train.operations.launchers import Rank
 
+MAX_LINE = 1 << 16  # characters of a message
 GRACE = 3.0  # seconds in which an error of one process may turn out to be the loss of another
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 5}  # a machine without power is noticed in 35 s
 
@@ -58,6 +58,7 @@ class Peer(NamedTuple):
     process: int
     host: str
     socket: socket.socket
+    lines: TextIO  # what it sends: one JSON object per line
 
 
 def _connect(rank: Rank, timeout: float) -> list[Peer]:
@@ -73,20 +74,27 @@ def _wait_for_all(rank: Rank, timeout: float, deadline: float) -> list[Peer]:
         while len(peers) < rank.processes - 1:
             if time.monotonic() > deadline:
                 absent = [i for i in range(1, rank.processes) if i not in peers]
-                raise _refuse(peers, _missing_text(rank, absent, timeout))
+                listed = ", ".join(map(str, absent[:8])) + (" …" if len(absent) > 8 else "")
+                why = (
+                    f"{len(peers) + 1} of {rank.processes} processes came to {rank.address} within {timeout:g} s; "
+                    f"process {listed} did not. Check that it was started with its own --process, has not failed, and "
+                    "reaches this address (name, port, firewall); --peer-timeout waits longer"
+                )
+                raise _refuse(peers, why)
             try:
                 connection, (host, *_) = listener.accept()
             except TimeoutError:
                 peers = {i: peer for i, peer in peers.items() if _is_open(peer.socket)}
                 continue
             connection.settimeout(5)
+            lines = connection.makefile()
             try:
-                message = json.loads(_read_line(connection))
+                message = json.loads(lines.readline(MAX_LINE))
                 i, n = int(message["process"]), int(message["processes"])
             except (OSError, ValueError, KeyError, TypeError):
                 connection.close()  # a port scanner, say
                 continue
-            peer = Peer(i, f"{message.get('host', '?')}, {host.removeprefix('::ffff:')}", connection)
+            peer = Peer(i, f"{message.get('host', '?')}, {host.removeprefix('::ffff:')}", connection, lines)
             if n != rank.processes or not 0 < i < n:
                 why = f"process {i} of {n} came ({peer.host}), but process 0 was started as one of {rank.processes}"
                 raise _refuse({**peers, i: peer}, f"{why}. Give all the same --processes, and each its own --process")
@@ -99,35 +107,21 @@ def _wait_for_all(rank: Rank, timeout: float, deadline: float) -> list[Peer]:
     return list(peers.values())
 
 
-def _missing_text(rank: Rank, absent: list[int], timeout: float) -> str:
-    listed = ", ".join(map(str, absent[:8])) + (" …" if len(absent) > 8 else "")
-    return (
-        f"{rank.processes - len(absent)} of {rank.processes} processes came to {rank.address} within "
-        f"{timeout:g} s; process {listed} did not. Check that the same command was started there with its own "
-        "--process, that it has not ended with an error, and that it reaches this address (name, port, firewall); "
-        "--peer-timeout waits longer"
-    )
-
-
 def _call(rank: Rank, timeout: float, deadline: float) -> Peer:
     host, _, port = rank.address.rpartition(":")
+    message = {"process": rank.process, "processes": rank.processes, "host": socket.gethostname()}
     while True:
         try:
             connection = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
-            try:
-                message = {"process": rank.process, "processes": rank.processes, "host": socket.gethostname()}
-                connection.sendall(json.dumps(message).encode() + b"\n")
-                connection.settimeout(timeout + 10)  # process 0 knows more, so it gives up first
-                answer = json.loads(_read_line(connection))
-                break
-            except TimeoutError:
-                raise Missing(f"process 0 at {rank.address} answered, but the others did not come") from None
-            except ValueError as error:  # it closed the connection: perhaps it belongs to an earlier run
-                connection.close()
-                raise ConnectionError("the process there closed the connection") from error
-        except Missing:
-            raise
-        except OSError as error:
+            peer = Peer(0, rank.address, connection, connection.makefile())
+            connection.sendall(json.dumps(message).encode() + b"\n")
+            connection.settimeout(timeout + 10)  # process 0 knows more, so it gives up first
+            line = peer.lines.readline(MAX_LINE)
+            if not line:
+                raise ConnectionError("it closed the connection")  # perhaps it belongs to an earlier run
+            answer = json.loads(line)
+            break
+        except (OSError, ValueError) as error:
             if time.monotonic() > deadline:
                 raise Missing(
                     f"process 0 did not answer at {rank.address} within {timeout:g} s ({error}). Check that it was "
@@ -136,30 +130,19 @@ def _call(rank: Rank, timeout: float, deadline: float) -> Peer:
             time.sleep(0.5)
     if "error" in answer:
         raise Missing(answer["error"])
-    return Peer(0, rank.address, connection)
+    return peer
 
 
 def _listen(port: int, deadline: float) -> socket.socket:
     both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     while True:
         try:
-            family = socket.AF_INET6 if both else socket.AF_INET
             return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=1024)
         except OSError as error:  # an earlier run may still hold the port for a moment
             if time.monotonic() > deadline:
                 raise Missing(f"process 0 cannot listen on port {port}: {error}. Is another run using it?") from None
             time.sleep(0.5)
-
-
-def _read_line(connection: socket.socket) -> str:
-    """The next line, byte by byte, because another may follow it. ValueError: the connection was closed."""
-    data = b""
-    while not data.endswith(b"\n"):
-        more = connection.recv(1)
-        if not more or len(data) > 1 << 16:
-            raise ValueError("no line")
-        data += more
-    return data.decode()
 
 
 def _send(peer: Peer, message: dict) -> None:
@@ -194,39 +177,34 @@ class Peers:
     """The other processes of the run. When one ends without goodbye, this process names it and exits with code 1."""
 
     def __init__(self, peers: list[Peer], process: int):
-        self.peers, self.process, self.done = tuple(peers), process, False
+        self.peers, self.process, self.done = peers, process, False
+        self.exiting = threading.Lock()  # one thread names the loss
         for peer in peers:
             peer.socket.settimeout(None)
             peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in KEEPALIVE.items():
                 if hasattr(socket, name):
                     peer.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        if peers:
-            threading.Thread(target=self._watch, name="peers", daemon=True).start()
+            threading.Thread(target=self._watch, args=(peer,), name="peers", daemon=True).start()
 
-    def _watch(self) -> None:
-        watched = {peer.socket: peer for peer in self.peers}
-        while watched:
-            for ready in select.select(list(watched), [], [])[0]:
-                peer = watched[ready]
-                try:
-                    message = json.loads(_read_line(ready))
-                except (OSError, ValueError):
-                    message = {"lost": peer.process, "host": peer.host}
-                if "lost" in message and not self.done:
-                    self._exit(message)
-                del watched[ready]  # it sent goodbye
+    def _watch(self, peer: Peer) -> None:
+        try:
+            message = json.loads(peer.lines.readline(MAX_LINE))  # empty if the connection was closed
+        except (OSError, ValueError):
+            message = {"lost": peer.process, "host": peer.host}
+        if "lost" in message and not self.done:
+            self._exit(message)
 
     def _exit(self, message: dict) -> None:
+        self.exiting.acquire()
         for peer in self.peers:
             _send(peer, message)
-        print(
-            f"error: process {message['lost']} ({message['host']}) was lost; process {self.process} stops, too. The "
-            "output of the lost process says why. Start all processes again with the same command: the run goes on "
-            "from its last checkpoint, and ends as if it had not been interrupted",
-            file=sys.stderr,
-            flush=True,
+        text = (
+            f"error: process {message['lost']} ({message['host']}) was lost; process {self.process} stops, too. Its "
+            "output says why. Start all processes again with the same command: the run goes on from its last "
+            "checkpoint, and ends as if it had not been interrupted"
         )
+        print(text, file=sys.stderr, flush=True)
         os._exit(restarts.exit_code(restarts.PEERS_LOST))
 
     def goodbye(self) -> None:

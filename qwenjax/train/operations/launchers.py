@@ -19,26 +19,16 @@ FIRST_PORT = 61440  # a job of a launcher gets one of the 4096 ports from here o
 
 
 class Rank(NamedTuple):
-    """The position of one process in a run of several."""
+    """The position of one process in a run of several. A launcher may leave out `address` and `processes`."""
 
-    address: str  # HOST:PORT of process 0
-    processes: int
+    address: str | None  # HOST:PORT of process 0
+    processes: int | None
     process: int
     source: str  # where this was found
     local_devices: list[int] | None = None  # None: all of this machine's
 
 
-class _Launched(NamedTuple):
-    """What a launcher says; None: nothing about this."""
-
-    launcher: str
-    address: str | None
-    processes: int | None
-    process: int
-    local_devices: list[int] | None = None
-
-
-_SINGLE = _Launched("", None, 1, 0)
+_SINGLE = Rank(None, 1, 0, "")
 
 
 def find(
@@ -57,38 +47,29 @@ def find(
         return None
     launched = _launcher(env) if None in given.values() else None
     if launched:
-        given = {name: _combine(name, given[name], x, launched.launcher) for name, x in zip(given, launched[1:4])}
+        for (name, value), own in zip(tuple(given.items()), launched):
+            if name != "--coordinator" and None not in (value, own) and value != own:
+                raise ValueError(
+                    f"{name}={value} is given (by flag or JAX_ variable), but {launched.source} says {own}; leave it "
+                    "to one of them, or give all of --coordinator, --processes and --process"
+                )
+            given[name] = own if value is None else value
     if given == {"--coordinator": None, "--processes": None, "--process": launched and 0}:
         return None  # also the first pod of a Kubernetes job, which may be the only one
     missing = " and ".join(name for name, value in given.items() if value is None)
     if missing:
+        known = f": {launched.source} started this as process {launched.process}, and says no more" if launched else ""
         raise ValueError(
             "several processes need --coordinator=HOST:PORT, --processes=N and --process=I (JAX_COORDINATOR_ADDRESS, "
-            f"JAX_NUM_PROCESSES, JAX_PROCESS_ID); {missing} missing"
-            + (
-                f": {launched.launcher} started this as process {launched.process}, and says no more"
-                if launched
-                else ""
-            )
+            f"JAX_NUM_PROCESSES, JAX_PROCESS_ID); {missing} missing{known}"
         )
     address, n, i = given.values()
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"--coordinator={address}: wanted HOST:PORT of process 0, e.g. 10.0.0.2:8476")
     if not 0 <= i < n:
         raise ValueError(f"--process={i} of --processes={n}: wanted 0 to {n - 1}")
-    source = launched.launcher if launched else "flags or JAX_ variables"
-    return Rank(address, n, i, source, launched.local_devices if launched else None)
-
-
-def _combine(name: str, given, launched, launcher: str):
-    """The given value, else that of the launcher. They may differ for the coordinator, but not for numbers."""
-    if name != "--coordinator" and None not in (given, launched) and given != launched:
-        raise ValueError(
-            f"{name}={given} is given (by flag or JAX_ variable), but {launcher} says {launched}; leave it to one of "
-            "them, or give all of --coordinator, --processes and --process"
-        )
-    return launched if given is None else given
+    return Rank(address, n, i, *(launched[3:] if launched else ("flags or JAX_ variables",)))
 
 
 def _number(env: Mapping[str, str], name: str) -> int | None:
@@ -101,24 +82,22 @@ def _number(env: Mapping[str, str], name: str) -> int | None:
 def _required(env: Mapping[str, str], name: str, launcher: str) -> int:
     number = _number(env, name)
     if number is None:
-        raise ValueError(
-            f"{launcher} started several processes, but {name} is not set in this one; give --coordinator=HOST:PORT, "
-            "--processes=N and --process=I yourself (--processes=1: this is the only one)"
-        )
+        text = f"{launcher} started several processes, but {name} is not set in this one"
+        raise ValueError(f"{text}; give --coordinator, --processes and --process (--processes=1: this is the only one)")
     return number
 
 
-def _launcher(env: Mapping[str, str]) -> _Launched | None:
+def _launcher(env: Mapping[str, str]) -> Rank | None:
     """The launcher of this process, if it started several. mpirun first: under SLURM it starts helpers by srun."""
     for ask in (_open_mpi, _slurm, _tpu):
         launched = ask(env)
         if launched:
             return launched if launched.processes > 1 else None
     index = _number(env, "JOB_COMPLETION_INDEX") if "KUBERNETES_SERVICE_HOST" in env else None
-    return None if index is None else _Launched("Kubernetes (JOB_COMPLETION_INDEX)", None, None, index)
+    return None if index is None else Rank(None, None, index, "Kubernetes (JOB_COMPLETION_INDEX)")
 
 
-def _open_mpi(env: Mapping[str, str]) -> _Launched | None:
+def _open_mpi(env: Mapping[str, str]) -> Rank | None:
     n = _number(env, "OMPI_COMM_WORLD_SIZE")
     if n is None or n == 1:
         return n and _SINGLE
@@ -132,10 +111,10 @@ def _open_mpi(env: Mapping[str, str]) -> _Launched | None:
         address = "localhost"
     job = int(uri.partition(".")[0]) // 4096 if host else zlib.crc32(env.get("PMIX_NAMESPACE", "").encode())
     devices = _one_each(env, local, _number(env, "OMPI_COMM_WORLD_LOCAL_RANK"))
-    return _Launched("Open MPI", address and _at(address, job, env), n, i, devices)
+    return Rank(address and _at(address, job, env), n, i, "Open MPI", devices)
 
 
-def _slurm(env: Mapping[str, str]) -> _Launched | None:
+def _slurm(env: Mapping[str, str]) -> Rank | None:
     """A step of several tasks. A batch script or shell that has not called srun is no step."""
     if "SLURM_STEP_NODELIST" not in env:
         return None
@@ -148,7 +127,7 @@ def _slurm(env: Mapping[str, str]) -> _Launched | None:
     host = re.sub(r"\[(\w+)[^]]*\]", r"\1", first)
     tasks = n // max(1, _number(env, "SLURM_STEP_NUM_NODES") or n)
     devices = _one_each(env, tasks, _number(env, "SLURM_LOCALID"))
-    return _Launched("SLURM", _at(host, job, env), n, i, devices)
+    return Rank(_at(host, job, env), n, i, "SLURM", devices)
 
 
 def _at(host: str, job: int, env: Mapping[str, str]) -> str:
@@ -161,7 +140,7 @@ def _one_each(env: Mapping[str, str], tasks: int, local: int | None) -> list[int
     return None if tasks < 2 or local is None or own else [local]
 
 
-def _tpu(env: Mapping[str, str]) -> _Launched | None:
+def _tpu(env: Mapping[str, str]) -> Rank | None:
     """The hosts of a slice, times slices. GKE sets variables; on a TPU VM only the metadata says it."""
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     if hosts:
@@ -188,7 +167,7 @@ def _tpu(env: Mapping[str, str]) -> _Launched | None:
         i += _required(found, "MEGASCALE_SLICE_ID", "TPU") * len(workers)
         first = found.get("MEGASCALE_COORDINATOR_ADDRESS")
     address = first and f"{first.partition(':')[0]}:{env.get('JAX_COORDINATOR_PORT') or TPU_PORT}"
-    return _Launched(f"TPU, {slices} slices" if slices > 1 else "TPU", address, n, i)
+    return Rank(address, n, i, f"TPU, {slices} slices" if slices > 1 else "TPU")
 
 
 def _has_tpu() -> bool:

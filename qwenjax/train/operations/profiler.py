@@ -27,9 +27,8 @@ def serve(port: int) -> None:
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        raise OSError(
-            f"--profiler-port={port}: {error.strerror}. Each process on a machine needs a port of its own"
-        ) from None
+        text = f"--profiler-port={port}: {error.strerror}. Each process on a machine needs a port of its own"
+        raise OSError(text) from None
     jax.profiler.start_server(port)
 
 

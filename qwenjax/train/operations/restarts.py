@@ -10,7 +10,7 @@ from pathlib import Path
 from qwenjax.common import command_line
 from qwenjax.common.jsonl import read_rows
 
-CHILD = "QWENJAX_RESTARTED"  # in the environment of a process that is started again when it fails
+CHILD = "QWENJAX_RESTARTED"  # set in the environment of a process that is started again when it fails
 PERMANENT = 78  # exit code of such a process if it would fail the same way again (EX_CONFIG of sysexits.h)
 PEERS_LOST = 75  # if other processes of its run are missing or lost (EX_TEMPFAIL)
 MAX_WAIT = 300.0  # seconds between two starts
@@ -34,7 +34,7 @@ def supervise(argv: list[str], restarts: int, workdir: Path, wait: float = 5.0) 
     step. SIGTERM and SIGINT are passed on, and end the restarts. The wait between two starts is `wait` seconds, and
     doubles while every start ends at the same step.
     """
-    command = [sys.executable, "-m", "qwenjax.train", *without_restarts(argv)]
+    command = [sys.executable, "-m", "qwenjax.train", *argv]
     signals: list[int] = []
     child: subprocess.Popen | None = None
 
@@ -66,33 +66,15 @@ def supervise(argv: list[str], restarts: int, workdir: Path, wait: float = 5.0) 
                 return _report(f"not started again: it ended twice at step {step} without progress ({how})")
             if left:
                 _report(f"ended at step {step} ({how}); starting again in {delay:.0f} s, {left - 1} restarts left")
-                _sleep(delay, signals)
-                if signals:
-                    return command_line.INTERRUPTED
+                end = time.monotonic() + delay
+                while time.monotonic() < end:
+                    if signals:
+                        return command_line.INTERRUPTED
+                    time.sleep(0.1)
         return _report(f"not started again: that was the last of {restarts} restarts")
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def without_restarts(argv: list[str]) -> list[str]:
-    """The command line without --restarts=N or --restarts N, also in the abbreviations that argparse accepts."""
-    kept, skip = [], False
-    for word in argv:
-        name, equals, _ = word.partition("=")
-        if skip:
-            skip = False
-        elif len(name) > 3 and "--restarts".startswith(name):
-            skip = not equals
-        else:
-            kept.append(word)
-    return kept
-
-
-def _sleep(seconds: float, signals: list[int]) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not signals:
-        time.sleep(0.1)
 
 
 def _last_step(workdir: Path) -> int:

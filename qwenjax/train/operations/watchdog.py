@@ -31,20 +31,17 @@ class Watchdog:
     def __init__(self, workdir: Path, seconds: float | None = None, exit: Callable[[int], None] = os._exit):
         self.workdir, self.seconds, self.exit = workdir, seconds, exit
         self.durations: deque[float] = deque(maxlen=100)
-        self.watched: tuple[int, int, float] | None = None  # step, row, since when
-        self.closed = threading.Event()
-        if seconds != 0:
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextmanager
     def step(self, step: int, row: int) -> Iterator[None]:
         """A context around one step, whose batch starts at `row`."""
-        start = time.monotonic()
-        self.watched = step, row, start
+        start, ended = time.monotonic(), threading.Event()
+        if self.seconds != 0:
+            threading.Thread(target=self._watch, args=(ended, step, row), name="watchdog", daemon=True).start()
         try:
             yield
         finally:
-            self.watched = None
+            ended.set()
             self.durations.append(time.monotonic() - start)
 
     def limit(self) -> float:
@@ -53,39 +50,25 @@ class Watchdog:
             return self.seconds
         return max(MIN_SECONDS, MEDIANS * statistics.median(list(self.durations) or [0]))
 
-    def close(self) -> None:
-        self.closed.set()
+    def _watch(self, ended: threading.Event, step: int, row: int) -> None:
+        limit = self.limit()
+        if ended.wait(limit):
+            return
+        self._dump(step, row, limit)
+        if ended.wait((EXIT_FACTOR - 1) * limit):
+            return
+        text = f"error: step {step} has not ended in {EXIT_FACTOR * limit:.0f} s; giving up. The same command resumes"
+        print(text, file=sys.stderr, flush=True)
+        self.exit(1)
 
-    def _watch(self) -> None:
-        dumped = None
-        while not self.closed.wait(min(1.0, (self.seconds or MIN_SECONDS) / 10)):
-            watched = self.watched
-            if not watched:
-                continue
-            step, row, since = watched
-            over, limit = time.monotonic() - since, self.limit()
-            if over > limit and dumped != watched:
-                dumped = watched
-                self._dump(step, row, over, limit)
-            if over > EXIT_FACTOR * limit:
-                print(
-                    f"error: step {step} has not ended in {over:.0f} s; giving up. The same command goes on from the "
-                    "last checkpoint",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                self.exit(1)
-                return
-
-    def _dump(self, step: int, row: int, over: float, limit: float) -> None:
+    def _dump(self, step: int, row: int, limit: float) -> None:
         process = f".{jax.process_index()}" if jax.process_count() > 1 else ""
         path = self.workdir / f"stacks-{step}{process}.txt"
-        print(
-            f"watchdog    step {step} (rows from {row:,}) has run for {over:.0f} s; stacks of all threads follow, also "
-            f"in {path}. Waiting until {EXIT_FACTOR * limit:.0f} s, then this process gives up",
-            file=sys.stderr,
-            flush=True,
+        text = (
+            f"watchdog    step {step} (rows from {row:,}) has run for {limit:.0f} s; all stacks follow, also "
+            f"in {path}. Waiting until {EXIT_FACTOR * limit:.0f} s, then this process gives up"
         )
+        print(text, file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
         with tempfile.TemporaryFile("w+") as file:  # faulthandler needs a local file
             faulthandler.dump_traceback(file, all_threads=True)
