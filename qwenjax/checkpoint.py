@@ -175,13 +175,12 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves damaged steps to the folder `damaged/`."""
-        if steps and jax.process_index() == 0:
-            for step in steps:
-                target = self.directory.parent / "damaged" / str(step)
-                while target.exists():  # an earlier damaged one keeps its name
-                    target = target.with_name(target.name + "-again")
-                storage.move(self.directory / str(step), target)
-        if steps and jax.process_count() > 1:
+        for step in steps if jax.process_index() == 0 else []:
+            target = self.directory.parent / "damaged" / str(step)
+            while target.exists():  # an earlier damaged one keeps its name
+                target = target.with_name(target.name + "-again")
+            storage.move(self.directory / str(step), target)
+        if steps:
             multihost_utils.sync_global_devices(f"set aside {steps}")
         self.manager.reload()
 
@@ -235,11 +234,7 @@ def load(path: Any, params: Any, train_state: Any = None) -> Restored:
 
 
 def newest(path: Path | str) -> Path:
-    """The newest checkpoint of a run or of its `checkpoints/` folder; the folder of one step is returned as it is.
-
-    Raises:
-      ValueError: there is no checkpoint.
-    """
+    """The newest checkpoint of a run or of its `checkpoints/` folder; the folder of one step is returned as it is."""
     path = storage.absolute(path)
     if (path / "meta").is_dir():
         return path

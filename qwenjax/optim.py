@@ -11,16 +11,10 @@ NOT_DECAYED = {"scale", "bias", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm"
 
 
 def schedule(config: AdamW, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then cosine or linear to min_lr_ratio·peak_lr, wsd, or constant.
-
-    Raises:
-      ValueError: no step is left after the warm-up.
-    """
+    """Learning rate by step: linear warm-up, then cosine or linear to min_lr_ratio·peak_lr, wsd, or constant."""
     if config.warmup_steps >= steps:
-        raise ValueError(
-            f"optim.warmup_steps={config.warmup_steps} leaves no step of {steps}: "
-            f"add --set optim.warmup_steps={max(0, min(steps // 10, steps - 1))}"
-        )
+        advice = f"add --set optim.warmup_steps={steps // 10}"
+        raise ValueError(f"optim.warmup_steps={config.warmup_steps} leaves no step of {steps}: {advice}")
     last, remaining = config.min_lr_ratio * config.peak_lr, steps - config.warmup_steps
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(config.peak_lr, remaining, alpha=config.min_lr_ratio)
@@ -32,18 +26,13 @@ def schedule(config: AdamW, steps: int) -> optax.Schedule:
     else:
         after = optax.constant_schedule(config.peak_lr)
     # the rate of step 0 is not 0: the first update has peak / warm-up, the last of the warm-up has the peak
-    warmup = optax.linear_schedule(
-        config.peak_lr / max(1, config.warmup_steps), config.peak_lr, max(1, config.warmup_steps - 1)
-    )
+    first = config.peak_lr / max(1, config.warmup_steps)
+    warmup = optax.linear_schedule(first, config.peak_lr, max(1, config.warmup_steps - 1))
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def decay_mask(params) -> dict:
-    """True for every parameter with weight decay: the matrices and the embeddings.
-
-    Raises:
-      ValueError: a parameter in neither of the two lists: whether it is decayed must be decided.
-    """
+    """True for every parameter with weight decay: the matrices and the embeddings."""
 
     def decayed(path, _):
         name = path[-1].key

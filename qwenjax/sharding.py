@@ -63,10 +63,7 @@ def spec(
             if shape[i] % parts:
                 if uneven == "raise" and name not in COPY_IF_UNEVEN:
                     over = " x ".join(f"{a}={mesh.shape[a]}" for a in axes)
-                    raise ValueError(
-                        f"axis {name!r} of size {shape[i]} does not divide over {over}; "
-                        f"choose mesh sizes that divide {shape[i]} (--set mesh.fsdp=…, mesh.tensor=…)"
-                    )
+                    raise ValueError(f"axis {name!r} of size {shape[i]} does not divide over {over}; change the mesh")
                 entries[i] = None
     return PartitionSpec(*entries)
 
@@ -83,8 +80,6 @@ def make_mesh(shape: MeshShape, embed: int, devices: list | None = None) -> Mesh
 
     Args:
       embed: size of the parameter axis that fsdp splits; see `MeshShape.sizes`.
-    Raises:
-      ValueError: the axis sizes do not multiply to the number of devices, or slices would share parameters.
     """
     devices = jax.devices() if devices is None else devices
     tpu = devices[0].platform == "tpu"  # on CPUs a slice would be a process

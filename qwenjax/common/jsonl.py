@@ -45,9 +45,11 @@ def _lines(raw: bytes) -> list[tuple[bytes, dict]]:
     rows = []
     for line in raw.splitlines(keepends=True):
         try:
-            rows.append((line, json.loads(line)))
+            row = json.loads(line)
         except ValueError:  # cut off in the middle
             break
+        if line.endswith(b"\n"):  # else a later row would go on in it
+            rows.append((line, row))
     return rows
 
 

@@ -81,13 +81,10 @@ def keep_freed_memory() -> None:
 
     XLA allocates the buffers of every step anew on CPU. glibc takes blocks of that size from the kernel and returns
     them at once, so every step faults all its pages in again, zeroed: a fifth of the quickstart's time. After this call
-    all blocks come from one heap that never shrinks, so the process stays as large as its peak. Does nothing without
-    glibc.
+    all blocks come from one heap that never shrinks. Does nothing without glibc.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # of glibc's malloc.h
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)  # as size_t: no threshold
-    mallopt(arena_max, 1)  # arenas of other threads cannot hold a large block; it would be mapped after all
+    if platform.libc_ver()[0] == "glibc":
+        mallopt, trim_threshold, mmap_max, arena_max = ctypes.CDLL(None).mallopt, -1, -4, -8  # of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)  # as size_t: no threshold
+        mallopt(arena_max, 1)  # arenas of other threads cannot hold a large block; it would be mapped after all

@@ -176,9 +176,5 @@ def to_dict(experiment: Experiment) -> dict:
 
 
 def from_dict(values: dict) -> Experiment:
-    """The inverse of `to_dict`, typed and checked.
-
-    Raises:
-      ValueError: naming the field that is unknown, missing or of the wrong type.
-    """
+    """The inverse of `to_dict`, typed and checked."""
     return overrides.from_dict(values, Experiment)

@@ -78,11 +78,7 @@ def override(value: Any, settings: dict[str, Any]) -> Any:
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` (a JSON value, or a string from the command line) as the annotated type `hint`.
-
-    Raises:
-      ValueError: names the field `where`, the value and what is wanted.
-    """
+    """`value` (a JSON value, or a string from the command line) as the annotated type `hint` of the field `where`."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         kinds = [h for h in typing.get_args(hint) if h is not type(None)]

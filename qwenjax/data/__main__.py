@@ -40,7 +40,6 @@ class Tokenize:
 examples:
   python -m qwenjax.data tokenize python-stdlib --out=shards/stdlib --tokenizer=qwen
   python -m qwenjax.data tokenize web-*.jsonl.gz books/ --out=shards/web --validation=0.001
-  python -m qwenjax.data tokenize notes/ --out=shards/notes --tokenizer=data/tokenizer-1a2b3c4d/tokenizer.model
   python -m qwenjax.data tokenize src/ --include '*.py' --include '*.md' --exclude 'tests/*' --out=shards/code
   python -m qwenjax.data tokenize news.parquet --column title,body --limit=500MB --out=shards/news
   python -m qwenjax.data tokenize tfds:imdb_reviews@unsupervised --out=shards/reviews
@@ -85,7 +84,6 @@ class Stats:
 examples:
   python -m qwenjax.data stats python-stdlib --tokenizer=qwen
   python -m qwenjax.data stats shards/web shards/books --png=corpora.png
-  python -m qwenjax.data stats shards/web --verify
   python -m qwenjax.data stats web.parquet --column=content --limit=1GB --lines=50 --json > web.json
 
 It reads about 5 MB/s; --limit takes a sample of a large corpus. Percentiles of lengths are right to 9 %. Languages are
@@ -132,7 +130,6 @@ examples:
   python -m qwenjax.data convert sharegpt.json alpaca.jsonl.gz --out=chat.jsonl
   python -m qwenjax.data convert hh-rlhf/*.jsonl.gz --out=pairs.jsonl.gz
   python -m qwenjax.data convert python-stdlib --to=preference --out=pairs.jsonl
-  python -m qwenjax.data convert gsm8k.jsonl --to=conversation --out=worked.jsonl
   python -m qwenjax.data convert pairs.jsonl --to=prompt --out=prompts.jsonl
   python -m qwenjax.data convert identity.jsonl --fill name=Qwen --fill "author=Alibaba Cloud" --out=identity.jsonl
 
@@ -183,7 +180,6 @@ examples:
   python -m qwenjax.data show pairs.jsonl.gz --row=100 --html=pairs.html
   python -m qwenjax.data show --exp=quickstart --step=0
   python -m qwenjax.data show --exp=runs/a/config.json --step=1200 --rows=8 --html=step.html
-  python -m qwenjax.data show --exp=quickstart --row=81234 --set data.seq_len=256
 
 Step N reads rows N*batch_size to (N+1)*batch_size - 1, unless the run skipped data; its metrics have next_row, for
 --row. Documents end in ⟦end⟧; … marks where the row cuts one. Loss masks: assistant (the report: only what the

@@ -21,11 +21,7 @@ def reading_arguments(add) -> None:
 
 
 def sources(options: argparse.Namespace) -> list:
-    """A `config.Source` for each of `options.text`.
-
-    Raises:
-      Usage: options that contradict each other.
-    """
+    """A `config.Source` for each of `options.text`; Usage for options that contradict each other."""
     from qwenjax.config import Source
 
     given = {name: getattr(options, name) for name in OPTIONS}

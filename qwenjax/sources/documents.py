@@ -78,11 +78,7 @@ def no_documents(sources: Sequence[str | Path | Source], report: Report) -> str:
 
 
 def slices(source: str | Path | Source, report: Report) -> list[Slice]:
-    """The files of a source, a slice each, in reading order.
-
-    Raises:
-      ValueError: no such file, folder or data set.
-    """
+    """The files of a source, a slice each, in reading order; ValueError if there is no such source."""
     source = as_source(source)
     pieces = _all_slices(source, report)
     return _sample(pieces, source.limit) if source.limit and pieces else pieces

@@ -71,11 +71,7 @@ def permute(i: int | np.ndarray, n: int, key: int) -> int | np.ndarray:
 
 
 def shares(weights: tuple[float, ...], rows: int = BLOCK) -> tuple[int, ...]:
-    """Rows of each source in a block: in proportion, and exactly `rows` in sum (largest remainders round up).
-
-    Raises:
-      ValueError: a source so light that it would get no row at all.
-    """
+    """Rows of each source in a block: in proportion, and exactly `rows` in sum (largest remainders round up)."""
     exact = [w * rows / sum(weights) for w in weights]
     counts = [int(x) for x in exact]
     by_remainder = sorted(range(len(weights)), key=lambda s: (counts[s] - exact[s], s))
@@ -83,9 +79,7 @@ def shares(weights: tuple[float, ...], rows: int = BLOCK) -> tuple[int, ...]:
         counts[s] += 1
     if 0 in counts:
         s = counts.index(0)
-        raise ValueError(
-            f"source {s} has weight {weights[s]} of {sum(weights)}: less than 1 row in {rows}; raise it or drop it"
-        )
+        raise ValueError(f"source {s} has weight {weights[s]} of {sum(weights)}: less than 1 row in {rows}")
     return tuple(counts)
 
 
@@ -128,10 +122,8 @@ class Order:
             raise ValueError(f"{len(self.tokens)} sources and {len(self.weights)} weights; wanted one for each")
         for s, n in enumerate(self.tokens):
             if windows(n, self.seq_len) < 1:
-                raise ValueError(
-                    f"source {s} has {n} tokens, rows of length {self.seq_len} need {2 * self.seq_len + 1}: "
-                    "give more text or a shorter data.seq_len"
-                )
+                needed = f"rows of length {self.seq_len} need {2 * self.seq_len + 1}"
+                raise ValueError(f"source {s} has {n} tokens, {needed}: give more text or a shorter data.seq_len")
         _ = self.shares  # raises now, not in the middle of a run, when a weight is too small
 
     @cached_property

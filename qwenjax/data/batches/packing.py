@@ -33,8 +33,6 @@ def best_fit(lengths: np.ndarray, capacity: int) -> Bins:
 
     Args:
       lengths: int [n], each 1 to `capacity`. Of equally long items, earlier ones are placed first.
-    Raises:
-      ValueError: a length that fits no bin.
     """
     lengths = _check_lengths(lengths, capacity)
     order = np.argsort(-lengths, kind="stable")

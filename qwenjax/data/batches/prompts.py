@@ -36,7 +36,7 @@ class PromptMixture(ChatMixture):
 
     def texts(self, rows: Sequence[int] | np.ndarray) -> list[dict]:
         """{"prompt": turns, "answer": text or None} of each row."""
-        return self._texts(self._prompts(rows))
+        return [self.files[s].text(i) for s, i in self._prompts(rows)]
 
     def held_out(self, n: int) -> tuple[dict[str, np.ndarray], list[dict]]:
         """`batch` and `texts` of up to n different prompts that are not trained on; the same ones for every seed.
@@ -51,7 +51,7 @@ class PromptMixture(ChatMixture):
             _, first = np.unique(file.split_key[rows], return_index=True)  # one of equal prompts; sorted by their hash
             ranked += [(rank, s, int(rows[at])) for rank, at in enumerate(first)]
         prompts = [(s, i) for _, s, i in sorted(ranked)[:n]]
-        return self._batch(prompts), self._texts(prompts)
+        return self._batch(prompts), [self.files[s].text(i) for s, i in prompts]
 
     @property
     def files_without_held_out(self) -> list[str]:
@@ -73,6 +73,3 @@ class PromptMixture(ChatMixture):
             ids, _ = self.files[s].read(i)
             tokens[r, : len(ids)], lengths[r] = ids, len(ids)
         return {"prompts": tokens, "lengths": lengths}
-
-    def _texts(self, prompts: list[tuple[int, int]]) -> list[dict]:
-        return [self.files[s].text(i) for s, i in prompts]

@@ -6,6 +6,7 @@ and hosts read different parts of the same batches without talking to each other
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def pack(tokens: np.ndarray, eot: int, document_mask: bool) -> dict[str, np.ndar
     return {name: np.ascontiguousarray(array) for name, array in batch.items()}
 
 
-class Batches:
+class Batches(Iterator, AbstractContextManager):
     """Iterates over (next_row, batch): this process's rows of each global batch, and the row to resume from after it.
 
     Args:
@@ -104,9 +105,6 @@ class Batches:
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)  # the default of 500 is of rows
         self._iterator = iter(steps.to_iter_dataset(options))
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        return self
-
     def __next__(self) -> tuple[int, dict[str, np.ndarray]]:
         try:
             batch = next(self._iterator)
@@ -119,9 +117,6 @@ class Batches:
     def close(self) -> None:
         """Stops reading ahead. May be called twice."""
         self._iterator.close()
-
-    def __enter__(self) -> "Batches":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

@@ -132,9 +132,6 @@ def chat_row(
 
     In a conversation `loss_mask` (one of `chat_format.chatml.LOSS_MASKS`) decides; in a preference it is what the
     responses add to the prompt; in a prompt, nothing.
-
-    Raises:
-      ValueError: an unknown loss mask, or calls that ReAct text cannot express.
     """
     facts = [f"{name}: {value}" for name, value in (("id", row.id), ("source", row.source)) if value]
     if isinstance(row, ConversationRow):
@@ -142,11 +139,11 @@ def chat_row(
         turns = turns_with_mask(tokenizer, messages, loss_mask)
         blocks = [ShownBlock(m["role"], pieces(tokenizer, *turn)) for m, turn in zip(messages, turns)]
         total, loss = sum(len(ids) for ids, _ in turns), sum(sum(mask) for _, mask in turns)
-        share = f"{total} tokens, {loss} with loss ({loss / total:.0%}), {_counted(len(row.messages), 'turn')}"
+        share = f"{total} tokens, {loss} with loss ({loss / total:.0%}), {len(row.messages)} turns"
         return ShownRow(f"{title}: conversation, {share}", facts, blocks)
     prompt = _ids(tokenizer, row.prompt, row.tools)
     first = ShownBlock("prompt", pieces(tokenizer, prompt, [0] * len(prompt)))
-    size = f"{title}: {kind_of(row)}, {_counted(len(row.prompt), 'turn')} of {len(prompt)} tokens"
+    size = f"{title}: {kind_of(row)}, {len(row.prompt)} turns of {len(prompt)} tokens"
     if isinstance(row, PromptRow):
         return ShownRow(size, facts + ([] if row.answer is None else [f"answer: {row.answer}"]), [first])
     added = [_ids(tokenizer, [*row.prompt, response], row.tools)[len(prompt) :] for response in row.responses]
@@ -168,10 +165,6 @@ def _ids(tokenizer, turns: list[Turn], tools: list[dict]) -> list[int]:
     ids = chatml.encode_chat(tokenizer, messages, is_next and messages[-1]["role"] != "assistant")
     # after a tool's result the assistant's turn goes on
     return ids[:-1] if is_next and messages[-1]["role"] == "assistant" else ids
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 # ---- lines ----
@@ -212,25 +205,19 @@ def row_lines(shown: ShownRow, colour: bool = False, by_document: bool = False) 
 
 # ---- a page ----
 
+# grey and half-transparent colours are readable on the light and the dark page of a browser alike
 STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1f2328; --dim: #656d76; --line: #d0d7de; --loss: #b4ecc4;
-  --grey: #eef0f2; --hues: 91%; }
-@media (prefers-color-scheme: dark) { :root { --back: #0d1117; --text: #e6edf3; --dim: #8d96a0; --line: #30363d;
-  --loss: #1b5e34; --grey: #1c2128; --hues: 17%; } }
-body { background: var(--back); color: var(--text); margin: 1.5rem auto; padding: 0 1rem; max-width: 100rem;
-  font: 15px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 2.2rem 0 .2rem; overflow-wrap: anywhere; }
-p { color: var(--dim); margin: .1rem 0; overflow-wrap: anywhere; }
+:root { color-scheme: light dark; --line: hsl(0 0% 50% / 30%); }
+body { margin: 1.5rem auto; padding: 0 1rem; max-width: 100rem; font: 15px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 2.2rem 0 .2rem; }
+h2, h3, p, .text { overflow-wrap: anywhere; } p, h3, i { color: GrayText; } p { margin: .1rem 0; }
 section { border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; overflow: hidden; }
-h3 { font-size: .8rem; font-weight: 600; color: var(--dim); margin: 0; padding: .25rem .6rem;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-.text { padding: .5rem .6rem; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
+h3 { font-size: .8rem; margin: 0; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
+.text { padding: .5rem .6rem; white-space: pre-wrap; unicode-bidi: plaintext; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: .5rem; align-items: start; }
-.side section { margin: 0; }
-span { border-radius: 2px; box-shadow: inset 1px 0 var(--line); }
-span.n { background: var(--grey); } span.l { background: var(--loss); }
-span:hover { outline: 2px solid #f78166; }
-i { color: var(--dim); font-style: normal; user-select: none; }
+span { box-shadow: inset 1px 0 var(--line); } span:hover { outline: 2px solid #f78166; }
+span.n { background: hsl(0 0% 50% / 12%); } span.l { background: hsl(135 60% 45% / 35%); }
+i { font-style: normal; user-select: none; }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -265,7 +252,7 @@ def page(heading: str, legend: str, rows: Iterable[ShownRow], by_document: bool 
 
 def _block(block: ShownBlock, number: int | None) -> str:
     # the golden angle: neighbours are 137.5 degrees of hue apart, and no hue comes back soon
-    style = "" if number is None else f' style="background: hsl({(210 + number * 137.5) % 360:g} 55% var(--hues))"'
+    style = "" if number is None else f' style="background: hsl({(210 + number * 137.5) % 360:g} 60% 50% / 20%)"'
     text = "".join(_piece(piece, number is None) for piece in block.pieces)
     return f'<section><h3>{html.escape(block.title)}</h3><div class="text" dir="auto"{style}>{text}</div></section>'
 

@@ -39,9 +39,6 @@ def prepare(data: Data, seed: int, root: str | Path = "data", progress: bool = T
 
     A `tokenizer` that is given replaces `data.tokenizer`. Processes of one machine may call this at the same time: one
     works, the others wait for its result.
-
-    Raises:
-      ValueError: no sources, unreadable text, or shards written with another tokenizer than `data.tokenizer`.
     """
     from qwenjax.tokenizer import load_tokenizer  # here, so that what needs no tokenizer does not load its libraries
 
