@@ -55,7 +55,7 @@ OUT.mkdir(parents=True, exist_ok=True)
 
 # %%
 keys = OUT / "passkeys.jsonl"
-passkey.write(keys, 20_000 if SCALE != "smoke" else 200, fillers=2, seed=0)
+passkey.write_training_texts(keys, 20_000 if SCALE != "smoke" else 200, fillers=2, seed=0)
 if not MODEL:
     experiment = qwenjax.experiment(
         "quickstart",

@@ -17,8 +17,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/qwenjax/qwenjax/blob/main/notebooks/04_sft_reward_ppo.ipynb)
 #
 # Section 3 of the report (arXiv 2309.16609): fine-tuning in ChatML, preference-model pretraining (PMP) and a reward
-# model from it, then PPO with a value model that learns alone at first, two responses to a query, top-p 0.9, a KL
-# penalty and the gradient of pretraining mixed in. Everything here learns from the docstrings of this machine's Python
+# model from it, then PPO with a value model that warms up alone, two responses to a query, top-p 0.9, a KL
+# penalty and the pretrained gradient. Everything here learns from the docstrings of this machine's Python
 # library: the model is to say in a sentence what a function does. Each choice is undone, one at a time.
 #
 # About 80 minutes on one CPU core, less on a free Colab GPU. What is finished is not run again. docs/alignment.md has the
@@ -68,8 +68,8 @@ BASE = qwenjax.sweep(base, {"base": {}}, (0,), OUT).runs[0].workdir
 said = ["What is twelve times twelve?", "It is 144.", "And half of it?", "72."]
 turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
 _ = (OUT / "talk.jsonl").write_text(json.dumps({"messages": turns}))
-# !python -m qwenjax.data show {OUT}/talk.jsonl --tokenizer={BASE} --policy=assistant
-# !python -m qwenjax.data show {OUT}/talk.jsonl --tokenizer={BASE} --policy=finetune_py
+# !python -m qwenjax.data show {OUT}/talk.jsonl --tokenizer={BASE} --loss-mask=assistant
+# !python -m qwenjax.data show {OUT}/talk.jsonl --tokenizer={BASE} --loss-mask=finetune_py
 
 # %% [markdown]
 # ## Fine-tuning, and what PMP does for a reward model
@@ -145,7 +145,7 @@ found = qwenjax.sweep(ppo, VARIANTS, SEEDS, OUT / "ppo")
 Markdown(found.table("eval_score", "eval_kl", "eval_entropy", "eval_length", "eval_lm_loss"))
 
 # %% [markdown]
-# While the value model learns alone, no gradient reaches the policy:
+# While the value model warms up, no gradient reaches the policy:
 
 # %%
 for run in found.variants["report"]:
@@ -169,7 +169,7 @@ found.plot("eval_score", "eval_kl", "eval_entropy", "eval_length", "eval_lm_loss
 #   7.49 ± 0.21 nats per token, with it at 5.77 ± 0.07; both began at 7.2. The score does not suffer visibly: 0.90 ± 0.07
 #   against 1.02 ± 0.11.
 # * **Top-p 0.9 against 1:** with 1 the score rises less, to 0.78 ± 0.04, at a KL that is no smaller.
-# * **Not seen:** that the value model should learn alone at first, or that a query should have two responses. Without
+# * **Not seen:** that the value model should warm up alone, or that a query should have two responses. Without
 #   either the score is as high (0.96 ± 0.03, 0.94 ± 0.07) and the KL somewhat higher (4.6 ± 1.0, 4.4 ± 0.9). Without the
 #   start the policy learns in all 40 iterations instead of 35, and here the value model begins as the reward model and
 #   explains little at any time.

@@ -109,8 +109,8 @@ def test_old_turns_of_long_texts_go_and_what_is_still_too_long_is_left_out(tmp_p
     ]
     path = write(tmp_path / "long.jsonl", rows)
     found = read_set(path, TOKENIZER, 200)
-    assert len(found.rows) == 2
-    assert found.rows[0].texts == found.rows[1].texts  # without its first exchange the second row asks the same
+    assert len(found.prompts) == 2
+    assert found.prompts[0].texts == found.rows[1].texts  # without its first exchange the second row asks the same
     one = measured(tmp_path, path)["sets"][0]
     assert (one["pairs"], one["accuracy"]) == (2, 1)
     assert (
@@ -128,7 +128,7 @@ def test_rows_go_by_length_and_scores_find_back_to_them(tmp_path, monkeypatch):
     rows += [preference("1", "2", prompt=("word " * n,)) for n in (10, 40)]
     rows += [preference("3", "2", "1", prompt=("word " * 25,))]
     judge, path = Judge(), write(tmp_path / "mixed.jsonl", rows)
-    lengths = [row.longest for row in read_set(path, TOKENIZER, 200).rows]
+    lengths = [row.longest for row in read_set(path, TOKENIZER, 200).prompts]
     assert lengths == sorted(lengths)
     first = measured(tmp_path, path, judge=judge)
     assert first["sets"][0]["accuracy"] == 6 / 8
