@@ -16,6 +16,7 @@ import qwenjax
 from qwenjax.api import best_of, jsonl_jobs, options
 from qwenjax.api.best_of import BestOf, best, divergence
 from qwenjax.api.model import Completion
+from qwenjax.api.parameters import RewardParams
 from qwenjax.api.reward_model import RewardModel
 from qwenjax.common import command_line
 from qwenjax.config import Compute
@@ -44,7 +45,7 @@ def judge():
     head = jnp.asarray(np.random.default_rng(1).standard_normal(cfg.embed), jnp.float32)
     compute = Compute(dtype="float32", remat="none").resolved("cpu", 1)
     params = tiny_model.params(cfg, seed=1)
-    return RewardModel(cfg, params, head, 0.5, 1.0, tiny_model.tokenizer(), compute, "abcd")
+    return RewardModel(cfg, RewardParams(params, head, 0.5, 1.0, "abcd"), tiny_model.tokenizer(), compute)
 
 
 # ---- which one ----

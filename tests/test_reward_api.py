@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_model
 
+from qwenjax.api.parameters import RewardParams
 from qwenjax.api.reward_model import RewardModel
 from qwenjax.config import Compute
 from qwenjax.model import reward_head, transformer
@@ -17,9 +18,8 @@ HEAD = np.random.default_rng(0).normal(size=32).astype(np.float32)
 @pytest.fixture(scope="module")
 def model() -> RewardModel:
     params = tiny_model.params()
-    return RewardModel(
-        reward_head.headless(tiny_model.CONFIG), params, HEAD, 2.0, -0.5, tiny_model.tokenizer(), COMPUTE, "0" * 16
-    )
+    saved = RewardParams(params, HEAD, 2.0, -0.5, "0" * 16)
+    return RewardModel(reward_head.headless(tiny_model.CONFIG), saved, tiny_model.tokenizer(), COMPUTE)
 
 
 def talk(*answers: str) -> list[list[dict]]:
@@ -32,7 +32,7 @@ def by_hand(model: RewardModel, messages: list[dict]) -> float:
     ids = model.tokenizer.encode_chat(messages, add_generation_prompt=False)
     ids = ids[: len(ids) - ids[::-1].index(model.tokenizer.im_end)]
     network = transformer.Transformer(model.config, COMPUTE)
-    hidden, _ = jax.jit(network.apply)({"params": model.params}, jnp.asarray([ids]))
+    hidden, _ = jax.jit(network.apply)({"params": model.saved.params}, jnp.asarray([ids]))
     return float(2.0 * np.dot(np.asarray(hidden)[0, -1], HEAD) - 0.5)
 
 

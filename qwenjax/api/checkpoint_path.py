@@ -55,11 +55,6 @@ class CheckpointPath:
     base: "CheckpointPath | None" = None
 
     @property
-    def kind(self) -> str:
-        """'run', 'hub', or 'adapters', of a run or of PEFT."""
-        return "adapters" if self.base else "hub" if self.hub_checkpoint else "run"
-
-    @property
     def name(self) -> str:
         """What a file made from it may be called: for a run, the name of its folder."""
         run = self.path.parent.parent if self.meta and self.path.parent.name == "checkpoints" else self.path
@@ -130,7 +125,10 @@ def detect(path: str | Path) -> CheckpointPath:
         return _detect_run(checkpoint.newest(path))
     if (path / peft.CONFIG).is_file():
         return _detect_adapters(path)
-    hub_checkpoint = _open_hub_checkpoint(path)
+    if path.suffix != ".gguf" and not path.is_dir():
+        what = "give the directory it lies in" if path.is_file() else "nothing is there"
+        raise ValueError(f"no checkpoint at {path}: wanted a directory with config.json or a .gguf file; {what}")
+    hub_checkpoint = open_gguf(path) if path.suffix == ".gguf" else open_directory(path)
     return CheckpointPath(path, hub_checkpoint.config, hub_checkpoint, {})
 
 
@@ -139,15 +137,6 @@ def _is_run(path: Path) -> bool:
     if (path / "meta").is_dir() or (path / "checkpoints").is_dir():
         return True
     return not path.suffix and any(child.name.isdigit() and child.is_dir() for child in storage.files(path))
-
-
-def _open_hub_checkpoint(path: Path) -> HubCheckpoint:
-    """A directory of the Hugging Face form, GPTQ or not, or a .gguf file."""
-    if path.suffix != ".gguf" and not path.is_dir():
-        what = "give the directory it lies in" if path.is_file() else "nothing is there"
-        raise ValueError(f"no checkpoint at {path}: wanted a directory with config.json or a .gguf file; {what}")
-    reader = open_gguf if path.suffix == ".gguf" else open_directory
-    return reader(path)
 
 
 def _detect_run(step: Path) -> CheckpointPath:

@@ -37,22 +37,22 @@ def read_requests(path: str | Path) -> list[dict[str, Any]]:
       ValueError: a line that is neither; its number is named.
     """
     requests = []
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
-            if isinstance(row, dict) and isinstance(row.get("prompt"), list) and "messages" not in row:
-                row["messages"] = row.pop("prompt")
-            kinds = {"prompt", "messages"} & row.keys() if isinstance(row, dict) else set()
-            if len(kinds) != 1 or (kinds == {"prompt"} and not isinstance(row["prompt"], str)):
-                raise ValueError(f'{path}, line {number}: wanted an object with "prompt" (a text) or "messages"')
-            if requests and kinds.isdisjoint(requests[0]):
-                raise ValueError(f'{path}, line {number}: all rows must have the same one of "prompt" and "messages"')
-            requests.append(row)
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
+        row = row if isinstance(row, dict) else {}
+        if isinstance(row.get("prompt"), list) and "messages" not in row:
+            row["messages"] = row.pop("prompt")
+        kinds = {"prompt", "messages"} & row.keys()
+        if len(kinds) != 1 or not isinstance(row.get("prompt", ""), str):
+            raise ValueError(f'{path}, line {number}: wanted an object with "prompt" (a text) or "messages"')
+        if requests and kinds.isdisjoint(requests[0]):
+            raise ValueError(f'{path}, line {number}: all rows must have the same one of "prompt" and "messages"')
+        requests.append(row)
     if not requests:
         raise ValueError(f"{path} holds no rows")
     return requests
@@ -64,27 +64,17 @@ def resume(out: Path, requests: list[dict[str, Any]], digest: str) -> int:
     Raises:
       ValueError: the file answers other requests, or was written with other settings.
     """
-    if not out.exists():
-        return 0
-    done, size = 0, 0
-    with out.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if row is None:
-                break
-            if done == len(requests) or {key: row.get(key) for key in requests[done]} != requests[done]:
-                raise ValueError(f"{out}, line {done + 1} answers another input: give another --out, or delete it")
-            if row.get("settings") != digest:
-                raise ValueError(
-                    f"{out} was made with another model or other options: give another --out, or the same options"
-                )
-            done, size = done + 1, size + len(line)
-    with out.open("r+b") as file:
-        file.truncate(size)
-    return done
+    rows = jsonl.read_rows(out)
+    for number, row in enumerate(rows, start=1):
+        request = requests[number - 1] if number <= len(requests) else None
+        if request is None or {key: row.get(key) for key in request} != request:
+            raise ValueError(f"{out}, line {number} answers another input: give another --out, or delete it")
+        if row.get("settings") != digest:
+            raise ValueError(
+                f"{out} was made with another model or other options: give another --out, or the same options"
+            )
+    jsonl.Log(out, keep=lambda row: True)  # cuts off the line
+    return len(rows)
 
 
 def run(
@@ -110,10 +100,9 @@ def run(
         if best_of:
             conversations = [conversation(model, row) for row in batch]
             chosen = best_of.answers(model, conversations, job.sampling, job.max_new_tokens, job.stop, seeds)
-            completions, scores = [one.completion for one in chosen], []
-            for one in chosen:
-                rounded = [round(score, 4) for score in one.scores]
-                scores.append({"score": rounded[one.index], "scores": rounded})
+            completions = [one.completion for one in chosen]
+            rounded = [[round(score, 4) for score in one.scores] for one in chosen]
+            scores = [{"score": every[one.index], "scores": every} for one, every in zip(chosen, rounded)]
             tokens += sum(one.tokens for one in chosen)
         else:
             chat = "messages" in batch[0]

@@ -165,12 +165,22 @@ class Model:
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: wanted one each, or a single number")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}: wanted at least 1")
-        sampling = self.sampling if sampling is None else sampling
+        sampling = sampling or self.sampling
         requests = []
         for i, (prompt, seed) in enumerate(zip(prompts, seeds)):
-            ids = self.encode(prompt)
-            requests.append(decode.Request(ids, self._limit(ids, max_new_tokens, i), sampling, seed))
-        return self._run(requests, [*self._eos_ids(), *_as_list(stop)], on_text)
+            ids, limit = self.encode(prompt), max_new_tokens
+            if self.window is not None and len(ids) >= self.window:
+                raise ValueError(
+                    f"prompt {i} has {len(ids):,} tokens, and the model's window is {self.window:,}, the answer "
+                    "included: shorten it, or load the model with ntk=True, logn=True, which extends the window "
+                    "(report §2.3.2)"
+                )
+            if self.window is not None:
+                limit = min(limit, self.window - len(ids))
+            requests.append(decode.Request(ids, limit, sampling, seed))
+        eot = () if self.tokenizer is None else (self.tokenizer.eot,)
+        stops = [*sorted({*eot, *self.generation_defaults.eos_ids}), *_as_list(stop)]
+        return self._run(requests, stops, on_text)
 
     def chat(
         self,
@@ -187,10 +197,9 @@ class Model:
           ValueError: a model without ChatML, messages that ChatML does not have, or more of them than the window holds.
         """
         ids = self.encode_chat(messages)
-        stops = [*chatml.stop_sequences(self.vocabulary), *self._eos_ids(), *_as_list(stop)]
-        sampling = self.sampling if sampling is None else sampling
-        request = decode.Request(ids, self._limit(ids, max_new_tokens, None), sampling, seed)
-        return self._run([request], stops, on_text and (lambda row, text: on_text(text)))[0].text
+        stops = [*chatml.stop_sequences(self.vocabulary), *_as_list(stop)]
+        emit = on_text and (lambda row, text: on_text(text))
+        return self.complete([ids], sampling, max_new_tokens, stops, [seed], emit)[0].text
 
     @property
     def sampling(self) -> Greedy | Sample:
@@ -234,7 +243,10 @@ class Model:
                 frozen_ntk=self.frozen_ntk,
                 on_token=(lambda row, ids: streams[row].push(ids)) if streams else None,
             )
-        completions = [self._completion(c) for c in done]
+        completions = []
+        for one in done:
+            text = one.text if one.text is not None else self.tokenizer.decode(one.ids) if self.tokenizer else ""
+            completions.append(Completion(text, one.ids, math.fsum(one.model_logprobs), one.reason, one.stop))
         for stream, completion in zip(streams, completions):
             stream.finish(completion.text)
         return completions
@@ -243,12 +255,6 @@ class Model:
     def _prepared(self) -> tuple[transformer.Transformer, dict]:
         """The network and parameters in the form for decoding: a copy, made on first use."""
         return transformer.prepare(self.network, self.params)
-
-    def _completion(self, generated: decode.GeneratedRow) -> Completion:
-        text = generated.text
-        if text is None:
-            text = "" if self.tokenizer is None else self.tokenizer.decode(generated.ids)
-        return Completion(text, generated.ids, math.fsum(generated.model_logprobs), generated.reason, generated.stop)
 
     @property
     def vocabulary(self) -> Tokenizer:
@@ -265,21 +271,6 @@ class Model:
     @property
     def _prefix(self) -> Sequence[int]:
         return (self.vocabulary.eot,) if self.generation_defaults.from_run else self.vocabulary.prefix
-
-    def _eos_ids(self) -> list[int]:
-        """Ids that end a text, by tokenizer and files."""
-        eot = () if self.tokenizer is None else (self.tokenizer.eot,)
-        return sorted({*eot, *self.generation_defaults.eos_ids})
-
-    def _limit(self, ids: list[int], max_new_tokens: int, prompt: int | None) -> int:
-        """How many tokens may follow a prompt."""
-        if self.window is None or len(ids) < self.window:
-            return max_new_tokens if self.window is None else min(max_new_tokens, self.window - len(ids))
-        which = "the conversation" if prompt is None else f"prompt {prompt}"
-        raise ValueError(
-            f"{which} has {len(ids):,} tokens, and the model's window is {self.window:,}, the answer included: shorten "
-            "it, or load the model with ntk=True, logn=True, which extends the window (report §2.3.2)"
-        )
 
     def _check_ids(self, ids: np.ndarray) -> None:
         size = self.config.vocab

@@ -38,7 +38,7 @@ def read_params(source: CheckpointPath, shardings: dict | None = None, dtype: st
         model has changed.
     """
     _refuse_reward_model(source)
-    return READERS[source.kind](source, shardings, dtype)[0]
+    return _read(source, shardings, dtype)[0]
 
 
 def read_reward_model(source: CheckpointPath, shardings: dict | None = None) -> RewardParams:
@@ -54,7 +54,7 @@ def read_reward_model(source: CheckpointPath, shardings: dict | None = None) -> 
             f"{source.path} is no reward model of ours; train one: python -m qwenjax.train --exp=tiny_rm "
             f"--set init_from={source.path}"
         )
-    params, head = READERS[source.kind](source, shardings, "float32")
+    params, head = _read(source, shardings, "float32")
     identity = {name: source.meta.get(name) for name in ("hashes", "calibration")}
     return RewardParams(params, head, *source.meta["calibration"], checkpoint.digest(identity)[:16])
 
@@ -83,7 +83,10 @@ def _refuse_reward_model(source: CheckpointPath) -> None:
         )
 
 
-# ---- readers: parameters, and the head [d] of a reward model or None ----
+def _read(source: CheckpointPath, shardings: dict | None, dtype: str) -> tuple[dict, jax.Array | None]:
+    """Parameters, and the head [d] of a reward model or None."""
+    reader = _read_adapters if source.base else _read_hub if source.hub_checkpoint else _read_run
+    return reader(source, shardings, dtype)
 
 
 def _read_hub(source: CheckpointPath, shardings: dict | None, dtype: str) -> tuple[dict, None]:
@@ -119,9 +122,6 @@ def _read_adapters(source: CheckpointPath, shardings: dict | None, dtype: str) -
         )
     merge = jax.jit(_merge, static_argnums=(2, 3), out_shardings=shardings)
     return merge(trained, base, how, dtype), head
-
-
-READERS = {"run": _read_run, "hub": _read_hub, "adapters": _read_adapters}
 
 
 def _saved_adapters(source: CheckpointPath, shardings: dict | None) -> dict:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from qwenjax.api.checkpoint_path import detect
-from qwenjax.api.parameters import read_reward_model
+from qwenjax.api.parameters import RewardParams, read_reward_model
 from qwenjax.api.scoring import TOKENS, batches
 from qwenjax.chat_format import chatml
 from qwenjax.config import Compute, ModelConfig
@@ -20,24 +20,12 @@ from qwenjax.tokenizer import Tokenizer
 
 @dataclass
 class RewardModel:
-    """Parameters, and everything that is needed to use them.
-
-    Attributes:
-      config: of the network without output embedding.
-      params: its parameters.
-      head: [d].
-      gain, bias: with them, scores of the calibration's responses have mean 0 and deviation 1.
-      fingerprint: of the stored checkpoint.
-    """
+    """Parameters, and everything that is needed to use them. `config`: of the network without output embedding."""
 
     config: ModelConfig
-    params: dict
-    head: jax.Array
-    gain: float
-    bias: float
+    saved: RewardParams
     tokenizer: Tokenizer
     compute: Compute
-    fingerprint: str
 
     def score(self, conversations: Sequence[Sequence[chatml.Message]]) -> np.ndarray:
         """Scores [n], float32, of conversations that end with the assistant's turn.
@@ -58,27 +46,22 @@ class RewardModel:
         """
         if not all(len(ids) for ids in texts):
             raise ValueError("a text without tokens has no end to read a score at")
-        long = [i for i, ids in enumerate(texts) if len(ids) > self.config.context]
-        if long:
+        if long := [i for i, ids in enumerate(texts) if len(ids) > self.config.context]:
             raise ValueError(
                 f"text {long[0]} has {len(texts[long[0]]):,} tokens; the reward model's context is "
                 f"{self.config.context:,}: give it shorter texts"
             )
+        saved, network = self.saved, transformer.Transformer(self.config, self.compute)
         scores = np.zeros(len(texts), np.float32)
         for (width,), group, rows in batches([(bucket(len(ids), 32),) for ids in texts], TOKENS):
             batch = padded([texts[i] for i in group], rows, width)
-            scores[group] = np.asarray(self._scores(self.params, self.head, *batch))[: len(group)]
-        return scores * self.gain + self.bias
+            scores[group] = np.asarray(_scores(saved.params, saved.head, *batch, network=network))[: len(group)]
+        return scores * saved.gain + saved.bias
 
-    @cached_property
-    def _scores(self):
-        network = transformer.Transformer(self.config, self.compute)
 
-        @jax.jit
-        def scores(params, head, tokens, positions, lengths):
-            return reward_head.scores(network, {"params": params}, head, tokens, positions, lengths - 1)
-
-        return scores
+@partial(jax.jit, static_argnames="network")
+def _scores(params, head, tokens, positions, lengths, *, network):
+    return reward_head.scores(network, {"params": params}, head, tokens, positions, lengths - 1)
 
 
 def load_reward(path: str | Path, dtype: str | None = None) -> RewardModel:
@@ -90,15 +73,7 @@ def load_reward(path: str | Path, dtype: str | None = None) -> RewardModel:
       ValueError: there is none, or it is another kind of model.
     """
     source = detect(path)
-    saved = read_reward_model(source)
+    saved = read_reward_model(source)  # refuses other models, which may have no experiment
     compute = source.experiment.compute if dtype is None else Compute(dtype=dtype, remat="none")
-    return RewardModel(
-        reward_head.headless(source.config),
-        saved.params,
-        saved.head,
-        saved.gain,
-        saved.bias,
-        source.tokenizer(),
-        compute.resolved(jax.default_backend(), 1),
-        saved.fingerprint,
-    )
+    compute = compute.resolved(jax.default_backend(), 1)
+    return RewardModel(reward_head.headless(source.config), saved, source.tokenizer(), compute)

@@ -51,21 +51,13 @@ def batches(shapes: Sequence[tuple[int, ...]], tokens: int) -> Iterator[tuple[tu
 
 
 def score(
-    model: transformer.Transformer,
-    params: dict,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    progress: Callable[[int], None] = lambda done: None,
+    model: transformer.Transformer, params: dict, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> list[float]:
-    """Summed log-probability, nats, of each continuation after its prompt: the pair (prompt, continuation) of ids.
+    """Summed log-probability, nats, of each continuation after its prompt, which is not empty; both are ids.
 
     Padding rows of the vocabulary count in the normalisation, as in the training loss. The head is applied at the
     continuation's positions only. An empty continuation has 0.
-
-    Raises:
-      ValueError: an empty prompt, after which there is nothing to go by.
     """
-    if empty := [i for i, (prompt, _) in enumerate(pairs) if not prompt]:
-        raise ValueError(f"prompt {empty[0]} is empty: give it at least the token that texts begin with")
     shapes = [(bucket(len(p) + len(c) - 1, 32), bucket(len(c), 4)) for p, c in pairs]
     scores = [0.0] * len(pairs)
     for (width, longest), group, rows in batches(shapes, TOKENS):
@@ -76,7 +68,6 @@ def score(
         sums = _sums(params, *inputs, targets, counted >= 0, start, model=model)
         for i, value in zip(group, np.asarray(sums).tolist()):
             scores[i] = value
-        progress(len(group))
     return scores
 
 
@@ -156,8 +147,7 @@ def _read(network, params, padded_texts, piece, size, progress) -> tuple[np.ndar
         )
         out.append([np.asarray(x) for x in scored])
         progress(int((positions[part] >= 0).sum()))
-    logprobs, greedy = (np.concatenate(x, axis=1) for x in zip(*out))
-    return logprobs, greedy
+    return tuple(np.concatenate(x, axis=1) for x in zip(*out))
 
 
 @functools.partial(jax.jit, static_argnums=1)

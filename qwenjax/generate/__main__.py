@@ -96,11 +96,10 @@ def _file(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
     model = shared.load_model(options)
     job = jsonl_jobs.CompletionJob(*shared.sampling(options, model), stop, options.seed, options.batch)
     chooser, made_by = _chooser(options), f"{options.model} {options.set} {options.dtype}"
-    if options.kv_cache != "plain" or options.frozen_ntk:
-        made_by += f" {options.kv_cache} {options.frozen_ntk}"
+    made_by += f" {options.kv_cache} {options.frozen_ntk}"
     if chooser:
         chooser.check(model, job.sampling)
-        made_by += f" best of {chooser.n} by {chooser.reward_model.fingerprint}"
+        made_by += f" best of {chooser.n} by {chooser.reward_model.saved.fingerprint}"
     digest = job.digest(made_by)
     done = jsonl_jobs.resume(out, rows, digest)
     if done:

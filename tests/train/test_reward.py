@@ -86,7 +86,7 @@ def test_the_stored_model_scores_as_the_task_does_and_calibration_gives_mean_0_a
         rows = zip(batch["tokens"][batch["real"]], batch["end"][batch["real"]])
         ids += [tokens[: end + 1].tolist() for tokens, end in rows]
     found = model.score_ids(ids)
-    np.testing.assert_allclose(found, model.gain * np.concatenate(seen) + model.bias, atol=1e-4)
+    np.testing.assert_allclose(found, model.saved.gain * np.concatenate(seen) + model.saved.bias, atol=1e-4)
     assert found.mean() == pytest.approx(0, abs=1e-3)
     assert found.std(ddof=1) == pytest.approx(1, abs=1e-3)
 
@@ -199,4 +199,4 @@ def test_adapters_score_on_a_base_that_stays(chats, sft, tmp_path):
         want = scored(task, state_of(task), batch)
     model = load_reward(tmp_path / "run")
     ids = [row[: end + 1].tolist() for row, end in zip(batch["tokens"][:, 0], batch["end"][:, 0])]
-    np.testing.assert_allclose(model.score_ids(ids), model.gain * want[:, 0] + model.bias, atol=1e-3)
+    np.testing.assert_allclose(model.score_ids(ids), model.saved.gain * want[:, 0] + model.saved.bias, atol=1e-3)
