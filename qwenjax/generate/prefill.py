@@ -41,7 +41,9 @@ def prefill(
       texts: ids, at least one each. kv_cache: one of cache.KINDS.
     Returns: [r d] and each layer's cache [r k s h], r = batch_size(len(texts)), s at least the longest text.
     """
-    ids, positions, lengths = padded(texts, batch_size(len(texts)), _width(max(map(len, texts))))
+    longest = max(map(len, texts))
+    width = bucket(longest, 16) if longest <= CHUNK else -(-longest // CHUNK) * CHUNK
+    ids, positions, lengths = padded(texts, batch_size(len(texts)), width)
     cache = _empty(model, len(ids), bucket(ids.shape[1], 16), kv_cache)
     last = jnp.zeros((len(ids), model.cfg.embed), jnp.dtype(model.compute.dtype))
     for start in range(0, ids.shape[1], CHUNK):
@@ -58,11 +60,6 @@ def padded(texts: Sequence[Sequence[int]], rows: int, width: int) -> tuple[np.nd
         ids[row, : len(text)] = text
         positions[row, : len(text)] = range(len(text))
     return ids, positions, positions.max(axis=1) + 1
-
-
-def _width(longest: int) -> int:
-    """A bucket, or a multiple of CHUNK."""
-    return bucket(longest, 16) if longest <= CHUNK else -(-longest // CHUNK) * CHUNK
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -86,9 +86,8 @@ def rollout(
     dtype = jnp.dtype(model.compute.dtype)
     cache = tuple(caches.empty(model.cfg, batch, width, dtype) for _ in range(model.cfg.layers))
     _, cache = apply(prompts, positions, None, cache)
-    response_slots = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0))
-    cache = jax.tree.map(lambda x: jnp.pad(x, response_slots), cache)
-    shape = (batch, max_new_tokens)
+    more_slots, shape = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0)), (batch, max_new_tokens)
+    cache = jax.tree.map(lambda x: jnp.pad(x, more_slots), cache)
     empty = Picked(jnp.full(shape, -1, jnp.int32), *jnp.zeros((2, *shape), jnp.float32))
     empty = jax.tree.map(lambda x: constrain(x, "batch", None), empty)
     token = jnp.take_along_axis(prompts, last[:, None], axis=1)[:, 0]

@@ -71,11 +71,8 @@ def sampling_arrays(samplings: Sequence[Greedy | Sample]) -> SamplingArrays:
     """The values as arrays, in order."""
     greedy = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
     rows = [{**greedy, **vars(sampling)} for sampling in samplings]
-    return SamplingArrays(*(np.array([row[name] for row in rows], _dtype(name)) for name in SamplingArrays._fields))
-
-
-def _dtype(name):
-    return np.int32 if name in ("top_k", "min_new_tokens") else np.float32
+    dtypes = {"top_k": np.int32, "min_new_tokens": np.int32}
+    return SamplingArrays(*(np.array([r[x] for r in rows], dtypes.get(x, np.float32)) for x in SamplingArrays._fields))
 
 
 class Needs(NamedTuple):

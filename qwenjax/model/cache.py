@@ -85,10 +85,7 @@ def write(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Cac
 
 
 def insert(cache: tuple[Cache, ...], other: tuple[Cache, ...], rows: jax.Array) -> tuple[Cache, ...]:
-    """Caches by layer with `rows` [r] replaced by the other's rows; rows beyond the end are ignored.
-
-    The other cache may have another number of slots.
-    """
+    """Caches by layer with `rows` [r] taken from the other, of any number of slots; rows beyond the end: none."""
 
     def put(old, new):
         new = new[:, :, : old.shape[2]]  # what is cut off is padding

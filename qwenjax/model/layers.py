@@ -137,10 +137,9 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         x32 -= jnp.mean(x32, axis=-1, keepdims=True)
-        bias = vector(self, "bias", ("norm",), (x.shape[-1],), 0.0)
-        return rms_norm(x32, vector(self, "scale", ("norm",), (x.shape[-1],), 1.0), self.eps).astype(
-            x.dtype
-        ) + bias.astype(x.dtype)
+        bias = vector(self, "bias", ("norm",), (x.shape[-1],), 0.0).astype(x.dtype)
+        scale = vector(self, "scale", ("norm",), (x.shape[-1],), 1.0)
+        return rms_norm(x32, scale, self.eps).astype(x.dtype) + bias
 
 
 def normalisation(cfg: ModelConfig, name: str) -> nn.Module:
