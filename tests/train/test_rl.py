@@ -311,7 +311,7 @@ def test_eight_devices_make_the_iteration_of_one(chats, sft, rm):
         state, stream = task.first_state(lambda text: None), task.batches(0)
         batch = next(stream)[1]
         with jax.set_mesh(task.program.mesh):
-            rollout = task._compiled.sample(
+            rollout = task._compiled["sample"](
                 state.params, state.frozen, batch["prompts"], batch["lengths"], task._seeds(0)
             )
             tokens = task.decoder.gather(rollout.tokens)

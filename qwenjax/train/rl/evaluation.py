@@ -74,10 +74,10 @@ class ResponseEvaluation:
         """Samples responses and scores them; returns metrics."""
         with jax.set_mesh(self.mesh):
             if not self.before:
-                rollout = programs.sample_reference(state.frozen, *self._prompts, self._seeds)
-                self.before = self._scored(rollout, programs.evaluate_reference(state.frozen, rollout))
-            rollout = programs.sample(state.params, state.frozen, *self._prompts, self._seeds)
-            self.after = self._scored(rollout, programs.evaluate_responses(state.params, state.frozen, rollout))
+                rollout = programs["sample_reference"](state.frozen, *self._prompts, self._seeds)
+                self.before = self._scored(rollout, programs["evaluate_reference"](state.frozen, rollout))
+            rollout = programs["sample"](state.params, state.frozen, *self._prompts, self._seeds)
+            self.after = self._scored(rollout, programs["evaluate_responses"](state.params, state.frozen, rollout))
         self.step = int(state.step)
         return summary(self.after)
 

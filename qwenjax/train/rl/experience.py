@@ -15,10 +15,11 @@ from qwenjax import sharding
 from qwenjax.config import RL
 from qwenjax.generate.rollout import Rollout
 from qwenjax.model import reward_head, transformer
-from qwenjax.objectives import advantages, ppo
+from qwenjax.objectives import advantages
 from qwenjax.objectives.advantages import RunningMean
 from qwenjax.objectives.log_probs import token_log_probs
 from qwenjax.objectives.masked import masked_mean, masked_variance, zero_outside
+from qwenjax.objectives.policy_gradient import adaptive_kl, kl_k1, kl_k3, truncated_mass
 from qwenjax.train.backbone import Backbone
 from qwenjax.train.step import LossFn, TrainState, optimizer_step, split_batch
 
@@ -80,10 +81,8 @@ def in_parts(f: Callable, parts: int, *batch: Any) -> Any:
         x = jnp.moveaxis(x, 0, 1)
         return x.reshape(-1, *x.shape[2:])
 
-    def one(xs):
-        return f(*jax.tree.map(_over_batch, xs))
-
-    return jax.tree.map(join, jax.lax.map(one, jax.tree.map(lambda x: split_batch(x, parts), batch)))
+    batch = jax.tree.map(lambda x: split_batch(x, parts), batch)
+    return jax.tree.map(join, jax.lax.map(lambda xs: f(*jax.tree.map(_over_batch, xs)), batch))
 
 
 def _over_batch(x: jax.Array) -> jax.Array:
@@ -120,7 +119,7 @@ class Experience(NamedTuple):
 
 
 class Algorithm:
-    """Advantages and losses of an algorithm; `ppo.py`, `grpo.py` and `reinforce.py` have one each.
+    """Advantages and losses of an algorithm; `algorithms.py` has them.
 
     Attributes:
       critic: whether a value model is trained.
@@ -188,15 +187,15 @@ def compute_advantages(
     advantage, returns, metrics = algorithm.advantages(normalised, outputs, kl_coef)
     experience = Experience(outputs.responses, outputs.logp, outputs.ref_logp, outputs.values, advantage, returns)
 
-    kl = jnp.sum(ppo.kl_k1(outputs.logp, outputs.ref_logp, mask), axis=1)  # nats per response
-    next_kl_coef = ppo.adaptive_kl(kl_coef, jnp.mean(kl), rl.kl_target, scores.size) if rl.kl_target else kl_coef
+    kl = jnp.sum(kl_k1(outputs.logp, outputs.ref_logp, mask), axis=1)  # nats per response
+    next_kl_coef = adaptive_kl(kl_coef, jnp.mean(kl), rl.kl_target, scores.size) if rl.kl_target else kl_coef
     next_kl_coef = jnp.where(adapt_kl, next_kl_coef, kl_coef)
     metrics |= {
         "score": masked_mean(scores, ended),
         "score_std": jnp.sqrt(masked_variance(scores, ended)),
         "reward": jnp.mean(normalised - kl_coef * kl if algorithm.kl_in_reward else normalised),
         "kl": jnp.mean(kl),
-        "kl_k3": jnp.mean(jnp.sum(ppo.kl_k3(outputs.logp, outputs.ref_logp, mask), axis=1)),
+        "kl_k3": jnp.mean(jnp.sum(kl_k3(outputs.logp, outputs.ref_logp, mask), axis=1)),
         "kl_coef": kl_coef,
         "entropy": masked_mean(outputs.entropy, mask),
         "length": jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
@@ -215,7 +214,7 @@ def policy_loss(algorithm: Algorithm, backbone: Backbone) -> LossFn:
         mask = batch.responses.mask
         logp, _ = log_probs(backbone.eval_network, backbone.variables(trained, frozen), batch.responses)
         total, sums = algorithm.policy_loss(logp, batch)
-        approx_kl = jnp.sum(ppo.kl_k3(batch.old_logp, logp, mask))  # from the policy that sampled to this one
+        approx_kl = jnp.sum(kl_k3(batch.old_logp, logp, mask))  # from the policy that sampled to this one
         sums |= {"tokens": jnp.sum(mask, dtype=jnp.float32), "approx_kl": approx_kl}
         return total, jax.lax.stop_gradient(sums)
 
@@ -244,12 +243,8 @@ def update(
       loss_fn: of `policy_loss` or `value_loss`.
       extra: the language-modelling loss, a batch of pretraining text, and its coefficient; see `optimizer_step`.
     """
-
-    def weight_of(sums):
-        return jnp.maximum(sums["weight"], 1)
-
-    rng = jax.random.key(0)  # not used: nothing drops
-    options = {"accumulate": accumulate, "weight_of": weight_of, "extra": extra}
+    rng, options = jax.random.key(0), {"accumulate": accumulate, "extra": extra}  # the key is not used: nothing drops
+    options["weight_of"] = lambda sums: jnp.maximum(sums["weight"], 1)
     state, sums, metrics = optimizer_step(loss_fn, tx, state, frozen, batch, rng, **options)
     if extra is not None:
         metrics["lm_loss"] = metrics.pop("extra_loss")
@@ -269,5 +264,5 @@ def sampler_metrics(rollout: Rollout, logp: jax.Array) -> Metrics:
     return {
         "ratio_error": jnp.max(error),
         "ratio_error_mean": masked_mean(error, mask),
-        "truncated_mass": masked_mean(ppo.truncated_mass(sampled, drawn, mask), mask),
+        "truncated_mass": masked_mean(truncated_mass(sampled, drawn, mask), mask),
     }

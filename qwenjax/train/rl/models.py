@@ -12,7 +12,7 @@ State.frozen holds what never changes:
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,19 +36,17 @@ CheckTokenizer = Callable[[str, str], None]  # (a tokenizer's fingerprint, its p
 REWARD, GOLD = "reward", "gold_reward"
 
 
-class FrozenRewardModel(NamedTuple):
-    """A reward model in the compute dtype, on the mesh of the run."""
+class FrozenRewardModel:
+    """The reward model at `path`, which `field` names, in the compute dtype.
 
-    network: transformer.Transformer
+    If nothing is there (for a plan), one of the policy's shape, as in the report.
 
-    @classmethod
-    def of(cls, path: str, experiment: Experiment, compute: Compute, field: str) -> "FrozenRewardModel":
-        """The model at `path`; if nothing is there (for a plan), one of the policy's shape, as in the report.
+    Raises:
+      ValueError: it was trained on shorter texts than those of this run.
+    """
 
-        Raises:
-          ValueError: it was trained on shorter texts than those of this run.
-        """
-        cfg = experiment.model
+    def __init__(self, path: str, experiment: Experiment, compute: Compute, field: str):
+        self.path, cfg = path, experiment.model
         if storage.path(path).exists():
             source = detect(path)
             cfg, length = source.config, source.experiment.data.seq_len if source.experiment else source.config.context
@@ -57,7 +55,7 @@ class FrozenRewardModel(NamedTuple):
                     f"data.seq_len={experiment.data.seq_len}, but {field}={path} was trained on texts of at most "
                     f"{length} tokens, and its scores of longer texts mean nothing; use --set data.seq_len={length}"
                 )
-        return cls(transformer.Transformer(reward_head.headless(cfg), compute))
+        self.network = transformer.Transformer(reward_head.headless(cfg), compute)
 
     def init_params(self, key: jax.Array) -> dict:
         """Parameters of the right shapes, boxed with their logical axes, as `load` gives them."""
@@ -66,12 +64,12 @@ class FrozenRewardModel(NamedTuple):
         head = reward_head.init_head(self.network.cfg, key)
         return {"backbone": backbone, "head": head, "gain": jnp.float32(1), "bias": jnp.float32(0)}
 
-    def load(self, path: str, mesh: Mesh, check: CheckTokenizer) -> tuple[dict, str]:
+    def load(self, mesh: Mesh, check: CheckTokenizer) -> tuple[dict, str]:
         """The parameters with their shardings, in the compute dtype, and the model's fingerprint."""
-        source = detect(path)
+        source = detect(self.path)
         shardings = parameter_shardings(mesh, jax.eval_shape(self.init_params, jax.random.key(0)))
         saved = read_reward_model(source, shardings["backbone"])
-        check(source.tokenizer().fingerprint, path)
+        check(source.tokenizer().fingerprint, self.path)
         backbone = jax.tree.map(lambda x: x.astype(self.network.compute.dtype), saved.params)
         small = {"head": saved.head, "gain": jnp.float32(saved.gain), "bias": jnp.float32(saved.bias)}
         small = jax.device_put(small, {name: shardings[name] for name in small})
@@ -99,18 +97,13 @@ class Models:
     def __init__(self, experiment: Experiment, compute: Compute, policy: Backbone, algorithm: Algorithm):
         self.experiment, self.compute, self.policy, self.algorithm = experiment, compute, policy, algorithm
         self.reference = Reference(experiment, compute)
-        rl, self.adapters = experiment.rl, experiment.lora.rank > 0
-        paths = {name: path for name, path in ((REWARD, rl.reward), (GOLD, rl.gold_reward)) if path}
-        self.functions = {
-            name: RewardFunction(path, f"rl.{name}", rl.reward_timeout)
-            for name, path in paths.items()
-            if is_function(path)
-        }
-        self.scorers = {
-            name: FrozenRewardModel.of(path, experiment, compute, f"rl.{name}")
-            for name, path in paths.items()
-            if name not in self.functions
-        }
+        rl, self.functions, self.scorers = experiment.rl, {}, {}
+        for name in (REWARD, GOLD):
+            path, field = getattr(rl, name), f"rl.{name}"
+            if path and is_function(path):
+                self.functions[name] = RewardFunction(path, field, rl.reward_timeout)
+            elif path:
+                self.scorers[name] = FrozenRewardModel(path, experiment, compute, field)
         self.value_warmup_steps = rl.value_warmup_steps if algorithm.critic else 0
         updates, policy_steps = rl.epochs * rl.minibatches, experiment.steps - self.value_warmup_steps
         self.tx = optim.make(experiment.optim, policy_steps, every=updates)
@@ -158,22 +151,6 @@ class Models:
         Raises:
           ValueError: a minibatch does not divide over the devices.
         """
-        experiment = self.experiment
-        self._check_minibatches(mesh)
-        rows = {"rows": ((experiment.data.batch_size,), np.dtype(np.int32))}
-        batch = prompts.batch_shapes(experiment.data.batch_size, max_prompt_length) | rows
-
-        def opt_shardings(shapes, policy, value):
-            opt_state = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), shapes)
-            opt_state["policy"] = optimizer_shardings(self.tx, shapes["policy"], policy, mesh)
-            if self.algorithm.critic:
-                moments = optimizer_shardings(self.value_tx, shapes["value"].opt_state, value, mesh)
-                opt_state["value"] = TrainState(value, moments)
-            return opt_state
-
-        return make_program(experiment, mesh, batch, self.init_params, self.fresh, opt_shardings, step)
-
-    def _check_minibatches(self, mesh: Mesh) -> None:
         experiment, devices = self.experiment, mesh.shape["data"] * mesh.shape["fsdp"]
         parts = experiment.rl.minibatches * experiment.accumulate
         for size, what in (
@@ -186,22 +163,18 @@ class Models:
                     f"(data x fsdp); use a multiple of {devices} examples, fewer rl.minibatches, or "
                     "--set mesh.tensor=…"
                 )
+        rows = {"rows": ((experiment.data.batch_size,), np.dtype(np.int32))}
+        batch = prompts.batch_shapes(experiment.data.batch_size, max_prompt_length) | rows
 
-    # ---- parameters ----
+        def opt_shardings(shapes, policy, value):
+            opt_state = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), shapes)
+            opt_state["policy"] = optimizer_shardings(self.tx, shapes["policy"], policy, mesh)
+            if self.algorithm.critic:
+                moments = optimizer_shardings(self.value_tx, shapes["value"].opt_state, value, mesh)
+                opt_state["value"] = TrainState(value, moments)
+            return opt_state
 
-    def reference_params(self, frozen: dict) -> dict:
-        """All parameters of the reference, for decoding."""
-        if not self.adapters:
-            return frozen["reference"]
-        return self.policy.params({"params": {}}, frozen["policy"])
-
-    def load_scorers(self, mesh: Mesh, check: CheckTokenizer, fingerprints: dict[str, str]) -> dict[str, Any]:
-        """The frozen parameters of the reward models; their fingerprints are added to `fingerprints`."""
-        loaded = {}
-        for name, model in self.scorers.items():
-            path = getattr(self.experiment.rl, name)
-            loaded[name], fingerprints[name] = model.load(path, mesh, check)
-        return loaded
+        return make_program(experiment, mesh, batch, self.init_params, self.fresh, opt_shardings, step)
 
     def load_value(
         self, mesh: Mesh, check: CheckTokenizer, frozen: dict, fingerprints: dict[str, str]
@@ -220,7 +193,7 @@ class Models:
         if loaded.scorer is not None:  # its first values are the calibrated scores
             head, bias = loaded.scorer.head * loaded.scorer.gain, loaded.scorer.bias
         base = loaded.frozen
-        if self.adapters:
+        if base:
             fingerprints["value"] = checkpoint.fingerprint(base)
             if REWARD in self.scorers and path == rl.reward and self.experiment.lora.base_dtype == self.compute.dtype:
                 base = base | {"params": frozen[REWARD]["backbone"]}  # equal weights are kept on the device once

@@ -17,6 +17,8 @@ from qwenjax.train.rl.experience import Experience, Metrics, ModelOutputs, Respo
 from qwenjax.train.rl.models import REWARD, Models
 from qwenjax.train.step import StepProgram, TrainState
 
+Programs = dict[str, Callable]  # by name
+
 
 class TokenIds(NamedTuple):
     """What a rollout has to know of the tokenizer."""
@@ -28,7 +30,7 @@ class TokenIds(NamedTuple):
 
 
 class Iteration:
-    """The functions that `Programs` compiles.
+    """The functions of an iteration, which `jit_programs` jits.
 
     `frozen` is State.frozen. `policy` and `value` are trained parameters; `value` is () without a value model.
     b responses, p positions of a prompt, t positions of prompt and response together.
@@ -45,7 +47,8 @@ class Iteration:
 
     def sample_reference(self, frozen, prompts, lengths, seeds) -> Rollout:
         """The same of the reference."""
-        return self._rollout(self.models.reference_params(frozen), prompts, lengths, seeds)
+        params = frozen["reference"] or self.models.policy.params({"params": {}}, frozen["policy"])
+        return self._rollout(params, prompts, lengths, seeds)
 
     def _rollout(self, params, prompts, lengths, seeds) -> Rollout:
         network, settings = transformer.Transformer(self.experiment.model, self.models.compute), self.experiment.rl
@@ -140,37 +143,23 @@ class Iteration:
         return {"kl": kl, "length": length, "ended": ended, "entropy": entropy} | scores
 
 
-class Programs(NamedTuple):
-    """The jitted functions of `Iteration`; the steps donate the state that they change."""
-
-    sample: Callable
-    forward_models: Callable
-    compute_advantages: Callable
-    policy_step: Callable
-    value_step: Callable
-    sample_reference: Callable
-    evaluate_responses: Callable
-    evaluate_reference: Callable
-
-
 def jit_programs(models: Models, program: StepProgram, ids: TokenIds) -> Programs:
-    """The functions of `Iteration`, jitted; nothing is compiled yet."""
+    """The functions of `Iteration`, jitted, by name. Nothing is compiled yet. Steps donate the state they change."""
     iteration, shardings = Iteration(models, ids), program.shardings
     replicated, batch = shardings.step, NamedSharding(program.mesh, sharding.spec("batch"))
     policy = TrainState(shardings.params, shardings.opt_state["policy"])
     value = shardings.opt_state["value"] or replicated
-    return Programs(
-        sample=jax.jit(iteration.sample, out_shardings=batch),
-        forward_models=jax.jit(iteration.forward_models, out_shardings=(batch, replicated)),
-        compute_advantages=jax.jit(
-            iteration.compute_advantages, out_shardings=(batch, replicated, replicated, replicated)
-        ),
-        policy_step=jax.jit(iteration.policy_step, donate_argnums=0, out_shardings=(policy, replicated)),
-        value_step=jax.jit(iteration.value_step, donate_argnums=0, out_shardings=(value, replicated)),
-        sample_reference=jax.jit(iteration.sample_reference, out_shardings=batch),
-        evaluate_responses=jax.jit(iteration.evaluate_responses),
-        evaluate_reference=jax.jit(iteration.evaluate_reference),
-    )
+    options = {
+        "sample": {"out_shardings": batch},
+        "forward_models": {"out_shardings": (batch, replicated)},
+        "compute_advantages": {"out_shardings": (batch, replicated, replicated, replicated)},
+        "policy_step": {"donate_argnums": 0, "out_shardings": (policy, replicated)},
+        "value_step": {"donate_argnums": 0, "out_shardings": (value, replicated)},
+        "sample_reference": {"out_shardings": batch},
+        "evaluate_responses": {},
+        "evaluate_reference": {},
+    }
+    return {name: jax.jit(getattr(iteration, name), **how) for name, how in options.items()}
 
 
 def lowered(programs: Programs, models: Models, program: StepProgram, text: dict) -> dict[str, Any]:
@@ -182,9 +171,9 @@ def lowered(programs: Programs, models: Models, program: StepProgram, text: dict
     experiment, mesh, state = models.experiment, program.mesh, program.abstract_state()
     batch, replicated = NamedSharding(mesh, sharding.spec("batch")), program.shardings.step
 
-    def result(f: Callable, *args) -> Any:
-        """Shapes of the rollout or the first value that f returns, which is split over the batch."""
-        shapes = jax.eval_shape(f, *args)
+    def result(name: str) -> Any:
+        """Shapes of the rollout or the first value that a program returns, which is split over the batch."""
+        shapes = jax.eval_shape(programs[name], *args[name])
         first = shapes if isinstance(shapes, Rollout) else shapes[0]
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch), first)
 
@@ -196,14 +185,14 @@ def lowered(programs: Programs, models: Models, program: StepProgram, text: dict
         "sample": (state.params, frozen, program.batch["prompts"], program.batch["lengths"], seeds)
     }
     with jax.set_mesh(mesh):
-        rollout = result(programs.sample, *args["sample"])
+        rollout = result("sample")
         args["forward_models"] = (state.params, value.params if value else (), frozen, rollout)
-        outputs = result(programs.forward_models, *args["forward_models"])
-        scored = rollout.ended, outputs.scores, rl_state["scores"], rl_state["kl_coef"], state.step
-        args["compute_advantages"] = (outputs, *scored)
-        experience = result(programs.compute_advantages, *args["compute_advantages"])
+        outputs = result("forward_models")
+        scores, kl_coef = rl_state["scores"], rl_state["kl_coef"]
+        args["compute_advantages"] = (outputs, rollout.ended, outputs.scores, scores, kl_coef, state.step)
+        experience = result("compute_advantages")
         policy = TrainState(state.params, rl_state["policy"])
         args["policy_step"] = (policy, frozen["policy"], experience, index, text)
         if models.algorithm.critic:
             args["value_step"] = (value, frozen["value"], experience, index)
-        return {name: getattr(programs, name).lower(*xs) for name, xs in args.items()}
+        return {name: programs[name].lower(*xs) for name, xs in args.items()}

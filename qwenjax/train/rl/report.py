@@ -89,12 +89,12 @@ def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, Any]) 
     last, was = steps[-max(1, len(steps) // 10) :], summary(before)
 
     def late(name: str) -> float:
-        """Mean over the last tenth of the run."""
-        return sum(r[name] for r in last if name in r) / max(1, sum(name in r for r in last))
+        """Mean over the last tenth of the run; 0 where there is none."""
+        return float(np.mean([r[name] for r in last if name in r] or 0))
 
     raised = []
-    kl = metrics.get("eval_kl", late("kl"))
-    if kl > 0.5 * max(metrics.get("eval_length", 0), 20):
+    kl, length, ended = metrics["eval_kl"], metrics["eval_length"], metrics["eval_ended"]
+    if kl > 0.5 * max(length, 20):
         raised.append(
             f"KL explosion: {kl:.1f} nats per response, more than half a nat per token; raise rl.kl_coef or lower "
             "optim.peak_lr"
@@ -115,23 +115,19 @@ def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, Any]) 
                 f"reward hacking: the score rose by {proxy_gain:.2f} standard deviations, and by {gain:+.2f} for the "
                 "gold reward, which the policy did not learn from"
             )
-    longer = metrics["eval_length"] / max(was["eval_length"], 1)
+    longer = length / max(was["eval_length"], 1)
     if longer > 1.5 and rise > 0:
         raised.append(f"length: responses have become {longer:.1f} times as long while the score rose; look at them")
-    if metrics["eval_ended"] < 0.5:
-        raised.append(f"only {metrics['eval_ended']:.0%} of the responses end within rl.max_new_tokens; raise that")
-    if metrics["eval_unique"] < 0.5 * was["eval_unique"]:
-        raised.append(
-            f"collapse: {metrics['eval_unique']:.0%} of the responses differ, {was['eval_unique']:.0%} before"
-        )
-    if any("explained_variance" in r for r in last) and late("explained_variance") < 0:
-        raised.append(
-            f"the value model explains {late('explained_variance'):.2f} of the returns' variance: less than a constant"
-        )
-    if any("clip_fraction" in r for r in last) and late("clip_fraction") > 0.3:
-        raised.append(
-            f"{late('clip_fraction'):.0%} of the tokens are clipped: updates are too large; lower optim.peak_lr"
-        )
+    if ended < 0.5:
+        raised.append(f"only {ended:.0%} of the responses end within rl.max_new_tokens; raise that")
+    unique, unique_before = metrics["eval_unique"], was["eval_unique"]
+    if unique < 0.5 * unique_before:
+        raised.append(f"collapse: {unique:.0%} of the responses differ, {unique_before:.0%} before")
+    explained, clipped = late("explained_variance"), late("clip_fraction")
+    if explained < 0:
+        raised.append(f"the value model explains {explained:.2f} of the returns' variance: less than a constant")
+    if clipped > 0.3:
+        raised.append(f"{clipped:.0%} of the tokens are clipped: updates are too large; lower optim.peak_lr")
     return raised
 
 

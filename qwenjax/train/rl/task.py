@@ -1,15 +1,9 @@
 """Reinforcement learning from scores (report §3.2.2): ppo, grpo and reinforce.
 
-A step of the run is an iteration: sample responses, score them, and update the policy and the value model. Its
-programs (`programs.py`), each compiled once:
-
-    sample               prompts -> responses
-    forward_models       responses -> log-probabilities, those of the reference, values, scores
-    compute_advantages   scores -> advantages; the algorithm's own part is in ppo.py, grpo.py, reinforce.py
-    policy_step, value_step   one update on a minibatch
-
-A checkpoint holds the policy, the value model, both optimizers, the running mean and the KL coefficient. Random draws
-depend on the seed and the iteration only. A killed run repeats from its last checkpoint and ends bit-identical.
+A step of the run is an iteration: sample responses, score them, compute advantages, and update the policy and the
+value model on minibatches (`programs.py`; what differs between algorithms is in `algorithms.py`). A checkpoint holds
+the policy, the value model, both optimizers, the running mean and the KL coefficient. Random draws depend on the seed
+and the iteration only. A killed run repeats from its last checkpoint and ends bit-identical.
 """
 
 import time
@@ -31,17 +25,13 @@ from qwenjax.data.conversations.encode import Encoding
 from qwenjax.data.shards import prepare as preparation
 from qwenjax.train.backbone import Loaded
 from qwenjax.train.rl import report
+from qwenjax.train.rl.algorithms import ALGORITHMS
 from qwenjax.train.rl.evaluation import ResponseDecoder, ResponseEvaluation
 from qwenjax.train.rl.experience import Experience
-from qwenjax.train.rl.grpo import GRPO
 from qwenjax.train.rl.models import REWARD, Models
-from qwenjax.train.rl.ppo import PPO
 from qwenjax.train.rl.programs import Programs, TokenIds, jit_programs, lowered
-from qwenjax.train.rl.reinforce import Reinforce
 from qwenjax.train.step import State, TrainState, sharded_batch
 from qwenjax.train.task import Step, Task
-
-ALGORITHMS = {"ppo": PPO, "grpo": GRPO, "reinforce": Reinforce}
 
 
 class RLTask(Task):
@@ -57,6 +47,11 @@ class RLTask(Task):
         self.models = Models(experiment, self.compute, self.backbone, self.algorithm)
         self.max_prompt_length = experiment.data.seq_len - rl.max_new_tokens
         self.program = self.models.program(mesh, self.max_prompt_length, self._iterate)
+        # pretraining data for one update: rows, and shapes with shardings
+        data = experiment.data
+        self.text_rows = rl.ptx_batch or data.batch_size // rl.minibatches
+        shapes = text.batch_shapes(self.text_rows, data.seq_len, data.document_mask)
+        self.text_batch = sharded_batch(shapes, data.seq_len, mesh)
         self.nll = jax.jit(self.backbone.loss(learning=False))
 
     # ---- data ----
@@ -84,7 +79,7 @@ class RLTask(Task):
         self.decoder = ResponseDecoder(self.tokenizer, self.stops, self.program)
         prompts, examples = self.mixture.held_out(self.rl.eval_prompts)
         self.evaluation = ResponseEvaluation(prompts, examples, self.models, self.decoder, self.mesh, seed)
-        lines = [line for file in files for line in file.lines()] + self.mixture.lines()
+        lines = self.mixture.lines()
         if self.mixture.files_without_held_out:
             names = ", ".join(self.mixture.files_without_held_out)
             lines.append(f"{names}: too few prompts to hold some out; the evaluation uses prompts of the training data")
@@ -110,18 +105,6 @@ class RLTask(Task):
             shards, data.seq_len, data.eval_tokens, self.text_rows, data.document_mask
         )
         return lines
-
-    @property
-    def text_rows(self) -> int:
-        """Rows of pretraining data in a batch."""
-        return self.rl.ptx_batch or self.experiment.data.batch_size // self.rl.minibatches
-
-    @property
-    def text_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch of pretraining data: that of one update."""
-        data = self.experiment.data
-        shapes = text.batch_shapes(self.text_rows, data.seq_len, data.document_mask)
-        return sharded_batch(shapes, data.seq_len, self.mesh)
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The prompts of these rows. A row is one response; neighbours answer the same prompt."""
@@ -169,9 +152,9 @@ class RLTask(Task):
         """Parameters of the policy and the value model, and frozen ones."""
         models, fingerprints = self.models, self.fingerprints
         policy, frozen = self.load(say)
-        frozen |= models.load_scorers(self.mesh, self.check_tokenizer, fingerprints)
-        for name in models.scorers:
-            say(f"{name:<12}{getattr(self.rl, name)}, fingerprint {fingerprints[name]}")
+        for name, model in models.scorers.items():
+            frozen[name], fingerprints[name] = model.load(self.mesh, self.check_tokenizer)
+            say(f"{name:<12}{model.path}, fingerprint {fingerprints[name]}")
         if not self.algorithm.critic:
             return policy, (), frozen
         value, frozen["value"], path = models.load_value(self.mesh, self.check_tokenizer, frozen, fingerprints)
@@ -181,7 +164,7 @@ class RLTask(Task):
     # ---- an iteration ----
 
     def compile(self) -> tuple[Step, Any]:
-        self._compiled = self.programs._replace(**{name: one.compile() for name, one in self.lowered().items()})
+        self._compiled = {name: program.compile() for name, program in self.lowered().items()}
         return self._iterate, None
 
     def lowered(self) -> dict[str, Any]:
@@ -195,12 +178,12 @@ class RLTask(Task):
         programs, step, rl_state, frozen = self._compiled, int(state.step), state.opt_state, state.frozen
         times = [time.perf_counter()]
         with jax.set_mesh(self.mesh):
-            rollout = programs.sample(state.params, frozen, batch["prompts"], batch["lengths"], self._seeds(step))
+            rollout = programs["sample"](state.params, frozen, batch["prompts"], batch["lengths"], self._seeds(step))
             sampled = int(jnp.sum(rollout.mask))
             times.append(time.perf_counter())
             outputs, scores, sampler_metrics = self._score(state, batch, rollout)
             experience, running, kl_coef, metrics = jax.block_until_ready(
-                programs.compute_advantages(
+                programs["compute_advantages"](
                     outputs, rollout.ended, scores, rl_state["scores"], rl_state["kl_coef"], state.step
                 )
             )
@@ -222,7 +205,7 @@ class RLTask(Task):
         value = state.opt_state["value"].params if self.algorithm.critic else ()
         function = self.models.functions.get(REWARD)
         responses = self.decoder.decode(rollout) if function else []
-        outputs, metrics = self._compiled.forward_models(state.params, value, state.frozen, rollout)
+        outputs, metrics = self._compiled["forward_models"](state.params, value, state.frozen, rollout)
         if function is None:
             return outputs, outputs.scores, metrics
         prompts = self.mixture.texts(self.decoder.gather(batch["rows"]) // self.rl.num_samples)
@@ -240,12 +223,12 @@ class RLTask(Task):
             index = self._minibatch(step, n)
             metrics = {"applied": jnp.bool_(True)}
             if self.algorithm.critic:
-                value, numbers = programs.value_step(value, frozen["value"], experience, index)
+                value, numbers = programs["value_step"](value, frozen["value"], experience, index)
                 metrics |= {"value_loss": numbers["loss"], "value_grad_norm": numbers["grad_norm"]}
                 metrics["applied"] &= numbers["applied"]
             if step >= self.models.value_warmup_steps:
                 text = batch["ptx"][n] if self.rl.ptx_coef else ()
-                policy, numbers = programs.policy_step(policy, frozen["policy"], experience, index, text)
+                policy, numbers = programs["policy_step"](policy, frozen["policy"], experience, index, text)
                 numbers["applied"] &= metrics["applied"]
                 metrics |= numbers
             else:
