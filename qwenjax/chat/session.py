@@ -18,6 +18,7 @@ HELP = """:help               show this list
 :conf KEY=VALUE …   change them: temperature (0 is greedy), top_p, top_k, repetition_penalty, max_new_tokens
 :conf reset         back to those of the start
 Ctrl-C stops an answer; what was written stays in the history."""
+COMMANDS = ("help", "exit", "clear", "history", "seed", "conf")
 KINDS = {"temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float, "max_new_tokens": int}
 # Tokens of system turn and history, if the release does not say: as generation_config.json of 7B-Chat and 14B-Chat
 WINDOW = 6144
@@ -58,21 +59,26 @@ class Session:
           Exit: it was :exit.
           ValueError: a command or setting that is not understood.
         """
-        match = re.fullmatch(r":([a-z]+)(?:\s+(.*))?", line.strip(), flags=re.DOTALL)
-        if not match:
+        found = re.fullmatch(r":([a-z]+)(?:\s+(.*))?", line.strip(), flags=re.DOTALL)
+        if not found:
             return None
-        word, arguments = match[1], (match[2] or "").split()
-        commands: dict[str, Callable[[list[str]], str]] = {
-            "help": lambda arguments: HELP,
-            "exit": self._exit,
-            "clear": self._clear,
-            "history": self._history,
-            "seed": self._seed,
-            "conf": self._conf,
-        }
-        if word not in commands:
-            raise ValueError(f"no command :{word}; known: {' '.join(f':{name}' for name in commands)}")
-        return commands[word](arguments)
+        word, arguments = found[1], (found[2] or "").split()
+        match word:
+            case "help":
+                return HELP
+            case "exit":
+                raise Exit
+            case "clear":
+                self.history.clear()
+                return "forgotten"
+            case "history":
+                turns = (f"user: {query}\nassistant: {answer}" for query, answer in self.history)
+                return "\n".join(turns) or "nothing yet"
+            case "seed":
+                return self._seed(arguments)
+            case "conf":
+                return self._conf(arguments)
+        raise ValueError(f"no command :{word}; known: {' '.join(f':{name}' for name in COMMANDS)}")
 
     def answer(self, query: str, emit: Callable[[str], None]) -> str:
         """Asks the model, emits its answer as it comes, and returns a line about the time that it took.
@@ -91,13 +97,12 @@ class Session:
             pieces.append(text)
             emit(text)
 
-        tokens, reason = None, "stopped"
+        stops = chatml.stop_sequences(tokenizer)
         try:
-            stops = chatml.stop_sequences(tokenizer)
             sampled = self.model.complete([ids], self.sampling, self.max_new_tokens, stops, [self.seed], on_text)[0]
             tokens, reason = len(sampled.ids), sampled.reason
         except KeyboardInterrupt:
-            tokens = len(tokenizer.encode_ordinary("".join(pieces)))
+            tokens, reason = len(tokenizer.encode_ordinary("".join(pieces))), "stopped"
         self.history.append((query, "".join(pieces)))
         seconds = time.perf_counter() - begin
         summary = f"{tokens} tokens in {seconds:.1f} s"
@@ -108,18 +113,6 @@ class Session:
         if dropped > 0:
             summary += f"; {dropped} old turns no longer fit the window"
         return summary + {"stop": "", "length": "; cut off at max_new_tokens", "stopped": "; stopped"}[reason]
-
-    # ---- commands ----
-
-    def _exit(self, arguments: list[str]) -> str:
-        raise Exit
-
-    def _clear(self, arguments: list[str]) -> str:
-        self.history.clear()
-        return "forgotten"
-
-    def _history(self, arguments: list[str]) -> str:
-        return "\n".join(f"user: {query}\nassistant: {answer}" for query, answer in self.history) or "nothing yet"
 
     def _seed(self, arguments: list[str]) -> str:
         if arguments:
@@ -136,8 +129,8 @@ class Session:
             for item in arguments:
                 key, equals, value = item.partition("=")
                 if not equals or key not in KINDS:
-                    known = f"wanted KEY=VALUE; known: {', '.join(KINDS)}.{overrides.suggest(key, KINDS)}"
-                    raise ValueError(f":conf {item}: {known}")
+                    hint = overrides.suggest(key, KINDS)
+                    raise ValueError(f":conf {item}: wanted KEY=VALUE; known: {', '.join(KINDS)}.{hint}")
                 settings[key] = overrides.convert(value, KINDS[key], key)
             self._set(settings)
         values = {"temperature": 0} | dataclasses.asdict(self.sampling) | {"max_new_tokens": self.max_new_tokens}

@@ -13,16 +13,11 @@ fails at the first difference and names the layer.
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qwenjax.api import options as shared
 from qwenjax.common import command_line
 from qwenjax.common.processes import quiet_logs
-
-if TYPE_CHECKING:
-    from qwenjax.api.checkpoint_path import CheckpointPath
 
 EXAMPLES = f"""{shared.MODEL}
 examples:
@@ -46,58 +41,37 @@ def arguments(add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Converts; stdout says what was written and what --check found."""
     if options.to in ("gguf", "peft") and options.dtype:
-        raise command_line.Usage(
-            "--dtype is for --to=qwen and --to=qwen2; a gguf has --quant, and adapters are float32"
-        )
+        raise command_line.Usage("--dtype is for --to=qwen and --to=qwen2; a gguf has --quant, adapters are float32")
     quiet_logs()
-    from qwenjax.api.checkpoint_path import detect
-
-    source = detect(options.model).override(shared.overrides(options))
-    return (_convert_adapters if options.to == "peft" else _convert_model)(source, options)
-
-
-def _convert_model(source: "CheckpointPath", options: argparse.Namespace) -> int:
-    """Writes a whole model."""
-    from qwenjax.api.parameters import read_params
-    from qwenjax.convert import check, write
-
-    dtype = options.dtype or source.dtype
-    params = read_params(source, dtype=dtype)
-    if options.to == "gguf":
-        out, notes = write.gguf(source, params, Path(options.out), options.quant)
-    else:
-        out, notes = write.directory(source, params, Path(options.out), options.to, dtype)
-    _print_notes(notes)
-    print(f"{out}: {source.config.params:,} parameters, {options.quant if options.to == 'gguf' else dtype}")
-    if options.check:
-        _print_lines(check.check(source, params, out, options.to, dtype, options.quant))
-    return command_line.DONE
-
-
-def _convert_adapters(source: "CheckpointPath", options: argparse.Namespace) -> int:
-    """Writes only the adapters."""
     import jax
 
-    from qwenjax.api.parameters import read_adapter
+    from qwenjax.api import parameters
+    from qwenjax.api.checkpoint_path import detect
     from qwenjax.convert import check, write
 
-    adapter, out = read_adapter(source), Path(options.out)
-    _print_notes(write.adapters(source, adapter, out))
-    count = sum(x.size for x in jax.tree.leaves(adapter.trained))
-    print(f"{out}: {count:,} parameters of rank {adapter.lora.rank} on {adapter.base}, float32")
-    if options.check:
-        _print_lines(check.check_adapter(source, adapter, out))
-    return command_line.DONE
-
-
-def _print_notes(notes: list[str]) -> None:
+    source = detect(options.model).override(shared.overrides(options))
+    out, dtype = Path(options.out), options.dtype or source.dtype
+    if options.to == "peft":
+        adapter = parameters.read_adapter(source)
+        notes = write.adapters(source, adapter, out)
+        count = sum(x.size for x in jax.tree.leaves(adapter.trained))
+        written = f"{out}: {count:,} parameters of rank {adapter.lora.rank} on {adapter.base}, float32"
+        checks = check.check_adapter(source, adapter, out)
+    else:
+        params = parameters.read_params(source, dtype=dtype)
+        if options.to == "gguf":
+            out, notes = write.gguf(source, params, out, options.quant)
+        else:
+            notes = write.directory(source, params, out, options.to, dtype)
+        kind = options.quant if options.to == "gguf" else dtype
+        written = f"{out}: {source.config.params:,} parameters, {kind}"
+        checks = check.check(source, params, out, options.to, dtype, options.quant)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-
-
-def _print_lines(lines: Iterator[str]) -> None:
-    for line in lines:
+    print(written)
+    for line in checks if options.check else ():
         print(line, flush=True)
+    return command_line.DONE
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ Axes: b texts, t positions, d embed, v vocabulary.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import math
-import operator
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from flax import linen as nn
 
 from qwenjax.api.checkpoint_path import CheckpointPath, detect
 from qwenjax.api.parameters import read_adapter, read_params
@@ -24,6 +21,7 @@ from qwenjax.config import Compute, ModelConfig
 from qwenjax.interop.huggingface.save import as_tensors
 from qwenjax.interop.peft import Adapter
 from qwenjax.model import transformer
+from qwenjax.model.layers import Block
 
 TEXT = "The cat's 3 hats, naïve “quotes” and\n\n\tif x != 7:  # 天地玄黄 👩\u200d👧 \r\n"
 Q8 = 0.0045  # of a block's largest value: half of 1/127, and the rounding of the scale to 11 bits
@@ -177,39 +175,24 @@ def compare_layers(config: ModelConfig, params: dict, reference: Path) -> Iterat
 
 def states(config: ModelConfig, params: dict, ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Ours: ('embedding', [b t d]), ('layer 0', …), …, ('logits', [b t v])."""
+    model = transformer.Transformer(config, PLAIN)
+
+    @jax.jit
+    def run(params: dict) -> tuple[jax.Array, jax.Array]:
+        (hidden, _), kept = model.apply(
+            {"params": params},
+            ids,
+            lengths=jnp.full(*ids.shape),
+            capture_intermediates=lambda module, method: isinstance(module, Block),
+            mutable=["intermediates"],
+        )
+        return kept["intermediates"]["blocks"]["__call__"][0][0], transformer.logits(params, hidden)
+
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    x = params["embed"][ids]
-    yield "embedding", np.asarray(x)
-    for i in range(config.layers):
-        block = jax.tree.map(operator.itemgetter(slice(i, i + 1)), params["blocks"])
-        windows = (config.windows[i],) if config.windows else ()
-        x = _layer(block, params["norm"], x, config=dataclasses.replace(config, layers=1, windows=windows))
-        yield f"layer {i}", np.asarray(x)
-    head = {name: params[name] for name in ("embed", "head", "norm") if name in params}
-    yield "logits", np.asarray(_logits(head, x, config=config))
-
-
-def _skip_norm(call, args, kwargs, context):
-    """Skips the final norm, so that the next layer gets the same input as inside the model."""
-    last = context.module.path == ("norm",) and context.method_name == "__call__"
-    return args[0] if last else call(*args, **kwargs)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _layer(block, norm, x, *, config):
-    """One layer: a model whose vocabulary is the states themselves."""
-    b, t, d = x.shape
-    model = transformer.Transformer(dataclasses.replace(config, vocab=b * t, tie_embeddings=True), PLAIN)
-    params = {"embed": x.reshape(b * t, d), "blocks": block, "norm": norm}
-    with nn.intercept_methods(_skip_norm):
-        out, _ = model.apply({"params": params}, jnp.arange(b * t).reshape(b, t), lengths=jnp.full(b, t))
-    return out
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _logits(params, x, *, config):
-    squares = jnp.mean(x**2, axis=-1, keepdims=True)
-    return transformer.logits(params, x * jax.lax.rsqrt(squares + config.norm_eps) * params["norm"]["scale"])
+    layers, logits = run(params)  # [layers b t d], [b t v]
+    yield "embedding", np.asarray(params["embed"][ids])
+    yield from ((f"layer {i}", x) for i, x in enumerate(np.asarray(layers)))
+    yield "logits", np.asarray(logits)
 
 
 def _theirs(reference: Path, ids: np.ndarray) -> tuple[str, list[np.ndarray]]:

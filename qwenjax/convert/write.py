@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from qwenjax import api
 from qwenjax.api.checkpoint_path import CheckpointPath
@@ -17,8 +16,8 @@ from qwenjax.interop.huggingface.tokenizer import CHAT_TEMPLATE, write_tokenizer
 from qwenjax.interop.peft import Adapter, save_adapter
 
 
-def directory(source: CheckpointPath, params: dict, out: Path, layout: str, dtype: str) -> tuple[Path, list[str]]:
-    """Writes a directory of the hubs; returns it, and a sentence for each thing that the layout cannot express.
+def directory(source: CheckpointPath, params: dict, out: Path, layout: str, dtype: str) -> list[str]:
+    """Writes a directory of the hubs; returns a sentence for each thing that the layout cannot express.
 
     Raises:
       ValueError: see `interop.huggingface.save.save_params`.
@@ -26,7 +25,7 @@ def directory(source: CheckpointPath, params: dict, out: Path, layout: str, dtyp
     tokenizer = source.tokenizer()
     model = Model(source.config, params, tokenizer, Compute(), None, GenerationDefaults.of(source))
     notes = api.save(model, out, layout, dtype)
-    return out, notes + (["no tokenizer found, so none was written"] if tokenizer is None else [])
+    return notes + (["no tokenizer found, so none was written"] if tokenizer is None else [])
 
 
 def gguf(source: CheckpointPath, params: dict, out: Path, kind: str) -> tuple[Path, list[str]]:
@@ -36,7 +35,14 @@ def gguf(source: CheckpointPath, params: dict, out: Path, kind: str) -> tuple[Pa
       ValueError: no tokenizer; or see `interop.gguf.write.write_gguf`.
     """
     name, file = source.name, out if out.suffix == ".gguf" else out / f"{source.name}-{kind}.gguf"
-    words = _vocabulary(source)
+    if source.hub_checkpoint and "gguf" in source.hub_checkpoint.files:
+        words = source.hub_checkpoint.files["gguf"]  # unchanged
+    else:
+        tokenizer = source.tokenizer()
+        if tokenizer is None:
+            raise ValueError(f"{source.path}: no tokenizer found, and a gguf needs one; put tokenizer.json there")
+        template = CHAT_TEMPLATE if GenerationDefaults.of(source).chat else ""
+        words = vocabulary(tokenizer, source.config.vocab, template)
     with progress.meter(f"writing {file.name}", source.config.params, "") as step:
         tensors = as_tensors(source.config, params, "qwen2")
         return file, write_gguf(file, source.config, tensors, words, kind, name, step)
@@ -67,13 +73,3 @@ def adapters(source: CheckpointPath, adapter: Adapter, out: Path) -> list[str]:
     if tokenizer is not None:
         notes += write_tokenizer(tokenizer, out, layout, source.config, GenerationDefaults.of(source).chat)
     return notes
-
-
-def _vocabulary(source: CheckpointPath) -> dict[str, Any]:
-    if source.hub_checkpoint and "gguf" in source.hub_checkpoint.files:
-        return source.hub_checkpoint.files["gguf"]  # unchanged
-    tokenizer = source.tokenizer()
-    if tokenizer is None:
-        raise ValueError(f"{source.path}: no tokenizer found, and a gguf needs one; put tokenizer.json into the folder")
-    template = CHAT_TEMPLATE if GenerationDefaults.of(source).chat else ""
-    return vocabulary(tokenizer, source.config.vocab, template)

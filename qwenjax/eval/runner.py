@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwenjax.common import storage
-from qwenjax.eval.partial_results import ResultCache, model_key
-from qwenjax.eval.task import Settings, find_task
+from qwenjax.eval.task import ResultCache, Settings, find_task, model_key
 
 
 class Evaluation(NamedTuple):
@@ -32,24 +31,19 @@ def evaluate(
     """
     fields = Settings.__dataclass_fields__
     config = {name: value for name, value in settings.items() if name not in fields}
-    module = find_task(task.removeprefix("table"))
-    model = open_model(module, path, dtype, config)
-    opened_with = {"set": sorted(f"{name}={value}" for name, value in config.items()), "dtype": model.compute.dtype}
-    chosen = Settings(**{name: value for name, value in settings.items() if name in fields})
-    return measure_and_save(model, path, task, chosen, storage.path(out or default_output(path)), opened_with)
-
-
-def open_model(module: Any, path: str | Path, dtype: str | None, config: dict[str, Any]) -> Any:
-    """The `Model` or `RewardModel` that a task measures."""
-    if module.MODEL == "reward":
+    if find_task(task.removeprefix("table")).MODEL == "reward":
         from qwenjax.api.reward_model import load_reward
 
         if config:
             raise ValueError(f"{', '.join(config)}: a reward model is read as it was trained")
-        return load_reward(path, dtype=dtype)
-    from qwenjax import api
+        model = load_reward(path, dtype=dtype)
+    else:
+        from qwenjax import api
 
-    return api.load(path, dtype=dtype, **config)
+        model = api.load(path, dtype=dtype, **config)
+    opened_with = {"set": sorted(f"{name}={value}" for name, value in config.items()), "dtype": model.compute.dtype}
+    chosen = Settings(**{name: value for name, value in settings.items() if name in fields})
+    return measure_and_save(model, path, task, chosen, storage.path(out or default_output(path)), opened_with)
 
 
 def measure_and_save(

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from qwenjax.eval.partial_results import ResultCache
-from qwenjax.eval.task import Settings
+from qwenjax.eval.task import ResultCache, Settings
 from qwenjax.eval.tasks.entropy import ROWS, entropies, measure, plot, table
 from qwenjax.model import transformer
 

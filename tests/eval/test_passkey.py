@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenjax.api.scoring import Likelihood
 from qwenjax.api.model import Model
-from qwenjax.eval.partial_results import ResultCache
-from qwenjax.eval.task import Settings
+from qwenjax.api.scoring import Likelihood
+from qwenjax.eval.task import ResultCache, Settings
 from qwenjax.eval.tasks.passkey import FILLER, QUESTION, measure, plot, sample, table, write_training_texts
 
 LEAST = 280  # bytes that opening, key and question take

@@ -5,8 +5,7 @@ import math
 import eval_doubles as doubles
 import pytest
 
-from qwenjax.eval.partial_results import ResultCache
-from qwenjax.eval.task import Settings
+from qwenjax.eval.task import ResultCache, Settings
 from qwenjax.eval.tasks import perplexity
 from qwenjax.eval.tasks.perplexity import ROWS, TABLE_3, measure, plot, read_text, table, variant
 

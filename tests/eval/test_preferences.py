@@ -11,8 +11,7 @@ from qwenjax.common import command_line
 from qwenjax.config import Compute
 from qwenjax.eval import __main__ as command
 from qwenjax.eval import accuracy
-from qwenjax.eval.partial_results import ResultCache
-from qwenjax.eval.task import Settings, find_task
+from qwenjax.eval.task import ResultCache, Settings, find_task
 from qwenjax.eval.tasks import preferences
 from qwenjax.eval.tasks.preferences import TABLE_4, measure, read_set, table
 
@@ -110,7 +109,7 @@ def test_old_turns_of_long_texts_go_and_what_is_still_too_long_is_left_out(tmp_p
     path = write(tmp_path / "long.jsonl", rows)
     found = read_set(path, TOKENIZER, 200)
     assert len(found.prompts) == 2
-    assert found.prompts[0].texts == found.rows[1].texts  # without its first exchange the second row asks the same
+    assert found.prompts[0].texts == found.prompts[1].texts  # without its first exchange the second row asks the same
     one = measured(tmp_path, path)["sets"][0]
     assert (one["pairs"], one["accuracy"]) == (2, 1)
     assert (
@@ -128,7 +127,7 @@ def test_rows_go_by_length_and_scores_find_back_to_them(tmp_path, monkeypatch):
     rows += [preference("1", "2", prompt=("word " * n,)) for n in (10, 40)]
     rows += [preference("3", "2", "1", prompt=("word " * 25,))]
     judge, path = Judge(), write(tmp_path / "mixed.jsonl", rows)
-    lengths = [row.longest for row in read_set(path, TOKENIZER, 200).prompts]
+    lengths = [max(map(len, row.texts)) for row in read_set(path, TOKENIZER, 200).prompts]
     assert lengths == sorted(lengths)
     first = measured(tmp_path, path, judge=judge)
     assert first["sets"][0]["accuracy"] == 6 / 8

@@ -15,9 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwenjax.common import figures
-from qwenjax.common.progress import meter
-from qwenjax.eval.partial_results import ResultCache, short_hash
-from qwenjax.eval.task import Settings
+from qwenjax.eval.task import ResultCache, Settings
 from qwenjax.eval.tasks import perplexity
 from qwenjax.model.transformer import Transformer
 
@@ -35,37 +33,17 @@ def measure(model: "Model", settings: Settings, cache: ResultCache) -> dict:
     Raises:
       ValueError: no text, or one that is shorter than a window.
     """
-    lengths = sorted(set(settings.lengths))
-    ids = perplexity.read_text(settings.text, model.vocabulary, settings.tokens or lengths[-1])
-    if len(ids) < lengths[-1]:
-        raise ValueError(f"{settings.text} has {len(ids):,} tokens, fewer than a window of {lengths[-1]:,}")
-    text = {"text": short_hash(np.asarray(ids, np.int64).tobytes()), "tokens": len(ids)}
-    cells = [(row, n, {"task": "entropy", **text, "row": row, "length": n}) for row in ROWS for n in lengths]
-    rows: dict[str, dict[str, list[float]]] = {row: {} for row in ROWS}
-    with meter("attention", sum(len(ids) // n * n for _, n, key in cells if cache.get(key) is None), "token") as step:
-        for row, n, key in cells:
-            value = cache.get(key)
-            if value is None:
-                cfg = perplexity.variant(model.config, row)
-                windows = [ids[start : start + n] for start in range(0, len(ids) - n + 1, n)]
-                value = cache.add(key, _mean(model, model.network.clone(cfg=cfg), windows, step))
-            rows[row][str(n)] = value
-    return {
-        "task": "entropy",
-        "text": settings.text,
-        "tokens": len(ids),
-        "context": model.config.context,
-        "lengths": lengths,
-        "rows": rows,
-    }
+    return perplexity.measure_windows({"task": "entropy"}, "attention", ROWS, _mean, model, settings, cache)
 
 
-def _mean(model, network: Transformer, windows: list[list[int]], step) -> list[float]:
-    """Mean entropy of each layer over the windows."""
+def _mean(model: "Model", row: str, ids: list[int], length: int, step) -> list[float]:
+    """Mean entropy of each layer over all windows of a length."""
+    network = model.network.clone(cfg=perplexity.variant(model.config, row))
     by_window = []
-    for window in windows:
-        by_window.append(np.asarray(entropies(model.params, jnp.asarray([window], jnp.int32), network)))
-        step(len(window))
+    for start in range(0, len(ids) - length + 1, length):
+        window = jnp.asarray([ids[start : start + length]], jnp.int32)
+        by_window.append(np.asarray(entropies(model.params, window, network)))
+        step(length)
     return np.mean(by_window, axis=0).tolist()
 
 
@@ -86,16 +64,15 @@ def entropies(params: dict, tokens: jax.Array, model: Transformer) -> jax.Array:
 
 def table(result: dict) -> str:
     """The result as text: the mean over the layers, a column for each length."""
-    lines = [
-        f"entropy of attention, {result['model']} (T={result['context']}), nats, mean over the layers; "
-        f"{result['text']}: the first {result['tokens']:,} tokens",
-        "",
-    ]
     lengths = result["lengths"]
     rows = {row: [np.mean(cells[str(n)]) for n in lengths] for row, cells in result["rows"].items()}
     rows["ln(length)"] = [math.log(n) for n in lengths]
     table = [["", *map(str, lengths)], *([row, *(f"{x:.3f}" for x in values)] for row, values in rows.items())]
-    return "\n".join([*lines, *figures.aligned(table)])
+    about = (
+        f"entropy of attention, {result['model']} (T={result['context']}), nats, mean over the layers; "
+        f"{result['text']}: the first {result['tokens']:,} tokens"
+    )
+    return "\n".join([about, "", *figures.aligned(table)])
 
 
 def plot(result: dict, path: Path) -> None:

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwenjax.common import figures, jsonl
-from qwenjax.common.progress import meter
-from qwenjax.eval.partial_results import ResultCache
-from qwenjax.eval.task import Settings
+from qwenjax.eval.task import ResultCache, Settings
 
 if TYPE_CHECKING:
     from qwenjax.api.model import Model
@@ -76,18 +74,15 @@ def measure(model: "Model", settings: Settings, cache: ResultCache) -> dict:
         for n in lengths
         for d in depths
     ]
-    missing = sum(key["length"] for key in cells if cache.get(key) is None) * settings.trials
-    with meter("passkey", missing, "token") as step:
-        for key in cells:
-            if cache.get(key) is None:
-                cache.add(key, _num_found(model, key, step))
+    tokens = lambda key: key["length"] * settings.trials  # noqa: E731
+    found = cache.fill("passkey", cells, tokens, lambda key, step: _num_found(model, key, step))
     return {
         "task": "passkey",
         "context": model.config.context,
         "lengths": lengths,
         "depths": depths,
         "trials": settings.trials,
-        "found": [[cache.get(key) for key in cells if key["length"] == n] for n in lengths],
+        "found": [found[i : i + len(depths)] for i in range(0, len(found), len(depths))],
     }
 
 
@@ -105,15 +100,14 @@ def _num_found(model, cell: dict, step) -> int:
 def table(result: dict) -> str:
     """The result as text: a row for each depth, a column for each length."""
     trials = result["trials"]
-    lines = [
-        f"passkey retrieval, {result['model']} (T={result['context']}): found, of {trials} "
-        f"text{'s' * (trials > 1)} at each depth and length",
-        "",
-    ]
+    about = (
+        f"passkey retrieval, {result['model']} (T={result['context']}): number of texts, of {trials}, in which the key "
+        "is found, by depth and length"
+    )
     cells = [["depth", *map(str, result["lengths"])]]
     cells += [[f"{depth:.0%}", *(str(row[i]) for row in result["found"])] for i, depth in enumerate(result["depths"])]
     cells += [["all", *(f"{sum(row) / (trials * len(row)):.0%}" for row in result["found"])]]
-    return "\n".join([*lines, *figures.aligned(cells)])
+    return "\n".join([about, "", *figures.aligned(cells)])
 
 
 def plot(result: dict, path: Path) -> None:
@@ -127,11 +121,7 @@ def plot(result: dict, path: Path) -> None:
             axes.text(j, i, f"{rate:.0%}", ha="center", va="center", color="black", fontsize=9)
     axes.set_xticks(range(len(lengths)), [figures.tokens(n) for n in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
-    axes.set_xlabel(f"tokens in the text (trained on {figures.tokens(result['context'])})")
-    axes.set_ylabel("depth of the key")
-    axes.set_title(f"{result['model']}: pass keys found", fontsize=10)
-    axes.vlines([j - 0.5 for j in range(1, len(lengths))], -0.5, len(depths) - 0.5, color=figures.CARD)
-    axes.hlines([i - 0.5 for i in range(1, len(depths))], -0.5, len(lengths) - 0.5, color=figures.CARD)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    trained = figures.tokens(result["context"])
+    axes.set(title=f"{result['model']}: pass keys found", ylabel="depth of the key")
+    axes.set_xlabel(f"tokens in the text (trained on {trained})")
     figures.save(figure, path)

@@ -6,7 +6,7 @@ window gives more context. Perplexity depends on the tokenizer; bits per byte do
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,17 +14,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qwenjax.common import figures
-from qwenjax.common.progress import meter
 from qwenjax.config import ModelConfig, doubling_windows
-from qwenjax.eval.partial_results import ResultCache, short_hash
-from qwenjax.eval.published import TABLE_3
-from qwenjax.eval.task import Settings
+from qwenjax.eval.task import ResultCache, Settings, short_hash
 
 if TYPE_CHECKING:
     from qwenjax.api.model import Model
 
 MODEL = "language"
 ROWS = ("plain", "+ ntk", "+ ntk + logn", "+ ntk + logn + window")
+
+# Table 3: perplexity by window length, on arXiv papers that were not published. The rows with T = 8192 and of 72B are
+# from the README of the releases.
+TABLE_3 = {
+    "Qwen-7B (T=2048)": {
+        "plain": {1024: 4.23, 2048: 3.78, 4096: 39.35, 8192: 469.81, 16384: 2645.09},
+        "+ ntk": {1024: 4.23, 2048: 3.78, 4096: 3.59, 8192: 3.66, 16384: 5.71},
+        "+ ntk + logn": {1024: 4.23, 2048: 3.78, 4096: 3.58, 8192: 3.56, 16384: 4.62},
+        "+ ntk + logn + window": {1024: 4.23, 2048: 3.78, 4096: 3.58, 8192: 3.49, 16384: 4.32},
+    },
+    "Qwen-14B (T=2048)": {
+        "plain": {2048: 3.46, 4096: 22.79, 8192: 334.65, 16384: 3168.35},
+        "+ ntk + logn + window": {2048: 3.46, 4096: 3.29, 8192: 3.18, 16384: 3.42},
+    },
+    "Qwen-1.8B (T=8192)": {
+        "plain": {1024: 5.00, 2048: 4.48, 4096: 4.13, 8192: 3.89, 16384: 17.42, 32768: 433.85},
+        "+ ntk + logn + window": {1024: 5.00, 2048: 4.48, 4096: 4.14, 8192: 3.93, 16384: 3.82, 32768: 3.83},
+    },
+    "Qwen-7B (T=8192)": {
+        "plain": {1024: 4.23, 2048: 3.81, 4096: 3.52, 8192: 3.31, 16384: 7.27, 32768: 181.49},
+        "+ ntk + logn + window": {1024: 4.23, 2048: 3.81, 4096: 3.52, 8192: 3.33, 16384: 3.22, 32768: 3.17},
+    },
+    "Qwen-72B (T=32768)": {"plain": {8192: 2.83, 16384: 2.73, 32768: 2.72}},
+}
 
 
 def variant(config: ModelConfig, row: str) -> ModelConfig:
@@ -40,6 +61,14 @@ def measure(model: "Model", settings: Settings, cache: ResultCache) -> dict:
     Raises:
       ValueError: no text, or one that is shorter than a window.
     """
+    result = measure_windows({"table": 3}, "perplexity", ROWS, _score, model, settings, cache)
+    return result | {"published": TABLE_3}
+
+
+def measure_windows(
+    task: dict, title: str, rows: Sequence[str], score: Callable, model: "Model", settings: Settings, cache: ResultCache
+) -> dict:
+    """`score(model, row, ids, length, step)` of the text in windows, by row of the table and length."""
     lengths = sorted(set(settings.lengths))
     ids = read_text(settings.text, model.vocabulary, settings.tokens or lengths[-1])
     if len(ids) < lengths[-1]:
@@ -47,30 +76,18 @@ def measure(model: "Model", settings: Settings, cache: ResultCache) -> dict:
             f"{settings.text} has {len(ids):,} tokens of {model.vocabulary.name}, fewer than a window of "
             f"{lengths[-1]:,}; give a longer text, or smaller --lengths"
         )
-    text = {"text": short_hash(np.asarray(ids, np.int64).tobytes()), "tokens": len(ids)}
-    rows: dict[str, dict[str, dict]] = {row: {} for row in ROWS}
-    cells = []
-    for row in ROWS:
-        for length in lengths:
-            # up to the training length no extension acts: all rows are the same model
-            read_as = row if length > model.config.context else ROWS[0]
-            cells.append((row, length, {"table": 3, **text, "row": read_as, "length": length}))
-    missing = {(key["row"], n): len(ids) // n * n for _, n, key in cells if cache.get(key) is None}
-    with meter("perplexity", sum(missing.values()), "token") as step:
-        for row, length, key in cells:
-            value = cache.get(key)
-            if value is None:
-                value = cache.add(key, _score(model, key["row"], ids, length, step))
-            rows[row][str(length)] = value
-    return {
-        "table": 3,
-        "text": settings.text,
-        "tokens": len(ids),
-        "context": model.config.context,
-        "lengths": lengths,
-        "rows": rows,
-        "published": TABLE_3,
-    }
+    task = task | {"text": short_hash(np.asarray(ids, np.int64).tobytes()), "tokens": len(ids)}
+    # up to the training length no extension acts: all rows are the same model
+    read_as = [(row if n > model.config.context else ROWS[0], n) for row in rows for n in lengths]
+    values = cache.fill(
+        title,
+        [{**task, "row": row, "length": n} for row, n in read_as],
+        lambda key: len(ids) // key["length"] * key["length"],
+        lambda key, step: score(model, key["row"], ids, key["length"], step),
+    )
+    by_length = [{str(n): values.pop(0) for n in lengths} for _ in rows]
+    table = {"text": settings.text, "context": model.config.context, "lengths": lengths}
+    return task | table | {"rows": dict(zip(rows, by_length))}
 
 
 def read_text(path: str, tokenizer, tokens: int) -> list[int]:
@@ -113,59 +130,45 @@ def bits_per_byte(sums: dict) -> float:
 
 def table(result: dict) -> str:
     """The result as text: our perplexities, our bits per byte, and the published rows."""
-    lengths = result["lengths"]
-    columns = sorted({*lengths, *(n for rows in TABLE_3.values() for row in rows.values() for n in row)})
-    width = max(24, len(result["model"]) + 12)
+    published = [n for rows in TABLE_3.values() for cells in rows.values() for n in cells]
+    columns = sorted({*result["lengths"], *published})
+    blank = [""] * len(columns)
 
-    def line(title: str, cells: dict, form: str = "{:.2f}") -> str:
-        numbers = ((form.format(cells[n]) if n in cells else "-") for n in columns)
-        return f"{title:<{width}}" + "".join(f"{number:>10}" for number in numbers)
-
-    def block(title: str, rows: dict[str, dict], form: str = "{:.2f}") -> list[str]:
-        return [line(title if row == "plain" else f"  {row}", cells, form) for row, cells in rows.items()]
+    def block(title: str, rows: dict[str, dict], form: str = "{:.2f}") -> list[list[str]]:
+        numbers = {row: [form.format(cells[n]) if n in cells else "-" for n in columns] for row, cells in rows.items()}
+        return [[title if row == "plain" else f"  {row}", *cells] for row, cells in numbers.items()]
 
     name = f"{result['model']} (T={result['context']})"
-    return "\n".join(
-        [
-            f"{result['text']}: the first {result['tokens']:,} tokens, in windows of each length; "
-            "all tokens except the first of a window",
-            "",
-            f"{'perplexity':<{width}}" + "".join(f"{n:>10}" for n in columns),
-            *block(name, _ours(result, perplexity)),
-            "",
-            "bits per byte",
-            *block(name, _ours(result, bits_per_byte), "{:.4f}"),
-            "",
-            "perplexity as published (report, Table 3), of arXiv papers: compare the shape, not the values",
-            *(text for title, rows in TABLE_3.items() for text in block(title, rows)),
-        ]
+    lines = [
+        ["perplexity", *map(str, columns)],
+        *block(name, _ours(result, perplexity)),
+        ["", *blank],
+        ["bits per byte", *blank],
+        *block(name, _ours(result, bits_per_byte), "{:.4f}"),
+        ["", *blank],
+        ["as published (report, Table 3)", *blank],
+        *(line for title, rows in TABLE_3.items() for line in block(title, rows)),
+    ]
+    about = (
+        f"{result['text']}: the first {result['tokens']:,} tokens, in windows of each length; all tokens except the "
+        "first of a window. Published perplexities are of arXiv papers: compare the shape, not the values"
     )
+    return "\n".join([about, "", *figures.aligned(lines)])
 
 
 def plot(result: dict, path: Path) -> None:
     """Writes a PNG: perplexity over the window length, ours on the left and the report's Qwen-7B on the right."""
     figure, axes = figures.canvas(9.5, 4.2, columns=2)
-    panels = (
-        (f"{result['model']}, T={result['context']}", _ours(result, perplexity)),
-        ("Qwen-7B, T=2048, as published", TABLE_3["Qwen-7B (T=2048)"]),
-    )
-    for ax, (title, rows) in zip(axes, panels):
-        for number, (row, cells) in enumerate(rows.items()):
-            style = {
-                "color": figures.COLORS[number],
-                "marker": "osD^"[number],
-                "linestyle": ("-", "--", "-.", ":")[number],
-            }
-            ax.plot(list(cells), list(cells.values()), label=row, markersize=5 - number / 2, **style)
-        ax.set_title(title)
-        ax.set_yscale("log")
+    panels = {
+        f"{result['model']}, T={result['context']}": _ours(result, perplexity),
+        "Qwen-7B, T=2048, as published": TABLE_3["Qwen-7B (T=2048)"],
+    }
+    for ax, (title, rows) in zip(axes, panels.items()):
+        figures.curves(ax, {row: [cells] for row, cells in rows.items()}, legend=ax is axes[0])
+        ax.set(title=title, yscale="log", xlabel="tokens in a window", ylabel="perplexity")
         figures.token_axis(ax, sorted({n for cells in rows.values() for n in cells}))
         ax.yaxis.set_major_locator(figures.few_ticks())
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.set_xlabel("tokens in a window")
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("perplexity")
-    axes[0].legend(frameon=False)
     figures.save(figure, path)
 
 

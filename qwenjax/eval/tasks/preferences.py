@@ -18,9 +18,7 @@ from qwenjax.data.conversations.convert import ConversionReport, convert_rows
 from qwenjax.data.conversations.encode import Encoding, encode
 from qwenjax.data.conversations.schema import RowError
 from qwenjax.eval import accuracy
-from qwenjax.eval.partial_results import ResultCache, short_hash
-from qwenjax.eval.published import TABLE_4
-from qwenjax.eval.task import Settings
+from qwenjax.eval.task import ResultCache, Settings, short_hash
 from qwenjax.sources.slices import Report
 
 if TYPE_CHECKING:
@@ -30,6 +28,18 @@ if TYPE_CHECKING:
 MODEL = "reward"
 CHUNK = 256  # prompts that are scored and cached together
 
+
+# Table 4: accuracy in percent of the preference model after pretraining (PMP) and of the reward model (RM). The report
+# does not state the size of the model.
+TABLE_4 = {
+    "Qwen Helpful-base": (62.68, 74.78),
+    "Qwen Helpful-online": (61.62, 69.71),
+    "Anthropic Helpful-base": (76.52, 73.98),
+    "Anthropic Helpful-online": (65.43, 64.57),
+    "OpenAI Summ.": (69.60, 69.99),
+    "Stanford SHP": (60.05, 60.10),
+    "OpenAI PRM800K": (70.59, 70.52),
+}
 # patterns of the file names of the public sets; Qwen's own sets are not public
 FILES = {
     "Anthropic Helpful-base": "helpful[-_. /]?base",
@@ -45,10 +55,6 @@ class EncodedResponses(NamedTuple):
 
     texts: list[list[int]]
     ratings: list[float]
-
-    @property
-    def longest(self) -> int:
-        return max(map(len, self.texts))
 
 
 class PreferenceSet(NamedTuple):
@@ -69,9 +75,8 @@ def measure(model: "RewardModel", settings: Settings, cache: ResultCache) -> dic
     if not settings.data:
         raise ValueError("table 4 needs preferences: --data FILE…, as `qwenjax.data convert` reads them")
     sets = {path: read_set(path, model.tokenizer, model.config.context) for path in settings.data}
-    with meter(
-        "scoring", sum(len(responses.texts) for one in sets.values() for responses in one.prompts), "text"
-    ) as step:
+    count = sum(len(responses.texts) for one in sets.values() for responses in one.prompts)
+    with meter("scoring", count, "text") as step:
         results = [_result(path, one, _scores(model, one.prompts, cache, step)) for path, one in sets.items()]
     return {"table": 4, "context": model.config.context, "sets": results, "published": TABLE_4}
 
@@ -97,7 +102,8 @@ def read_set(path: str, tokenizer: "Tokenizer", length: int) -> PreferenceSet:
     if not prompts:
         reasons = "; ".join(account.skipped.lines()) or "it is empty"
         raise ValueError(f"no pair of responses in {path}: {reasons}")
-    return PreferenceSet(sorted(prompts, key=lambda responses: responses.longest), scored, account.skipped, shortened)
+    prompts.sort(key=lambda responses: max(map(len, responses.texts)))
+    return PreferenceSet(prompts, scored, account.skipped, shortened)
 
 
 def _scores(model: "RewardModel", prompts: Sequence[EncodedResponses], cache: ResultCache, step) -> list[list[float]]:
@@ -155,31 +161,27 @@ def set_name(path: str) -> str:
 
 def table(result: dict) -> str:
     """The result as text: a line for each set with its groups by rating gap, then the report's rows."""
-    sets = result["sets"]
-    width = max(28, *(len(one["name"]) + 2 for one in sets))
-
-    def line(title: str, one: dict, rest: str = "") -> str:
-        share = "-" if one["accuracy"] is None else f"{one['accuracy']:.1%}"
-        low, high = one["interval"]
-        return f"{title:<{width}}{one['pairs']:>9,}{share:>10}{f'{low:.1%} to {high:.1%}':>19}{rest}"
-
-    lines = [
-        f"{result['model']}: pairs of responses in the right order; a tie counts half",
-        "",
-        f"{'set':<{width}}{'pairs':>9}{'accuracy':>10}{'95 % interval':>19}{'the longer':>12}",
-    ]
-    for one in sets:
-        lines.append(line(one["name"], one, f"{one['longer']:>12.1%}"))
-        lines += [line(f"  {part['title']}", part) for part in one["gaps"] if part["pairs"]]
+    rows: list[tuple[str, ...]] = [("set", "pairs", "accuracy", "95 % interval", "the longer")]
+    notes: list[list[str]] = [[]]  # lines below each row
+    for one in result["sets"]:
+        rows.append((*_cells(one["name"], one), f"{one['longer']:.1%}"))
+        rows += [(*_cells(f"  {part['title']}", part), "") for part in one["gaps"] if part["pairs"]]
+        below = [*one["left_out"], *(f"shortened {text}" for text in one["shortened"])]
         if one["published"]:
-            pmp, rm = TABLE_4[one["published"]]
-            lines.append(f"  published, {one['published']}: PMP {pmp:.2f}, RM {rm:.2f}")
-        lines += [f"  {text}" for text in one["left_out"]]
-        lines += [f"  shortened {text}" for text in one["shortened"]]
+            below.insert(0, "published, {}: PMP {:.2f}, RM {:.2f}".format(one["published"], *TABLE_4[one["published"]]))
+        notes += [*([] for _ in rows[len(notes) + 1 :]), [f"  {text}" for text in below]]
+    lines = [f"{result['model']}: pairs of responses in the right order; a tie counts half", ""]
+    for line, below in zip(figures.aligned(rows), notes, strict=True):
+        lines += [line, *below]
+    published = [("", "PMP", "RM"), *((title, f"{pmp:.2f}", f"{rm:.2f}") for title, (pmp, rm) in TABLE_4.items())]
     lines += ["", "accuracy as published (report, Table 4), in %; the size of the model is not stated"]
-    lines += [f"{'':<{width}}{'PMP':>9}{'RM':>10}"]
-    lines += [f"{title:<{width}}{pmp:>9.2f}{rm:>10.2f}" for title, (pmp, rm) in TABLE_4.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *figures.aligned(published)])
+
+
+def _cells(title: str, one: dict) -> tuple[str, ...]:
+    share = "-" if one["accuracy"] is None else f"{one['accuracy']:.1%}"
+    low, high = one["interval"]
+    return title, f"{one['pairs']:,}", share, f"{low:.1%} to {high:.1%}"
 
 
 def plot(result: dict, path: Path) -> None:
@@ -194,9 +196,6 @@ def plot(result: dict, path: Path) -> None:
     axes.axvline(0.5, color="#888888", linewidth=1, linestyle="--", label="chance")
     axes.set_yticks(places, [one["name"] for one in sets])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.set_xlabel("pairs in the right order")
-    axes.set_title(result["model"], fontsize=10)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.35 / (0.6 + 0.2 * len(sets))), ncols=2)
+    axes.set(title=result["model"], xlim=(0, 1), xlabel="share of pairs in the right order")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figures.save(figure, path)
