@@ -11,7 +11,7 @@ import qwenjax
 from qwenjax import optim, sharding, telemetry
 from qwenjax.common.jsonl import read_rows
 from qwenjax.common.progress import StatusLine
-from qwenjax.train.operations import report
+from qwenjax.train.operations import goodput, report
 
 
 def test_metrics_are_cut_back_to_the_restored_step_and_a_torn_line_is_dropped(tmp_path):
@@ -39,13 +39,19 @@ def test_a_fresh_run_does_not_inherit_metrics(tmp_path):
 
 
 def test_the_learning_rate_of_every_step_is_the_schedules(monkeypatch):
-    """Computed in blocks, the same wherever a run begins; 2 blocks and a half."""
-    monkeypatch.setattr(report, "BLOCK", 8)
+    """The same wherever a run begins."""
     monkeypatch.setattr(telemetry, "peak_flops", lambda device: None)
     steps = qwenjax.experiment("quickstart", {"steps": 20, "optim.warmup_steps": 5})
     mesh = sharding.make_mesh(steps.mesh, steps.model.embed)
-    meters = [report.Meter(steps, mesh, first) for first in (0, 11)]
-    seen = [[meter.tick(step)["lr"] for step in range(12, 21)] for meter in meters]
+    seen = []
+    for first in (0, 11):
+        spent = goodput.Clock(0)
+        meter = report.Meter(steps, mesh, first, spent)
+        seen.append([])
+        for step in range(12, 21):
+            spent.seconds["step"] += 2
+            seen[-1].append(meter.tick(step)["lr"])
+    assert meter.rate == pytest.approx(steps.tokens_per_step / 2)
     assert seen[0] == seen[1]
     np.testing.assert_allclose(
         seen[0], [optim.schedule(steps.optim, 20)(step - 1) for step in range(12, 21)], rtol=1e-6

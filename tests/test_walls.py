@@ -50,8 +50,8 @@ INNER_LEVELS = {  # of the rooms inside a room; `__init__` is the package's own 
         {"__init__", "best_of"},
         {"jsonl_jobs", "options"},
     ],
-    "eval": [{"task", "accuracy", "published", "partial_results"}, {"tasks", "runner"}],
-    "train": [{"step"}, {"operations", "backbone"}, {"task"}, {"rl", "start"}, {"stages"}, {"loop"}],
+    "eval": [{"task", "accuracy"}, {"tasks", "runner"}],
+    "train": [{"step"}, {"operations", "backbone"}, {"task"}, {"rl"}, {"stages"}, {"loop"}],
 }
 PURE = ("config", "model", "objectives", "optim", "generate")
 EFFECTS = {"os", "pathlib", "time", "logging", "random", "subprocess"}

@@ -16,10 +16,6 @@ EPILOG = """examples:
       train a small Qwen on this machine's Python library, in minutes, without any download
   python -m qwenjax.train --exp=mid --set data.sources.0.text=books/ --workdir=runs/books
       a larger model on any folder, .jsonl, .jsonl.gz or .txt of yours
-  python -m qwenjax.train --exp=qwen14b --print-config
-      the report's 14B recipe as JSON
-  python -m qwenjax.train --exp=runs/books/config.json --set steps=2000 --set init_from=runs/books --workdir=runs/more
-      start from the parameters of a run, with a fresh optimizer and schedule
   python -m qwenjax.train --exp=tiny_sft --set init_from=runs/quickstart --set chat.files.0.path=chat.jsonl
       supervised fine-tuning on dialogues; tiny_rm and tiny_ppo come next (docs/alignment.md)
   python -m qwenjax.train --exp=qwen14b --coordinator=10.0.0.2:8476 --processes=4 --process=0 --restarts=100
@@ -95,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         experiment = lookup.experiment_from(args)
         profile = None
         if args.profile:
-            start, colon, stop = args.profile.partition(":")
-            if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+            start, _, stop = args.profile.partition(":")
+            if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
                 raise ValueError(f"--profile={args.profile}: wanted START:STOP with START < STOP, e.g. 10:15")
             profile = int(start), int(stop)
         if args.profiler_port and args.profiler_port > 65535:

@@ -102,9 +102,7 @@ class Backbone:
             params = read_params(source, _shardings(mesh, self.full_cfg), dtype)
             if not self.lm_head:
                 params.pop("head", None)
-        say(f"starting    from the parameters of {path}")
-        for difference in differences:
-            say(f"            {difference}")
+        say("\n            ".join((f"starting    from the parameters of {path}", *differences)))
         if not self.lora.rank:
             return Loaded(params, (), source.tokenizer(), scorer)
         key = jax.random.key(seed)
@@ -140,7 +138,7 @@ class Reference:
     def __init__(self, experiment: Experiment, compute: Compute):
         if experiment.lora.modules_to_save:
             raise ValueError(
-                "lora.modules_to_save trains embeddings, but the reference needs them as they were: leave it out"
+                "lora.modules_to_save trains embeddings, and the reference needs the old ones: leave it out"
             )
         self.network, self.adapters = transformer.Transformer(experiment.model, compute), experiment.lora.rank > 0
 

@@ -3,6 +3,7 @@
 workdir/  config.json  checkpoints/  metrics.jsonl  events.jsonl  samples.jsonl  tokenizer/  report.md and its pictures
 """
 
+import json
 import os
 import signal
 import threading
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from qwenjax import checkpoint, config, sharding, telemetry
 from qwenjax.common import storage
-from qwenjax.common.jsonl import read_rows
+from qwenjax.common.jsonl import Log, read_rows
 from qwenjax.common.progress import StatusLine
 from qwenjax.config import RL_TASKS, Experiment
-from qwenjax.train import start
 from qwenjax.train.operations import goodput, profiler, report, spikes
 from qwenjax.train.operations.stage_report import DpoReport, PretrainReport, RewardReport, SftReport
 from qwenjax.train.operations.watchdog import Watchdog
@@ -31,10 +32,16 @@ from qwenjax.train.stages.dpo import Dpo
 from qwenjax.train.stages.pretrain import Pretrain
 from qwenjax.train.stages.reward import Reward
 from qwenjax.train.stages.sft import Sft
+from qwenjax.train.step import State
 
 TASKS = {"pretrain": Pretrain, "sft": Sft, "reward": Reward, "dpo": Dpo} | dict.fromkeys(RL_TASKS, RLTask)
 REPORTS = {"pretrain": PretrainReport, "sft": SftReport, "reward": RewardReport, "dpo": DpoReport}
 REPORTS |= dict.fromkeys(RL_TASKS, RLReport)
+
+
+# Fields that may change between the two halves of a resumed run, as they do not change what is learned.
+FREE = {"log_every", "eval_every", "sample_every", "save_every", "keep", "keep_every", "prompts"}
+FREE |= {"mesh", "compute", "recovery"}
 
 
 class Outcome(NamedTuple):
@@ -74,8 +81,8 @@ def fit(
         while run.step < experiment.steps:
             trace.before_step(run.step)
             row = run.next_row
-            with watch.step(run.step + 1, row), profiler.mark(run.step + 1):
-                with clock("data"), jax.profiler.TraceAnnotation(profiler.INPUT):
+            with watch.step(run.step + 1, row), jax.profiler.StepTraceAnnotation("train", step_num=run.step + 1):
+                with clock("data"), jax.profiler.TraceAnnotation("input"):
                     run.next_row, batch = next(stream)
                 with clock("step"):
                     numbers = run.train(batch, row)
@@ -86,14 +93,14 @@ def fit(
                 continue
             run.finish_step(numbers)
             last = run.step == experiment.steps
-            with run.meter.paused():
-                with clock("eval"):
-                    if last or run.due(experiment.eval_every):
+            with clock("eval"):
+                if last or run.due(experiment.eval_every):
+                    with run.saving_first(run.next_row):
                         run.evaluate()
-                    if last or run.due(experiment.sample_every):
-                        run.samples.add(run.step, run.task.samples(run.state), run.say)
-                if last or stop or run.due(experiment.save_every):
-                    run.save()
+                if last or run.due(experiment.sample_every):
+                    run.sample()
+            if last or stop or run.due(experiment.save_every):
+                run.save()
             if stop and not last:
                 break
     storage.upload(workdir / "profile")
@@ -110,11 +117,7 @@ class Run:
     """
 
     def __init__(self, experiment: Experiment, workdir: Path, data_root: Path, clock: goodput.Clock):
-        """Opens the data, compiles the step, and makes or restores the state.
-
-        Raises:
-          ValueError: the experiment, its data, its mesh or the workdir do not fit; nothing was lost.
-        """
+        """Opens the data, compiles the step, and makes or restores the state."""
         self.experiment, self.workdir, self.clock = experiment, workdir, clock
         self.lead, self.progress = jax.process_index() == 0, StatusLine()
         self.say = self.progress.say if self.lead else lambda text: None
@@ -122,7 +125,7 @@ class Run:
         self.task = TASKS[experiment.task](experiment, mesh)
         self.stage_report = REPORTS[experiment.task](self.task)
         report.check_memory(experiment, self.task.program)
-        start.claim(workdir, experiment)
+        claim(workdir, experiment)
         self.say(report.banner(experiment, self.task, workdir))
         for line in self.task.prepare(data_root):
             self.say(f"data        {line}")
@@ -142,27 +145,39 @@ class Run:
         self.redone = goodput.redone(read_rows(workdir / "metrics.jsonl"), self.step, experiment.tokens_per_step)
         self.open_logs()
         self.events = report.Events(workdir, self.next_row)
-        self.meter = report.Meter(experiment, mesh, self.step)
+        self.meter = report.Meter(experiment, mesh, self.step, clock)
         self.metrics: dict[str, float] = {}
 
     def restore(self) -> dict:
-        """Loads the newest checkpoint, or makes the first state. Returns the meta saved with it."""
+        """Loads the run's newest complete checkpoint, or makes the first state. Returns the meta saved with it."""
         self.state = None  # frees its memory for the one that comes
-        self.state, meta = start.restore(self.task, self.checkpoints, self.say)
-        self.step = int(self.state.step)
-        return meta
+        abstract = self.task.program.abstract_state()
+        restored = self.checkpoints.restore(abstract.params, {"step": abstract.step, "opt_state": abstract.opt_state})
+        for problem in self.checkpoints.damaged:
+            self.say(f"checkpoint  {problem}")
+        if not restored:
+            self.state, self.step = self.task.first_state(self.say), 0
+            return {}
+        self.task.check_tokenizer(restored.meta["tokenizer_fingerprint"], self.checkpoints.directory)
+        self.say(f"resuming    from step {restored.step}, row {restored.meta['next_row']:,}")
+        saved, self.step = restored.train_state, restored.step
+        frozen = self.task.load_frozen(restored.meta)
+        self.state = State(saved["step"], restored.params, saved["opt_state"], frozen)
+        return restored.meta
 
     def open_logs(self) -> None:
         """Opens metrics.jsonl and samples.jsonl, cut back to the current step."""
-        self.sink, self.samples = telemetry.Sink(self.workdir, self.step), report.Samples(self.workdir, self.step)
+        self.sink, step = telemetry.Sink(self.workdir, self.step), self.step
+        if self.lead:
+            self.samples = Log(self.workdir / "samples.jsonl", lambda row: step > 0 and row["step"] <= step)
 
     def begin(self) -> None:
         """Marks the end of start-up. A run that starts from a model evaluates it."""
         self.clock.ready()
         self.events.write("started", step=self.step, pid=os.getpid(), **self.redone)
         if self.step == 0 and self.experiment.init_from and self.experiment.eval_every:
-            with self.meter.paused(), self.clock("eval"):
-                self._evaluate()
+            with self.clock("eval"):
+                self.evaluate()
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps (0: never) happens now."""
@@ -188,22 +203,23 @@ class Run:
 
     def evaluate(self) -> None:
         """Evaluates the state, and logs and prints the metrics."""
-        with self.saving_first(self.next_row):
-            self._evaluate()
-
-    def _evaluate(self) -> None:
         self.metrics |= self.task.evaluate(self.state)
         self.sink.write(self.step, self.metrics)
         words = self.stage_report.evaluation(self.metrics) if self.metrics else "no held-out data to evaluate on"
         self.say(f"step {self.step}: {words}")
 
+    def sample(self) -> None:
+        """Lets the model write, into samples.jsonl, and prints its first text."""
+        texts = self.task.samples(self.state)
+        if self.lead and texts:
+            for prompt, text in texts:
+                self.samples.add({"step": self.step, "prompt": prompt, "text": text})
+            self.samples.flush()
+            lines = "".join(texts[0]).splitlines()[:8]
+            self.say("\n    ".join((f"step {self.step}: sample of {texts[0][0]!r}", *lines)))
+
     def save(self) -> None:
         """Saves a checkpoint, and notes in events.jsonl where the time went."""
-        with self.clock("checkpoint"):
-            self._save()
-        self.events.write("time", step=self.step, seconds=self.clock.reading())
-
-    def _save(self) -> None:
         self.sink.flush()  # a run that resumes from here relies on it
         meta = {
             "next_row": self.next_row,
@@ -214,7 +230,9 @@ class Run:
         if self.experiment.recovery.deviations:
             meta["spikes"] = self.spikes.state
         train_state = {"step": self.state.step, "opt_state": self.state.opt_state}
-        self.checkpoints.save(self.step, self.state.params, train_state, meta, self.workdir / "tokenizer")
+        with self.clock("checkpoint"):
+            self.checkpoints.save(self.step, self.state.params, train_state, meta, self.workdir / "tokenizer")
+        self.events.write("time", step=self.step, seconds=self.clock.reading())
 
     @contextmanager
     def saving_first(self, row: int) -> Iterator[None]:
@@ -224,7 +242,7 @@ class Run:
         except RewardFailed:
             self.next_row = row
             if self.step not in self.checkpoints.steps():
-                self._save()
+                self.save()
             self.checkpoints.wait()  # a save of this very step may still be in progress
             raise
 
@@ -233,7 +251,7 @@ class Run:
         experiment = self.experiment
         finished = self.step == experiment.steps
         if finished and self.first_step == self.step:  # the run was complete already
-            self._evaluate()
+            self.evaluate()
         with self.clock("checkpoint"):
             self.checkpoints.close()
         self.sink.close()
@@ -246,6 +264,29 @@ class Run:
         elif self.lead:
             self.say(report.write(self.workdir, experiment, self.task, self.stage_report, self.metrics, spent))
         return Outcome(finished, self.step, self.metrics)
+
+
+def claim(workdir: Path, experiment: Experiment) -> None:
+    """Writes config.json, or checks that the one there is of the same run. A run that made no step may be replaced.
+
+    Raises:
+      ValueError: the workdir belongs to another experiment; the differing fields are named.
+    """
+    path = workdir / "config.json"
+    # before its first step a run has nothing to lose
+    if path.exists() and (storage.files(workdir / "checkpoints") or read_rows(workdir / "events.jsonl")):
+        saved = config.from_dict(json.loads(path.read_text()))
+        old, new = (flatten_dict(config.to_dict(one), sep=".") for one in (saved, experiment))
+        differing = [k for k in sorted({*old, *new}) if k.partition(".")[0] not in FREE and old.get(k) != new.get(k)]
+        if differing:
+            listed = "\n  ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing)
+            raise ValueError(
+                f"{workdir} holds another experiment ({saved.name}):\n  {listed}\n"
+                f"Use another --workdir, or start from its parameters with --set init_from={workdir}"
+            )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        storage.write_json(path, config.to_dict(experiment))
 
 
 @contextmanager

@@ -20,11 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwenjax import optim, sharding
 from qwenjax.config import Experiment
 from qwenjax.data.batches.text import BatchShapes
-from qwenjax.model import transformer
 
 # loss_fn(params, frozen, batch, rng) -> (summed loss, summed weight). The second may also be a dict of sums.
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Any]]
-Numbers = dict[str, jax.Array]
 
 UNLIMITED = np.full(2, np.inf, np.float32)  # limits of loss and gradient norm that every finite step is within
 
@@ -108,7 +106,7 @@ def optimizer_step(
     limits: jax.Array | None = None,
     weight_of: Callable[[Any], jax.Array] = lambda sums: sums,
     extra: tuple[LossFn, Any, float] | None = None,
-) -> tuple[TrainState, Any, Numbers]:
+) -> tuple[TrainState, Any, dict[str, jax.Array]]:
     """One optimizer step on the mean loss. Pure.
 
     If the loss or the gradient norm is not finite or exceeds `limits`, the state stays as it is.
@@ -147,26 +145,6 @@ def optimizer_step(
     return new, sums, metrics | {"loss": loss, "grad_norm": norm, "applied": applied}
 
 
-def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, accumulate: int = 1, seed: int = 0) -> Callable:
-    """The pure step (state, batch, limits) -> (state, metrics) of a stage with one loss.
-
-    The batch is a dict of [b …] arrays. `limits`: see `optimizer_step`; a step that is not applied leaves the whole
-    state as it is and metrics["applied"] is False. Dropout is keyed by (seed, step, micro-batch): a resumed run
-    replays it.
-    """
-
-    def train_step(state: State, batch: dict, limits: jax.Array) -> tuple[State, dict]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        model = TrainState(state.params, state.opt_state)
-        new, weight, metrics = optimizer_step(
-            loss_fn, tx, model, state.frozen, batch, rng, accumulate=accumulate, limits=limits
-        )
-        step = jnp.where(metrics["applied"], state.step + 1, state.step)
-        return State(step, new.params, new.opt_state, state.frozen), metrics | {"tokens": weight}
-
-    return train_step
-
-
 # ---- programs: shapes, then shardings, then jitted functions ----
 
 
@@ -175,14 +153,16 @@ def build(
     loss_fn: LossFn,
     mesh: Mesh,
     batch: BatchShapes,
-    random: Callable[[jax.Array], tuple[Any, Any]] | None = None,
+    random: Callable[[jax.Array], tuple[Any, Any]],
 ) -> StepProgram:
     """The program of a stage with one loss.
 
+    A step that is not applied leaves the whole state as it is. Dropout is keyed by (seed, step, micro-batch): a resumed
+    run replays it.
+
     Args:
       batch: arrays of one step.
-      random: key -> random parameters, trained and frozen, boxed with their logical axes; None: those of the model,
-        all of them trained.
+      random: key -> random parameters, trained and frozen, boxed with their logical axes.
     Raises:
       ValueError: batch, length or a parameter does not divide over the mesh.
     """
@@ -191,21 +171,26 @@ def build(
     def fresh(params) -> State:
         return State(jnp.int32(0), params, tx.init(params))
 
-    program = make_program(
-        experiment,
-        mesh,
-        batch,
-        random or (lambda key: (transformer.init_params(experiment.model, key), ())),
-        fresh,
-        lambda opt_state, params: optimizer_shardings(tx, opt_state, params, mesh),
-    )
+    def opt_shardings(opt_state, params):
+        return optimizer_shardings(tx, opt_state, params, mesh)
+
+    def train_step(state: State, batch: dict, limits: jax.Array) -> tuple[State, dict]:
+        rng = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+        model = TrainState(state.params, state.opt_state)
+        new, weight, metrics = optimizer_step(
+            loss_fn, tx, model, state.frozen, batch, rng, accumulate=experiment.accumulate, limits=limits
+        )
+        step = jnp.where(metrics["applied"], state.step + 1, state.step)
+        return State(step, new.params, new.opt_state, state.frozen), metrics | {"tokens": weight}
+
+    program = make_program(experiment, mesh, batch, random, fresh, opt_shardings)
     replicated = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
-        make_train_step(loss_fn, tx, experiment.accumulate, experiment.seed),
+        train_step,
         in_shardings=(program.shardings, jax.tree.map(lambda x: x.sharding, program.batch), replicated),
         out_shardings=(program.shardings, replicated),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
+        compiler_options=OPTIONS.get(mesh.devices.flat[0].device_kind, {}),
     )
     return program._replace(step=in_mesh(mesh, step))
 
@@ -226,8 +211,6 @@ def make_program(
       fresh: *trained -> the first state, with nothing frozen.
       opt_shardings: (shapes of the optimizer state, *shardings of what is trained) -> shardings of the former.
       step: of the program.
-    Raises:
-      ValueError: batch, length or a parameter does not divide over the mesh.
     """
     check_batch(experiment, mesh)
 
@@ -309,10 +292,9 @@ def check_batch(experiment: Experiment, mesh: Mesh) -> None:
             f"data.batch_size={experiment.data.batch_size} in accumulate={experiment.accumulate} micro-steps gives "
             f"{rows} rows, which do not divide over {over} devices (data x fsdp); use --set data.batch_size={fits}"
         )
-    if experiment.data.seq_len % mesh.shape["context"]:
-        raise ValueError(
-            f"data.seq_len={experiment.data.seq_len} does not divide over mesh.context={mesh.shape['context']}"
-        )
+    length, context = experiment.data.seq_len, mesh.shape["context"]
+    if length % context:
+        raise ValueError(f"data.seq_len={length} does not divide over mesh.context={context}")
 
 
 # ---- compiler options by kind of accelerator ----
@@ -330,14 +312,9 @@ OVERLAP = {
 # them costs extra; with 32 MiB they reach 95 % and element-wise work is nearly free. More takes minutes to compile.
 VMEM = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
 
-OPTIONS = {
+OPTIONS = {  # for `jax.jit`, by `jax.Device.device_kind`
     "TPU v5 lite": VMEM,  # 10.86 -> 9.94 s; gathers are asynchronous without flags
     "TPU v5": VMEM | OVERLAP,  # v5p: 7.78 -> 7.11 s, and exposed collectives 0.40 -> 0.17 s
     "TPU v5p": VMEM | OVERLAP,
     "TPU v6 lite": {"xla_tpu_scoped_vmem_limit_kib": "65536"} | OVERLAP,  # matmul units of 256: 3.24 -> 2.66 s
 }
-
-
-def compiler_options(device_kind: str) -> dict[str, str]:
-    """For `jax.jit`, by `jax.Device.device_kind`; none for kinds that were not tried."""
-    return dict(OPTIONS.get(device_kind, {}))

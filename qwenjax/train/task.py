@@ -1,7 +1,6 @@
 """The interface between a stage and the loop: a program, batches, evaluations. `loop.fit` and `plan` know only this."""
 
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwenjax import checkpoint
-from qwenjax.api.checkpoint_path import CheckpointPath, detect
+from qwenjax.api.checkpoint_path import detect
 from qwenjax.config import INIT_FROM, Experiment
 from qwenjax.data.batches import text
 from qwenjax.data.conversations import store
@@ -51,11 +50,7 @@ class Task:
     # ---- data ----
 
     def prepare(self, root: Path) -> list[str]:
-        """Opens the tokenizer and the data, and makes data that is missing. Returns lines to print.
-
-        Raises:
-          ValueError: data missing or broken, or a tokenizer with more ids than the model has rows.
-        """
+        """Opens the tokenizer and the data, and makes data that is missing. Returns lines to print."""
         raise NotImplementedError
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -79,14 +74,15 @@ class Task:
     def to_mesh(self, local: dict, batch: dict[str, jax.ShapeDtypeStruct], rows: np.ndarray | None = None) -> dict:
         """Global arrays with the shardings of `batch`. `local` holds this process's `rows`; None: all rows."""
 
-        def block(array, size, index):
-            wanted = np.arange(size)[index[0]]
-            return array[wanted if rows is None else np.searchsorted(rows, wanted)][(slice(None), *index[1:])]
-
         def make(name, like):
             array = local[name]
-            shape = (like.shape[0] if rows is not None else len(array), *like.shape[1:])
-            return jax.make_array_from_callback(shape, like.sharding, partial(block, array, shape[0]))
+            shape = array.shape if rows is None else like.shape
+
+            def block(index):
+                wanted = np.arange(shape[0])[index[0]]
+                return array[wanted if rows is None else np.searchsorted(rows, wanted)][(slice(None), *index[1:])]
+
+            return jax.make_array_from_callback(shape, like.sharding, block)
 
         return {name: make(name, like) for name, like in batch.items()}
 
@@ -98,34 +94,23 @@ class Task:
         """Epochs that so many rows take, for every source of the data: '0.50, 2.00'."""
         return ", ".join(f"{epochs:.2f}" for epochs in self.mixture.epochs(rows))
 
+    def data_lines(self, lines: list[str], held_out: str) -> list[str]:
+        """`lines` on the data, and one on how often they are read and how much is held out."""
+        epochs = self.epochs_text(self.experiment.steps * self.experiment.data.batch_size)
+        return [*lines, f"this run reads {epochs} epochs; {held_out} are held out for evaluation"]
+
     def close(self) -> None:
         """Ends processes that serve the training."""
 
     def open_files(self, encoding: Encoding, root: Path) -> list[ChatDataset]:
-        """The experiment's chat files, encoded now if they are not under `root`.
-
-        Raises:
-          ValueError: none is named, one is missing, or has no row that can be used.
-        """
+        """The experiment's chat files, encoded now if they are not under `root`. Raises ValueError if none is named."""
         files = self.experiment.chat.files
         if not files or not all(file.path for file in files):
-            raise ValueError(
-                f"{self.experiment.name} reads {encoding.kind}s and names no file of them; wanted "
-                f'--set \'chat.files=[{{"path": "FILE.jsonl"}}]\', as `python -m qwenjax.data convert` writes it'
-            )
+            text = f"{self.experiment.name} reads {encoding.kind}s and names no file of them"
+            raise ValueError(f"""{text}; wanted --set 'chat.files=[{{"path": "FILE.jsonl"}}]'""")
         return [store.encode_file(file.path, self.tokenizer, encoding, root) for file in files]
 
     # ---- tokenizer ----
-
-    @cached_property
-    def source(self) -> CheckpointPath:
-        """The model that the run starts from."""
-        if not self.experiment.init_from:
-            raise ValueError(
-                f"{self.experiment.name} starts from a model; name it: --set init_from=PATH (a run, a checkpoint of "
-                "the hubs, a GGUF file)"
-            )
-        return detect(self.experiment.init_from)
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer of `data.tokenizer`.
@@ -133,11 +118,14 @@ class Task:
         Raises:
           ValueError: there is none, or it has more ids than the model has rows.
         """
+        path = self.experiment.init_from
         if self.experiment.data.tokenizer != INIT_FROM:
             return self.check_vocab(load_tokenizer(self.experiment.data.tokenizer))
-        tokenizer = self.source.tokenizer()
+        if not path:
+            raise ValueError(f"{self.experiment.name} starts from a model; name it: --set init_from=PATH")
+        tokenizer = detect(path).tokenizer()
         if tokenizer is None:
-            raise ValueError(f"no tokenizer found in {self.experiment.init_from}; name one: --set data.tokenizer=PATH")
+            raise ValueError(f"no tokenizer found in {path}; name one: --set data.tokenizer=PATH")
         return self.check_vocab(tokenizer)
 
     def check_vocab(self, tokenizer: Tokenizer) -> Tokenizer:
@@ -178,11 +166,7 @@ class Task:
         return loaded.trained, loaded.frozen
 
     def load_frozen(self, meta: dict) -> Any:
-        """The frozen parameters of a run that resumes from a checkpoint with this `meta`.
-
-        Raises:
-          ValueError: a model is not the one that the run began with.
-        """
+        """The frozen parameters of a run that resumes from a checkpoint with this `meta`, checked by `check_frozen`."""
         if not jax.tree.leaves(self.program.shapes.frozen):
             return ()
         frozen = self.load(lambda text: None)[1] if self.experiment.init_from else self.program.init().frozen
@@ -193,10 +177,8 @@ class Task:
         """Raises ValueError if a frozen model is not the one that the run began with."""
         for name, old in meta.get("frozen", {}).items():
             if self.fingerprints.get(name, old) != old:
-                raise ValueError(
-                    f"the {name} model is not the one that this run began with (fingerprint {old} then, "
-                    f"{self.fingerprints[name]} now): put it back, or start a new run in another --workdir"
-                )
+                text = f"the {name} model is not the one that this run began with"
+                raise ValueError(f"{text}: put it back, or start a new run in another --workdir")
 
     def checkpoint_meta(self, state: State) -> dict:
         """What the meta of a checkpoint holds of this stage; JSON."""
@@ -235,13 +217,13 @@ class Task:
                 weight += float(rows["weights"].sum())
         return float(total), weight
 
-    def complete(self, state: State, prompts: list[list[int]], stops: list[int], top_p: float = 0.9) -> list[str]:
+    def complete(self, state: State, prompts: list[list[int]], stops: list[int]) -> list[str]:
         """Sampled continuations of prompts of ids, for people to look at."""
         cfg, seed = self.experiment.model, self.experiment.seed
         longest = min(SAMPLE_TOKENS, cfg.context - max(map(len, prompts), default=0))
         if not prompts or longest < 1:
             return [""] * len(prompts)
-        requests = [Request(ids, longest, Sample(top_p=top_p), seed + i) for i, ids in enumerate(prompts)]
+        requests = [Request(ids, longest, Sample(top_p=0.9), seed + i) for i, ids in enumerate(prompts)]
         with jax.set_mesh(self.mesh):
             params = self.backbone.params(state.params, state.frozen)
             model = transformer.Transformer(cfg, self.compute)

@@ -45,7 +45,8 @@ def program(experiment, devices=None):
     mesh = make_mesh(experiment.mesh, experiment.model.embed, devices)
     compute = experiment.compute.resolved("cpu", mesh.shape["tensor"])
     batch = batch_shapes(experiment.data.batch_size, experiment.data.seq_len, experiment.data.document_mask)
-    return steps.build(experiment, Backbone(experiment, compute).loss(), mesh, batch)
+    backbone = Backbone(experiment, compute)
+    return steps.build(experiment, backbone.loss(), mesh, batch, backbone.init_params)
 
 
 def placed(built, rows):

@@ -1,7 +1,6 @@
-"""`--profile=START:STOP`: a trace of some steps by the XLA profiler, and the names of a run's parts in it.
+"""`--profile=START:STOP`: a trace of some steps by the XLA profiler, which `python -m qwenjax.profile` reads.
 
-`python -m qwenjax.profile` reads such traces. It finds the steps by `mark`, and the wait for data by `INPUT`. A
-profiler that attaches to a run (`--profiler-port`) sees both, too.
+It finds the steps, and in them the wait for data, by the annotations of `loop.fit`.
 """
 
 import socket
@@ -9,13 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-
-INPUT = "input"
-
-
-def mark(step: int) -> jax.profiler.StepTraceAnnotation:
-    """A context that a trace shows as the `step`-th step, counted from 1."""
-    return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
 
 def serve(port: int) -> None:

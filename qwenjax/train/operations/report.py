@@ -6,10 +6,8 @@
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
+from statistics import median
 
 import jax
 import numpy as np
@@ -23,33 +21,26 @@ from qwenjax.config import RL_TASKS, Experiment
 from qwenjax.telemetry import clock, human
 from qwenjax.train.operations import goodput
 
-BLOCK = 1024  # learning rates computed together
-
 
 def banner(experiment: Experiment, task, workdir: Path) -> str:
     """Model, run, devices and optimizer in six lines."""
     model, mesh, c = experiment.model, task.mesh, task.compute
-    device = mesh.devices.flat[0]
     axes = " x ".join(f"{a} {n}" for a, n in mesh.shape.items())
-    heads = f"{model.heads} heads" + (f" ({model.kv} kv)" if model.kv != model.heads else "")
-    mask = optim.decay_mask(task.program.shapes.params)
-    not_decayed = sorted({path[-1].key for path, yes in jax.tree_util.tree_flatten_with_path(mask)[0] if not yes})
     micro = f" in {experiment.accumulate} micro-steps" if experiment.accumulate > 1 else ""
     state = _bytes_per_device(task.program.shapes, task.program.shardings)
     return "\n".join(
         (
             f"experiment  {experiment.name} -> {workdir}",
-            f"model       {model.params:,} parameters: {model.layers} layers, {model.embed} wide, {heads} of "
-            f"{model.head_size}, ffn {model.ffn}, vocabulary {model.vocab:,}",
+            f"model       {model.params:,} parameters: {model.layers} layers, {model.embed} wide, {model.heads} heads "
+            f"({model.kv} kv) of {model.head_size}, ffn {model.ffn}, vocabulary {model.vocab:,}",
             f"run         {experiment.steps:,} steps x {experiment.tokens_per_step:,} tokens{micro} = "
             f"{human(experiment.steps * experiment.tokens_per_step)} tokens, rows of {experiment.data.seq_len}",
-            f"devices     {mesh.size} x {device.device_kind}, mesh {axes}; "
-            f"parameters and optimizer take {human(state, 'B')} per device",
+            f"devices     {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}; parameters and optimizer take "
+            f"{human(state, 'B')} per device",
             f"compute     {c.dtype}, remat {c.remat}, attention {c.attention}, "
             f"projections {'fused' if c.fuse == 'yes' else 'separate'}, {'scanned' if c.scan else 'unrolled'} layers",
             f"optimizer   AdamW peak {experiment.optim.peak_lr:g}, {experiment.optim.schedule}, warm-up "
-            f"{experiment.optim.warmup_steps}, decay {experiment.optim.weight_decay:g} on all"
-            + (f" but {', '.join(not_decayed)}" if not_decayed else ""),
+            f"{experiment.optim.warmup_steps}, decay {experiment.optim.weight_decay:g}",
         )
     )
 
@@ -71,9 +62,8 @@ def check_memory(experiment: Experiment, program) -> None:
         have = (device.memory_stats() or {}).get("bytes_limit", 0)
     if have and need > have:
         raise ValueError(
-            f"{experiment.name} needs {human(need, 'B')} per device for parameters, gradients and optimizer alone; "
-            f"a {device.device_kind} here has {human(have, 'B')}. Use more devices (mesh.fsdp splits them), "
-            "or a smaller model, e.g. --exp=quickstart"
+            f"{experiment.name} needs {human(need, 'B')} per device for parameters, gradients and optimizer alone; a "
+            f"{device.device_kind} here has {human(have, 'B')}. Use more devices (mesh.fsdp), or a smaller model"
         )
 
 
@@ -85,56 +75,33 @@ def compiled(memory, seconds: float) -> str:
 
 def progress_line(step: int, experiment: Experiment, numbers: dict, parts: list[str]) -> str:
     """The progress line; `parts`: those of the stage."""
-    parts = [
-        f"step {step:>{len(str(experiment.steps))}}/{experiment.steps}",
-        *parts,
-        f"{human(numbers['tokens_per_second'])} tok/s",
-    ]
-    if "mfu" in numbers:
-        parts.append(f"MFU {100 * numbers['mfu']:.0f}%")
-    return "  ".join((*parts, f"ETA {clock(numbers['seconds_left'])}"))
-
-
-def skipped_batch(step: int, row: int, next_row: int, seen: dict, limits: dict) -> str:
-    """One line on a skipped batch."""
-    why = ", ".join(f"{name} {seen[name]:.4g} (limit {limits[name]:.4g})" for name in seen)
-    return f"step {step}: skipped rows {row:,} to {next_row - 1:,}: {why}"
-
-
-def not_finite(step: int, rows: tuple[int, int], numbers: dict, where: str, saved: list[int]) -> str:
-    """The error of a step whose loss is not finite. rows: first, and first of the next batch; where: the first lies."""
-    newest = f"the newest checkpoint is step {saved[0]}. " if saved else "no checkpoint had been written yet. "
-    return (
-        f"step {step} is not finite (loss {numbers['loss']}, gradient norm {numbers['grad_norm']}); it read rows "
-        f"{rows[0]} to {rows[1] - 1} ({where}). The state before it was kept: {newest}"
-        "Lower --set optim.peak_lr=… or look at these rows with `python -m qwenjax.data show`"
-    )
+    count = f"step {step:>{len(str(experiment.steps))}}/{experiment.steps}"
+    mfu = [f"MFU {100 * numbers['mfu']:.0f}%"] if "mfu" in numbers else []
+    speed = f"{human(numbers['tokens_per_second'])} tok/s"
+    return "  ".join((count, *parts, speed, *mfu, f"ETA {clock(numbers['seconds_left'])}"))
 
 
 class Meter:
-    """Speed over the latest stretch of steps; evaluation, sampling and saving do not count."""
+    """Speed of the steps, from the time that `spent` counts for "step" and "data"."""
 
-    def __init__(self, experiment: Experiment, mesh: Mesh, first: int):
-        self.experiment = experiment
-        schedule = optim.schedule(experiment.optim, experiment.steps)
-        # a thousand at once: each call of an optax schedule costs milliseconds outside jit
-        self.learning_rates = lru_cache(1)(lambda block: np.asarray(schedule(np.arange(BLOCK) + block * BLOCK)))
+    def __init__(self, experiment: Experiment, mesh: Mesh, first: int, spent: goodput.Clock):
+        self.experiment, self.spent, self.rate = experiment, spent, 0.0
+        # all at once: each call of an optax schedule costs milliseconds outside jit
+        steps = np.arange(experiment.steps)
+        self.learning_rates = np.asarray(optim.schedule(experiment.optim, experiment.steps)(steps))
         peak = telemetry.peak_flops(mesh.devices.flat[0])
         # no single count of FLOPs fits an iteration of reinforcement learning, which samples, reads and updates
         self.peak = None if experiment.task in RL_TASKS else peak and peak * mesh.size
-        self.first, self.began, self.paused_seconds = first, time.perf_counter(), 0.0
-        self.rate = 0.0
+        self.restart(first)
 
     def tick(self, step: int) -> dict[str, float]:
         """Numbers after `step`: the learning rate it used, tokens/s, MFU, seconds left."""
-        now = time.perf_counter()
-        seconds = now - self.began - self.paused_seconds
-        self.began, self.paused_seconds = now, 0.0
-        rate = self.experiment.tokens_per_step / seconds
+        before, self.seconds = self.seconds, self.spent.seconds["step"] + self.spent.seconds["data"]
+        rate = self.experiment.tokens_per_step / (self.seconds - before)
         # smoothed, and without the first step, which waits for caches and the first batch
         self.rate = rate if step <= self.first + 2 else 0.9 * self.rate + 0.1 * rate
         numbers = {
-            "lr": float(self.learning_rates((step - 1) // BLOCK)[(step - 1) % BLOCK]),
+            "lr": float(self.learning_rates[step - 1]),
             "tokens_per_second": self.rate,
             "seconds_left": (self.experiment.steps - step) * self.experiment.tokens_per_step / self.rate,
         }
@@ -144,14 +111,8 @@ class Meter:
         return numbers
 
     def restart(self, step: int) -> None:
-        """Starts the clock again at `step`, after a skipped batch or a rewind."""
-        self.first, self.began, self.paused_seconds = step, time.perf_counter(), 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.paused_seconds += time.perf_counter() - start
+        """Starts again at `step`, after a skipped batch or a rewind."""
+        self.first, self.seconds = step, self.spent.seconds["step"] + self.spent.seconds["data"]
 
 
 class Events:
@@ -174,24 +135,6 @@ class Events:
             self.log.flush()
 
 
-class Samples:
-    """samples.jsonl: what the model wrote, by step; cut back on resume as metrics.jsonl is."""
-
-    def __init__(self, workdir: Path, step: int):
-        lead = jax.process_index() == 0
-        self.log = Log(workdir / "samples.jsonl", lambda row: step > 0 and row["step"] <= step) if lead else None
-
-    def add(self, step: int, texts: list[tuple[str, str]], say) -> None:
-        if self.log:
-            for prompt, text in texts:
-                self.log.add({"step": step, "prompt": prompt, "text": text})
-            self.log.flush()
-        for prompt, text in texts[:1]:
-            say(
-                f"step {step}: sample of {prompt!r}\n" + "\n".join("    " + x for x in (prompt + text).splitlines()[:8])
-            )
-
-
 def write(workdir: Path, experiment: Experiment, task, stage, metrics: dict, spent: dict[str, float]) -> str:
     """Writes report.md with its picture. Returns the last lines that a finished run prints.
 
@@ -200,22 +143,19 @@ def write(workdir: Path, experiment: Experiment, task, stage, metrics: dict, spe
       metrics: the last evaluation.
       spent: seconds, of goodput.total.
     """
-    seconds = spent["wall"]
     rows = read_rows(workdir / "metrics.jsonl")
     device = task.mesh.devices.flat[0]
-    speed = sorted(r["tokens_per_second"] for r in rows if "tokens_per_second" in r)
+    speed = [r["tokens_per_second"] for r in rows if "tokens_per_second" in r]
     samples = read_rows(workdir / "samples.jsonl")
-    last = max((r["step"] for r in samples), default=0)
-    texts = [r for r in samples if r["step"] == last]
+    texts = [r for r in samples if r["step"] == samples[-1]["step"]]
     starts = f", over {spent['processes']} starts" if spent["processes"] > 1 else ""
     shares = [(name, f"{100 * part:.1f} %") for name, part in goodput.shares(spent).items()]
     lines = [
         f"# {experiment.name}",
         "",
         f"{experiment.model.params:,} parameters, {experiment.steps:,} steps of {experiment.tokens_per_step:,} tokens "
-        f"on {task.mesh.size} x {device.device_kind}; {clock(seconds)}"
-        + (f", {human(speed[len(speed) // 2])} tokens/s" if speed else "")
-        + f"; jax {jax.__version__}. Settings: [config.json](config.json).",
+        f"on {task.mesh.size} x {device.device_kind}; {clock(spent['wall'])}, {human(median(speed))} tokens/s; "
+        f"jax {jax.__version__}. Settings: [config.json](config.json).",
         "",
         *stage.write(workdir, rows, metrics),
         "",
@@ -225,9 +165,8 @@ def write(workdir: Path, experiment: Experiment, task, stage, metrics: dict, spe
     ]
     storage.write_atomically(workdir / "report.md", "\n".join(lines))
     closing = [
-        f"done in {clock(seconds)}" + (f": {stage.outcome(metrics)}" if metrics else ""),
+        f"done in {clock(spent['wall'])}" + (f": {stage.evaluation(metrics)}" if metrics else ""),
         f"read        {workdir}/report.md, {workdir}/{stage.picture}; numbers in {workdir}/metrics.jsonl",
+        *(f"try next    {purpose}:\n            {command}" for purpose, command in stage.next_steps(workdir)),
     ]
-    for i, (purpose, command) in enumerate(stage.next_steps(workdir), 1):
-        closing += [f"{'try next' if i == 1 else '':<12}{i}. {purpose}:", f"               {command}"]
     return "\n".join(closing)

@@ -1,10 +1,9 @@
 """Loss spikes: which batches a run skips, and when it rewinds.
 
-A spike is detected on the device, inside the step: if the loss or the gradient norm exceeds the limits of
-`SpikeDetector.limits`, parameters and optimizer stay as they are and the batch is skipped. A skipped batch is no step;
-only `next_row` moves on. Several spikes in a row mean that the parameters went wrong before: the run rewinds to an
-earlier checkpoint and goes on with the rows after those that it has read since (PaLM, arXiv 2204.02311, §5.1). The
-detector's statistics are part of every checkpoint, so a run killed at any moment sees, decides and ends the same.
+If the loss or the gradient norm exceeds the limits, the step leaves parameters and optimizer as they are; only
+`next_row` moves on. After several spikes in a row the run rewinds to an earlier checkpoint and goes on with the rows
+after those that it has read since (PaLM, arXiv 2204.02311, §5.1). The detector's statistics are part of every
+checkpoint, so a killed run ends the same.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ import numpy as np
 
 from qwenjax.config import Recovery
 from qwenjax.train import step as steps
-from qwenjax.train.operations import report
 
 SIGMA = 1.4826  # times the median absolute deviation: the standard deviation of normally distributed values
 FLOOR = 0.01  # least standard deviation, as a share of the median: noise of a loss that hardly moves is no spike
@@ -116,12 +114,18 @@ def skip_batch(run, row: int, numbers: dict[str, float]) -> None:
     run.sink.flush()
     if not run.experiment.recovery.deviations:
         run.checkpoints.wait()
-        where = run.task.describe(row)
-        raise NonFinite(report.not_finite(run.step + 1, (row, run.next_row), numbers, where, run.checkpoints.steps()))
+        saved = run.checkpoints.steps()
+        raise NonFinite(
+            f"step {run.step + 1} is not finite (loss {numbers['loss']}, gradient norm {numbers['grad_norm']}); it "
+            f"read rows {row} to {run.next_row - 1} ({run.task.describe(row)}). The newest checkpoint is step "
+            f"{saved[0] if saved else 'none'}. Lower --set optim.peak_lr=… or look at these rows with "
+            "`python -m qwenjax.data show`"
+        )
     limits = dict(zip(("loss", "grad_norm"), run.spikes.limits().tolist()))
     seen = {name: numbers[name] for name in limits}
     run.events.write("skipped", step=run.step, row=row, next_row=run.next_row, **seen, limits=str(limits))
-    run.say(report.skipped_batch(run.step, row, run.next_row, seen, limits))
+    why = ", ".join(f"{name} {seen[name]:.4g} (limit {limits[name]:.4g})" for name in seen)
+    run.say(f"step {run.step}: skipped rows {row:,} to {run.next_row - 1:,}: {why}")
     before = run.spikes.add_spike(run.step)
     if before is not None:
         _rewind(run, row, before)

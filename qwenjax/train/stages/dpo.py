@@ -24,11 +24,9 @@ class Dpo(Preferences):
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
         super().__init__(experiment, mesh)
-        if experiment.preference.responses != 2:
-            raise ValueError(
-                f"dpo compares pairs; preference.responses={experiment.preference.responses}: leave it at 2"
-            )
         backbone, preference = self.backbone, experiment.preference
+        if preference.responses != 2:
+            raise ValueError(f"dpo compares pairs; preference.responses={preference.responses}: leave it at 2")
         self.reference = reference = Reference(experiment, self.compute)
 
         def response_log_probs(network, trained, frozen, batch, rng):

@@ -40,8 +40,7 @@ class Pretrain(Task):
         held_out = b"".join(self.tokenizer.decode_bytes(part[part != eot].tolist()) for part in self.held_out.tokens)
         self.held_out_bytes = len(held_out)
         self.compressors = compressed_bits(held_out)
-        epochs = self.epochs_text(self.experiment.steps * data.batch_size)
-        return [*lines, f"this run reads {epochs} epochs; {len(held_out):,} bytes of text are held out for evaluation"]
+        return self.data_lines(lines, f"{len(held_out):,} bytes of text")
 
     def describe(self, row: int) -> str:
         source, epoch, window, _ = self.mixture.locate(row)

@@ -49,10 +49,8 @@ class Preferences(Task):
         self.read = self.mixture.batch
         size = data.batch_size // self.experiment.accumulate
         self.lists = validation_batches(files, data.eval_tokens, size, chat.validation, k)
-        epochs = self.epochs_text(self.experiment.steps * data.batch_size)
         held_out = sum(int(batch["real"].any(axis=1).sum()) for batch in self.lists)
-        lines = [line for file in files for line in file.lines()] + self.mixture.lines()
-        return [*lines, f"this run reads {epochs} epochs; {held_out:,} lists are held out for evaluation"]
+        return self.data_lines(self.mixture.lines(), f"{held_out:,} lists")
 
     def evaluate(self, state: steps.State) -> dict[str, float]:
         """Loss and accuracy over all held-out pairs."""

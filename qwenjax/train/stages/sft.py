@@ -38,10 +38,7 @@ class Sft(Task):
         size = data.batch_size // self.experiment.accumulate
         self.held_out = validation_batches(files, data.eval_tokens, size, chat.packed, chat.validation)
         self.prompts = self._prompts(files)
-        epochs = self.epochs_text(self.experiment.steps * data.batch_size)
-        held_out = sum(map(len, self.held_out.tokens))
-        lines = [line for file in files for line in file.lines()] + self.mixture.lines()
-        return [*lines, f"this run reads {epochs} epochs; {held_out:,} trained tokens are held out for evaluation"]
+        return self.data_lines(self.mixture.lines(), f"{sum(map(len, self.held_out.tokens)):,} trained tokens")
 
     def _prompts(self, files: list[ChatDataset]) -> list[list[int]]:
         """Ids of what samples answer: the experiment's prompts, or the last turn of some held-out conversations."""
