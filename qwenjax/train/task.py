@@ -110,6 +110,10 @@ class Task:
             raise ValueError(f"""{text}; wanted --set 'chat.files=[{{"path": "FILE.jsonl"}}]'""")
         return [store.encode_file(file.path, self.tokenizer, encoding, root) for file in files]
 
+    def file_lines(self) -> list[str]:
+        """What is in the chat files, and what is read of each."""
+        return [line for file in self.mixture.files for line in file.lines()] + self.mixture.lines()
+
     # ---- tokenizer ----
 
     def load_tokenizer(self) -> Tokenizer:

@@ -79,8 +79,8 @@ class ChatMixture(Mixture):
         return f"row {row}: epoch {location.epoch}, {self.unit} {location.window}, {', '.join(named)}"
 
     def lines(self) -> list[str]:
-        """What is in the files (`ChatDataset.lines`), and a line per file on what is read of it."""
-        lines = [line for file in self.files for line in file.lines()]
+        """A line per file on what is read of it."""
+        lines = []
         for file, bins in zip(self.files, self._bins):
             held_out = f"{file.num_rows - len(np.unique(file.table['group'][bins.items])):,} held out"
             if self.kind != "conversation" and file.too_few_prompts:

@@ -79,7 +79,7 @@ class RLTask(Task):
         self.decoder = ResponseDecoder(self.tokenizer, self.stops, self.program)
         prompts, examples = self.mixture.held_out(self.rl.eval_prompts)
         self.evaluation = ResponseEvaluation(prompts, examples, self.models, self.decoder, self.mesh, seed)
-        lines = self.mixture.lines()
+        lines = self.file_lines()
         if self.mixture.files_without_held_out:
             names = ", ".join(self.mixture.files_without_held_out)
             lines.append(f"{names}: too few prompts to hold some out; the evaluation uses prompts of the training data")

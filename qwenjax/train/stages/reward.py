@@ -50,7 +50,7 @@ class Preferences(Task):
         size = data.batch_size // self.experiment.accumulate
         self.lists = validation_batches(files, data.eval_tokens, size, chat.validation, k)
         held_out = sum(int(batch["real"].any(axis=1).sum()) for batch in self.lists)
-        return self.data_lines(self.mixture.lines(), f"{held_out:,} lists")
+        return self.data_lines(self.file_lines(), f"{held_out:,} lists")
 
     def evaluate(self, state: steps.State) -> dict[str, float]:
         """Loss and accuracy over all held-out pairs."""

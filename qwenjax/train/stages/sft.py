@@ -38,7 +38,7 @@ class Sft(Task):
         size = data.batch_size // self.experiment.accumulate
         self.held_out = validation_batches(files, data.eval_tokens, size, chat.packed, chat.validation)
         self.prompts = self._prompts(files)
-        return self.data_lines(self.mixture.lines(), f"{sum(map(len, self.held_out.tokens)):,} trained tokens")
+        return self.data_lines(self.file_lines(), f"{sum(map(len, self.held_out.tokens)):,} trained tokens")
 
     def _prompts(self, files: list[ChatDataset]) -> list[list[int]]:
         """Ids of what samples answer: the experiment's prompts, or the last turn of some held-out conversations."""
