@@ -138,7 +138,7 @@ class Reference:
     def __init__(self, experiment: Experiment, compute: Compute):
         if experiment.lora.modules_to_save:
             raise ValueError(
-                "lora.modules_to_save trains embeddings, and the reference needs the old ones: leave it out"
+                "lora.modules_to_save trains embeddings, but the reference needs them as they were: leave it out"
             )
         self.network, self.adapters = transformer.Transformer(experiment.model, compute), experiment.lora.rank > 0
 
