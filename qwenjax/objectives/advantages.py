@@ -1,6 +1,6 @@
 """From scores to advantages: running mean, rewards per token and GAE of PPO (report §3.2.2); baselines of groups.
 
-  score of a response -> RunningMean.normalise -> score_unfinished -> token_rewards, with the KL penalty -> gae
+  score of a response -> RunningMean.normalise -> token_rewards, with the KL penalty -> gae
 
 Arrays are [t], one entry per action: the choice of one token from the tokens before it. `logp[t]` is the
 log-probability of tokens[t + 1], and `values[t]` is read at the hidden state that token was chosen from: both are of
@@ -14,15 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from qwenjax.objectives.masked import is_last, masked_mean, zero_outside
-
-
-def score_unfinished(score: jax.Array, ended: jax.Array, missing_eos_score: float) -> jax.Array:
-    """The score, or `missing_eos_score` for a response that was cut off: it has no end token for the reward model.
-
-    A fixed low score (Ziegler et al. 2019 use -1) in normalised units: replace after `RunningMean.normalise`, and leave
-    cut-off responses out of `RunningMean.add`. The report says nothing about them.
-    """
-    return jnp.where(ended, score, missing_eos_score)
 
 
 def token_rewards(
@@ -110,8 +101,7 @@ class RunningMean(NamedTuple):
         """With a batch of scores, any shape, added (Chan et al. 1979): stable, and independent of the batching.
 
         Args:
-          real: bool, the shape of scores, which of them count; the others may be anything. A response that was cut
-            off has no score of its own (`score_unfinished`).
+          real: bool, the shape of scores, which of them count; the others may be anything.
         """
         n, mean = jnp.sum(real), masked_mean(scores, real)
         count, shift = self.count + n, mean - self.mean

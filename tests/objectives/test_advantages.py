@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwenjax.config import MeshShape
-from qwenjax.objectives.advantages import RunningMean, gae, score_unfinished, token_rewards
+from qwenjax.objectives.advantages import RunningMean, gae, token_rewards
 from qwenjax.objectives.masked import explained_variance, is_last, masked_mean, masked_variance, whiten
 from qwenjax.sharding import make_mesh
 
@@ -73,10 +73,6 @@ def test_the_score_lands_once_at_the_end_token_under_any_padding(left, length, r
     t = left + length + right
     rewards = token_rewards(0.7, jnp.zeros(t), jnp.zeros(t), padded_mask(length, left, right))
     close(rewards, jnp.zeros(t).at[left + length - 1].set(0.7))
-
-
-def test_a_response_that_never_ended_gets_the_fixed_score():
-    close(score_unfinished(jnp.array([0.7, NAN, 5.0]), jnp.array([True, False, False]), -1.0), [0.7, -1, -1])
 
 
 def test_last_is_nowhere_in_an_empty_mask():

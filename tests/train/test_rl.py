@@ -163,7 +163,7 @@ def test_every_epoch_goes_through_all_responses_in_another_order(iterated, monke
         seen.extend(index.tolist())
         return state, logged
 
-    monkeypatch.setattr(task, "_compiled", task._compiled._replace(value_step=value_step))
+    monkeypatch.setattr(task, "_compiled", task._compiled | {"value_step": value_step})
     task._update(begun, None, {}, 0)
     assert sorted(seen[:16]) == sorted(seen[16:]) == list(range(16))
     assert seen[:16] != seen[16:]

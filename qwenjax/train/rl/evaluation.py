@@ -66,9 +66,8 @@ class ResponseEvaluation:
     def prompts(self) -> list[str]:
         """The prompts as the model reads them."""
         tokens, lengths = self._prompts
-        return [self.decoder.tokenizer.decode(ids[:n].tolist()) for ids, n in zip(tokens, lengths)][
-            : len(self.examples)
-        ]
+        texts = [self.decoder.tokenizer.decode(ids[:n].tolist()) for ids, n in zip(tokens, lengths)]
+        return texts[: len(self.examples)]
 
     def run(self, programs: Programs, state: State) -> dict[str, float]:
         """Samples responses and scores them; returns metrics."""

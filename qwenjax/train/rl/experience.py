@@ -15,7 +15,6 @@ from qwenjax import sharding
 from qwenjax.config import RL
 from qwenjax.generate.rollout import Rollout
 from qwenjax.model import reward_head, transformer
-from qwenjax.objectives import advantages
 from qwenjax.objectives.advantages import RunningMean
 from qwenjax.objectives.log_probs import token_log_probs
 from qwenjax.objectives.masked import masked_mean, masked_variance, zero_outside
@@ -119,7 +118,7 @@ class Experience(NamedTuple):
 
 
 class Algorithm:
-    """Advantages and losses of an algorithm; `algorithms.py` has them.
+    """The interface of the algorithms in `algorithms.py`: their advantages and losses.
 
     Attributes:
       critic: whether a value model is trained.
@@ -182,7 +181,9 @@ def compute_advantages(
     rl, mask = algorithm.rl, outputs.responses.mask
     running = running.add(scores, ended)
     normalised = running.normalise(scores, rl.normalize_std)
-    normalised = advantages.score_unfinished(normalised, ended, rl.missing_eos_score)
+    # a response that was cut off has no end token to be scored at; the report says nothing about them, and
+    # Ziegler et al. 2019 give them a fixed low score, too
+    normalised = jnp.where(ended, normalised, rl.missing_eos_score)
     normalised = normalised if order is None else normalised[order]
     advantage, returns, metrics = algorithm.advantages(normalised, outputs, kl_coef)
     experience = Experience(outputs.responses, outputs.logp, outputs.ref_logp, outputs.values, advantage, returns)

@@ -61,11 +61,12 @@ class RLReport(StageReport):
         telemetry.plot(rows, workdir / self.picture, panels)
         evaluation = self.task.evaluation
         raised, before = alarms(rows, metrics, evaluation.before), summary(evaluation.before)
+        first = next((f"{row['eval_lm_loss']:.3f} (first)" for row in rows if "eval_lm_loss" in row), "")
         lines = [f"![curves]({self.picture})", "", *(f"**Alarm.** {text}\n" for text in raised)]
         lines += ["No alarms."] if not raised else []
         prompts = "prompts, some of them trained on" if self.task.mixture.files_without_held_out else "held-out prompts"
         numbers = [
-            (title, f"{before[name]:.3f}" if name in before else _first(rows, name), f"{metrics[name]:.3f}")
+            (title, f"{before[name]:.3f}" if name in before else first, f"{metrics[name]:.3f}")
             for name, title in TITLES.items()
             if name in metrics
         ]
@@ -129,11 +130,6 @@ def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, Any]) 
     if clipped > 0.3:
         raised.append(f"{clipped:.0%} of the tokens are clipped: updates are too large; lower optim.peak_lr")
     return raised
-
-
-def _first(rows: list[dict], name: str) -> str:
-    values = [row[name] for row in rows if name in row]
-    return f"{values[0]:.3f} (first)" if values else ""
 
 
 def _cell(text: str) -> str:
