@@ -68,7 +68,7 @@ def _screen(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
 def _best(options: argparse.Namespace, stop: tuple[str, ...], model, sampling, limit: int, prompts: list[str]) -> int:
     from qwenjax.api import best_of
 
-    chooser = _chooser(options)
+    chooser = best_of.BestOf(shared.load_reward(options.reward, options.dtype), options.best_of)
     for i, prompt in enumerate(prompts):
         conversation = best_of.conversation(model, {"prompt": prompt})
         best = chooser.answers(model, [conversation], sampling, limit, stop, [options.seed + i])[0]
@@ -82,22 +82,16 @@ def _best(options: argparse.Namespace, stop: tuple[str, ...], model, sampling, l
     return command_line.DONE
 
 
-def _chooser(options: argparse.Namespace):
-    """The `BestOf` of --reward and --best-of; None without."""
-    from qwenjax.api.best_of import BestOf
-
-    return BestOf(shared.load_reward(options.reward, options.dtype), options.best_of) if options.best_of else None
-
-
 def _file(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
-    from qwenjax.api import jsonl_jobs
+    from qwenjax.api import best_of, jsonl_jobs
 
     rows, out = jsonl_jobs.read_requests(options.jsonl), Path(options.out)
     model = shared.load_model(options)
     job = jsonl_jobs.CompletionJob(*shared.sampling(options, model), stop, options.seed, options.batch)
-    chooser, made_by = _chooser(options), f"{options.model} {options.set} {options.dtype}"
-    made_by += f" {options.kv_cache} {options.frozen_ntk}"
-    if chooser:
+    made_by = f"{options.model} {options.set} {options.dtype} {options.kv_cache} {options.frozen_ntk}"
+    chooser = None
+    if options.best_of:
+        chooser = best_of.BestOf(shared.load_reward(options.reward, options.dtype), options.best_of)
         chooser.check(model, job.sampling)
         made_by += f" best of {chooser.n} by {chooser.reward_model.saved.fingerprint}"
     digest = job.digest(made_by)

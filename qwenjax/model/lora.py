@@ -11,7 +11,7 @@ Finished adapters are merged into the weights (`merge`) before a model is prepar
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -50,9 +50,11 @@ def init(cfg: ModelConfig, lora: Lora, rng: jax.Array) -> dict:
     """
     boxed = jax.eval_shape(lambda: transformer.init_params(cfg, rng))["blocks"]
     out: dict = {}
-    for name, target in _targets(lora):
-        names, shape = boxed[target.module][name].names, boxed[target.module][name].value.shape
-        (layers, *axes), (count, *sizes) = names, shape
+    for name, target in TARGETS.items():  # in this order, so that keys do not depend on that of lora.targets
+        if name not in lora.targets:
+            continue
+        weight = boxed[target.module][name]
+        (layers, *axes), (count, *sizes) = weight.names, weight.value.shape
         a_axes, a_shape = ([x[i] for i in target.inputs] for x in (axes, sizes))
         b_axes, b_shape = ([x[i] for i in target.outputs] for x in (axes, sizes))
         rng, key = jax.random.split(rng)
@@ -75,12 +77,10 @@ def split(params: dict, lora: Lora) -> tuple[dict, dict]:
     Raises:
       ValueError: `lora.modules_to_save` names a head that is the input embedding, which is named embed.
     """
-    if missing := [name for name in lora.modules_to_save if name not in params]:
-        raise ValueError(
-            f"lora.modules_to_save={lora.modules_to_save}: the model has no {missing[0]}; its head is tied, "
-            "train 'embed'"
-        )
-    kept = {name: x for name, x in params.items() if name not in lora.modules_to_save}
+    names = lora.modules_to_save
+    if missing := [name for name in names if name not in params]:
+        raise ValueError(f"lora.modules_to_save={names}: the model has no {missing[0]}: its head is tied, use 'embed'")
+    kept = {name: x for name, x in params.items() if name not in names}
     frozen: dict = {"params": kept, "quantised": {}}
     if lora.base_dtype in KINDS:
         blocks = {module: dict(x) for module, x in kept["blocks"].items()}
@@ -91,7 +91,7 @@ def split(params: dict, lora: Lora) -> tuple[dict, dict]:
         frozen = {"params": {**kept, "blocks": blocks}, "quantised": {"blocks": codes}}
     dtype = jnp.dtype("float32" if lora.base_dtype == "float32" else "bfloat16")
     frozen["params"] = jax.tree.map(lambda w: w.astype(dtype), frozen["params"])
-    saved = {name: params[name] for name in lora.modules_to_save}
+    saved = {name: params[name] for name in names}
     # float32 whatever the base is stored as: these are master parameters
     return {"params": jax.tree.map(lambda w: w.astype(jnp.float32), saved)}, frozen
 
@@ -138,8 +138,3 @@ def _product(name: str, ab: dict, lora: Lora) -> jax.Array:
 
     a, b = (ab[x].astype(jnp.float32) for x in "ab")
     return jax.vmap(layer)(a, b) * (lora.alpha / lora.rank)
-
-
-def _targets(lora: Lora) -> Iterator[tuple[str, Target]]:
-    """The projections with adapters, in the order of TARGETS: random keys do not depend on that of `lora.targets`."""
-    return ((name, target) for name, target in TARGETS.items() if name in lora.targets)

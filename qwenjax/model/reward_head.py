@@ -26,15 +26,10 @@ def init_head(cfg: ModelConfig, rng: jax.Array) -> nn.LogicallyPartitioned:
 
 
 def values(
-    network: transformer.Transformer,
-    collections: dict,
-    head: jax.Array,
-    tokens: jax.Array,
-    positions: jax.Array,
-    rngs: dict | None = None,
+    network: transformer.Transformer, collections: dict, head: jax.Array, tokens: jax.Array, positions: jax.Array
 ) -> jax.Array:
     """float32 [n t]: the scalar at every position of tokens [n t], positions [n t] (-1: padding)."""
-    hidden, _ = network.apply(collections, tokens, positions, rngs=rngs or {})
+    hidden, _ = network.apply(collections, tokens, positions, rngs={})
     return jnp.einsum("ntd,d->nt", hidden.astype(jnp.float32), head)
 
 

@@ -1,8 +1,7 @@
 """Rotary position embedding (report §2.3.1) and its extensions beyond the training length (§2.3.2).
 
 Half-rotation. The report keeps the frequency table in FP32 for accuracy; here the angles, their sines and the rotation
-itself are float32 whatever the activations' dtype, as in the released
-modeling_qwen.py.
+itself are float32 whatever the activations' dtype, as in the released modeling_qwen.py.
 """
 
 import math

@@ -120,7 +120,7 @@ def test_product_by_hand():
 
 
 def test_gradients_are_those_of_the_merged_model_by_the_chain_rule():
-    lora = replace(LORA, base="nf4", whole=("embed", "head"))
+    lora = replace(LORA, base_dtype="nf4", modules_to_save=("embed", "head"))
     trained, frozen = make(CFG, lora)
 
     def loss(trained):
@@ -138,7 +138,7 @@ def test_gradients_are_those_of_the_merged_model_by_the_chain_rule():
     [("float32", {"scan": False, "remat": "matmuls"}), ("nf4", {"fuse": "no", "remat": "full"})],
 )
 def test_scan_remat_and_fusing_do_not_change_the_result(base, change):
-    lora = replace(LORA, base=base, whole=("embed",))
+    lora = replace(LORA, base_dtype=base, modules_to_save=("embed",))
     trained, frozen = make(CFG, lora)
     want = value_and_grad(trained, frozen, CFG, lora)
     assert_close(value_and_grad(trained, frozen, CFG, lora, replace(EXACT, **change)), want)
@@ -147,7 +147,7 @@ def test_scan_remat_and_fusing_do_not_change_the_result(base, change):
 @pytest.mark.parametrize("base", ["float32", "nf4"])
 def test_sharded_equals_unsharded(base):
     """FSDP over 4 and tensor over 2 devices, by the axes that the boxes name."""
-    lora = replace(LORA, base=base, whole=("embed",))
+    lora = replace(LORA, base_dtype=base, modules_to_save=("embed",))
     trained, frozen = make(CFG, lora)
     want = value_and_grad(trained, frozen, CFG, lora)
     mesh = sharding.make_mesh(MeshShape(fsdp=4, tensor=2), CFG.embed)
@@ -171,7 +171,7 @@ def test_sharded_equals_unsharded(base):
 
 @pytest.mark.parametrize("base", ["int8", "nf4"])
 def test_a_quantised_base_computes_with_its_dequantised_weights(base):
-    lora = replace(LORA, base=base)
+    lora = replace(LORA, base_dtype=base)
     variables = adapters.variables(*make(CFG, lora))
     plain = merge({name: variables[name] for name in ("params", "quantised")}, lora)
     exact = {"params": plain, "lora": variables["lora"]}
@@ -206,7 +206,7 @@ def test_one_layer_at_a_time_is_dequantised():
     """Even where the backward pass may keep what it likes: remat "none"."""
     cfg = ModelConfig(vocab=64, layers=16, embed=128, heads=2, ffn=352, context=64)
     weights = 4 * (cfg.params - cfg.embedding_params)  # bytes at full width
-    memory = compiled(cfg, replace(LORA, rank=1, base="nf4"), replace(EXACT, fuse="no")).memory_analysis()
+    memory = compiled(cfg, replace(LORA, rank=1, base_dtype="nf4"), replace(EXACT, fuse="no")).memory_analysis()
     assert memory.argument_size_in_bytes < weights / 4
     kept = 4 * TOKENS.size * cfg.layers * (6 * cfg.embed + 2 * cfg.ffn)  # q, k, v, attention, both inputs; gate, up
     assert memory.temp_size_in_bytes - kept < weights / 4
@@ -238,24 +238,24 @@ def test_fresh_adapters_are_uniform_within_the_inverse_root_of_their_inputs():
 
 @pytest.mark.parametrize("base", ["float32", "bfloat16", "int8", "nf4"])
 def test_split_parts_every_parameter_once(base):
-    lora = replace(LORA, base=base, whole=("head",))
+    lora = replace(LORA, base_dtype=base, modules_to_save=("head",))
     trained, frozen = make(CFG, lora)
     assert set(trained["params"]) == {"head"}
     assert "head" not in frozen["params"]
     assert {x.dtype for x in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
     assert {x.dtype.name for x in jax.tree.leaves(frozen["params"])} == {"float32" if base == "float32" else "bfloat16"}
-    whole = jax.eval_shape(lambda: adapters.merge(adapters.variables({"params": trained["params"]}, frozen), lora))
-    assert whole == nn.unbox(jax.eval_shape(lambda: transformer.init_params(CFG, jax.random.key(0))))
+    merged = jax.eval_shape(lambda: adapters.merge(adapters.variables({"params": trained["params"]}, frozen), lora))
+    assert merged == nn.unbox(jax.eval_shape(lambda: transformer.init_params(CFG, jax.random.key(0))))
 
 
 def test_what_cannot_be_read_is_refused():
     variables = adapters.variables(*make())
-    with pytest.raises(ValueError, match="give it `lora`, or merge"):
+    with pytest.raises(ValueError, match="construct it with `lora`, or merge"):
         logits(variables, CFG, None)
-    with pytest.raises(ValueError, match="q, k, v are not of rank 8"):
+    with pytest.raises(ValueError, match="q, k, v do not have the rank of lora.rank=8"):
         logits(variables, CFG, replace(LORA, rank=8))
     model, prepared = transformer.prepare(Transformer(CFG, EXACT, lora=LORA), variables["params"])
     with pytest.raises(ValueError, match="merge them first"):
         model.apply({"params": prepared, "lora": variables["lora"]}, TOKENS)
-    with pytest.raises(ValueError, match="has no head; its head is tied"):
-        make(FAMILIES["qwen3"], replace(LORA, whole=("head",)))
+    with pytest.raises(ValueError, match="has no head: its head is tied"):
+        make(FAMILIES["qwen3"], replace(LORA, modules_to_save=("head",)))

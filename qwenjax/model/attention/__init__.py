@@ -1,8 +1,8 @@
 """Attention: one contract, three backends.
 
 Training on packed rows, prefill and decoding with a cache are the same call: positions and segments carry the
-difference. A backend is a file with `attend`, which passes tests/model/test_attention.py, and `cannot`, which says why
-a call is refused:
+difference. A backend is a file with `attend`, which passes tests/model/test_attention.py; a kernel also has `cannot`,
+which says why a call is refused:
 
   backend  on    takes                                                    the backward pass keeps, for q [b t n h]
   xla      any   everything: the reference                                scores [b n t s]

@@ -7,11 +7,6 @@ from jax.ad_checkpoint import checkpoint_name
 MASKED = -1e30  # finite: a query that sees nothing must not become NaN
 
 
-def cannot(**call) -> str:
-    """Nothing: it can do every call; see `splash.cannot`."""
-    return ""
-
-
 def attend(q, k, v, q_pos, k_pos, q_segment, k_segment, window, dropout, rng):
     """See `attention.attend`. Here `window` may be an array, when it differs between the layers of a scan."""
     b, t, n, h = q.shape
