@@ -50,9 +50,8 @@ class SweepRun:
 
     def curve(self, name: str, skip: float = 0.0) -> dict[int, float]:
         """A metric by step; `skip` is the share of the first steps that is left out."""
-        return {
-            row["step"]: row[name] for row in self.rows if name in row and row["step"] >= skip * self.rows[-1]["step"]
-        }
+        first = skip * self.rows[-1]["step"]
+        return {row["step"]: row[name] for row in self.rows if name in row and row["step"] >= first}
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,7 @@ class Sweep:
     @property
     def variants(self) -> dict[str, list[SweepRun]]:
         """Runs by variant."""
-        by_variant: dict[str, list[SweepRun]] = {}
-        for run in self.runs:
-            by_variant.setdefault(run.variant, []).append(run)
-        return by_variant
+        return {one.variant: [run for run in self.runs if run.variant == one.variant] for one in self.runs}
 
     def values(self, name: str) -> dict[str, list[float]]:
         """Last values of a metric over the seeds, by variant."""
@@ -133,9 +129,7 @@ def sweep(
     if not variants or not seeds:
         raise ValueError("a sweep needs at least one variant and one seed")
     if wrong := [name for name in variants if not name or "/" in name or name.startswith(".")]:
-        raise ValueError(
-            f"variant {wrong[0]!r} is the name of a folder: it must have no slash and not start with a dot"
-        )
+        raise ValueError(f"variant {wrong[0]!r} is the name of a folder: no slash, and no dot in front")
     base = base if isinstance(base, Experiment) else lookup.experiment(base)
     root = Path(workdir or f"runs/sweep-{base.name}")
     if seeded := [name for name, changes in variants.items() if "seed" in changes]:
@@ -165,9 +159,8 @@ def sweep(
 
 def finished(workdir: Path, experiment: Experiment) -> bool:
     """Whether a folder holds this run and it has ended; the report is its last file."""
-    if not (workdir / "report.md").is_file():
-        return False
-    return config.to_dict(lookup.experiment(str(workdir))) == config.to_dict(experiment)
+    ended = (workdir / "report.md").is_file()
+    return ended and config.to_dict(lookup.experiment(str(workdir))) == config.to_dict(experiment)
 
 
 def spread(values: Sequence[float]) -> str:

@@ -49,8 +49,6 @@ def save(model: "Model", directory: str | Path, layout: str = "qwen2", dtype: st
     Args:
       dtype: 'float32' or 'bfloat16' of the written tensors; None: as the parameters.
     Returns: a sentence for each thing that the layout cannot express.
-    Raises:
-      ValueError: see `interop.huggingface.save.save_params`.
     """
     from qwenjax.common import progress
     from qwenjax.interop.huggingface.save import save_params, saved_bytes

@@ -99,8 +99,5 @@ def conversation(model: Model, row: dict[str, Any]) -> list[chatml.Message]:
     if "messages" in row:
         return row["messages"]
     if not model.generation_defaults.chat:
-        raise ValueError(
-            "a reward model scores answers in conversations, and this model has no chat template: give a chat model, "
-            'or requests with "messages"'
-        )
+        raise ValueError('this model has no chat template to answer in: give a chat model, or requests with "messages"')
     return [{"role": "user", "content": row["prompt"]}]

@@ -181,14 +181,14 @@ def compare(source: CheckpointPath, model: ModelConfig, path: str | Path) -> lis
     Raises:
       ValueError: their parameters have different shapes; the fields are named.
     """
-    other = [name for name in SHAPE if getattr(source.config, name) != getattr(model, name)]
-    if other:
-        listed = ", ".join(f"{name}={getattr(source.config, name)} instead of {getattr(model, name)}" for name in other)
-        asked = " ".join(f"--set model.{SETTABLE.get(name, name)}={getattr(source.config, name)}" for name in other)
+    ours, theirs = source.config, model
+    if other := [name for name in SHAPE if getattr(ours, name) != getattr(theirs, name)]:
+        listed = ", ".join(f"{name}={getattr(ours, name)} instead of {getattr(theirs, name)}" for name in other)
+        asked = " ".join(f"--set model.{SETTABLE.get(name, name)}={getattr(ours, name)}" for name in other)
         raise ValueError(f"{path} is of another shape than the experiment's model: {listed}; use {asked}")
+    names = [field.name for field in dataclasses.fields(ModelConfig)]
     return [
-        f"{field.name}={getattr(source.config, field.name)} in {path}, {getattr(model, field.name)} here"
-        for field in dataclasses.fields(ModelConfig)
-        if field.name not in (*SHAPE, *SETTABLE.values())
-        and getattr(source.config, field.name) != getattr(model, field.name)
+        f"{name}={getattr(ours, name)} in {path}, {getattr(theirs, name)} here"
+        for name in names
+        if name not in (*SHAPE, *SETTABLE.values()) and getattr(ours, name) != getattr(theirs, name)
     ]

@@ -67,12 +67,7 @@ def sampling_arguments(add) -> None:
     add("--temperature", type=float, metavar="X", help="divides the logits; 0 is greedy")
     add("--top-p", type=float, metavar="P", help="sample from the likeliest tokens that together have this probability")
     add("--top-k", type=natural, metavar="K", help="sample from the K likeliest tokens; 0 is all")
-    add(
-        "--repetition-penalty",
-        type=float,
-        metavar="X",
-        help="makes tokens of the text less likely to come again; 1 is off",
-    )
+    add("--repetition-penalty", type=float, metavar="X", help="tokens of the text are less likely to recur; 1 is off")
     add("--max-new-tokens", type=positive, metavar="N", help="limit of new tokens (default: the release's, or 512)")
     add("--seed", type=natural, default=0, metavar="N", help="seed of sampling (default: 0)")
     add(

@@ -1,6 +1,5 @@
 """Parameters of a detected checkpoint: read into their shardings, adapters merged in, reward heads beside them."""
 
-import functools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -72,7 +71,7 @@ def read_adapter(source: CheckpointPath, shardings: dict | None = None) -> peft.
     if not source.meta:
         return peft.load_adapter(source.path, source.config)._replace(base=str(source.base.path))
     _refuse_reward_model(source)
-    return peft.Adapter(_saved_adapters(source, shardings), source.experiment.lora, str(source.base.path))
+    return peft.Adapter(_saved_adapters(source, shardings)[0], source.experiment.lora, str(source.base.path))
 
 
 def _refuse_reward_model(source: CheckpointPath) -> None:
@@ -96,44 +95,53 @@ def _read_hub(source: CheckpointPath, shardings: dict | None, dtype: str) -> tup
 
 
 def _read_run(source: CheckpointPath, shardings: dict | None, dtype: str) -> tuple[dict, jax.Array | None]:
-    shapes, head = _with_shardings(_shapes(_network(source)), shardings), None
-    if source.scores:
-        shapes = {"backbone": shapes, "reward": _with_shardings(_head_shape(source), _replicated(shardings))}
-    params = checkpoint.load(source.path, shapes).params
-    if source.scores:
-        params, head = params["backbone"], params["reward"]
+    params, head = _load_saved(source, _shapes(_network(source)), shardings)
     return params if dtype == "float32" else jax.tree.map(lambda x: x.astype(dtype), params), head
 
 
 def _read_adapters(source: CheckpointPath, shardings: dict | None, dtype: str) -> tuple[dict, jax.Array | None]:
     """The base model, in the precision of training, with what was trained merged in."""
     if source.scores:
-        saved = _saved_adapters(source, shardings)
-        trained, how, head = saved["backbone"], source.experiment.lora, saved["reward"]
+        how = source.experiment.lora
+        trained, head = _saved_adapters(source, shardings)
     else:
         adapter = read_adapter(source, shardings)
         trained, how, head = adapter.trained, adapter.lora, None
     base = _base_params(source, how, shardings)
     known = source.meta.get("frozen", {}).get("base")
-    if known and known != (now := checkpoint.fingerprint(_frozen(base, how))):
+    frozen = jax.jit(lambda params: lora.split(params, how)[1])
+    if known and known != (now := checkpoint.fingerprint(frozen(base))):
         raise ValueError(
             f"{source.experiment.init_from} is not the model that the adapters in {source.path} were trained on "
             f"(fingerprint {known} then, {now} now): put it back"
         )
-    merge = jax.jit(_merge, static_argnums=(2, 3), out_shardings=shardings)
-    return merge(trained, base, how, dtype), head
+
+    def merge(trained: dict, base: dict) -> dict:
+        merged = lora.merge(lora.variables(trained, lora.split(base, how)[1]), how)
+        return jax.tree.map(lambda x: x.astype(dtype), merged)
+
+    return jax.jit(merge, out_shardings=shardings)(trained, base), head
 
 
-def _saved_adapters(source: CheckpointPath, shardings: dict | None) -> dict:
-    """The parameters that a run with adapters has saved; of a reward model, with its head."""
+def _saved_adapters(source: CheckpointPath, shardings: dict | None) -> tuple[dict, jax.Array | None]:
+    """What a run with adapters has saved, and the head of a reward model."""
     cfg, how = _network(source), source.experiment.lora
-    shapes: dict = {
+    shapes = {
         "params": {name: x for name, x in _shapes(cfg).items() if name in how.modules_to_save},
-        "lora": nn.meta.unbox(jax.eval_shape(functools.partial(lora.init, cfg, how), jax.random.key(0))),
+        "lora": nn.meta.unbox(jax.eval_shape(lambda: lora.init(cfg, how, jax.random.key(0)))),
     }
-    if source.scores:
-        shapes = {"backbone": shapes, "reward": _head_shape(source)}
-    return checkpoint.load(source.path, _with_shardings(shapes, _replicated(shardings))).params
+    return _load_saved(source, shapes, _replicated(shardings))
+
+
+def _load_saved(source: CheckpointPath, shapes: dict, shardings: Any) -> tuple[dict, jax.Array | None]:
+    """Parameters of a run in their shardings, and the head [d] of a reward model, which is replicated."""
+    shapes = _with_shardings(shapes, shardings)
+    if not source.scores:
+        return checkpoint.load(source.path, shapes).params, None
+    head = jax.ShapeDtypeStruct((source.config.embed,), jnp.float32)
+    saved = {"backbone": shapes, "reward": _with_shardings(head, _replicated(shardings))}
+    params = checkpoint.load(source.path, saved).params
+    return params["backbone"], params["reward"]
 
 
 def _base_params(source: CheckpointPath, how: Lora, shardings: dict | None) -> dict:
@@ -150,16 +158,6 @@ def _base_params(source: CheckpointPath, how: Lora, shardings: dict | None) -> d
     return {name: x for name, x in params.items() if name != "head" or not cfg.tie_embeddings}
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _frozen(params: dict, how: Lora) -> dict:
-    return lora.split(params, how)[1]
-
-
-def _merge(trained: dict, base: dict, how: Lora, dtype: str) -> dict:
-    merged = lora.merge(lora.variables(trained, lora.split(base, how)[1]), how)
-    return jax.tree.map(lambda x: x.astype(dtype), merged)
-
-
 # ---- shapes and shardings ----
 
 
@@ -170,12 +168,7 @@ def _network(source: CheckpointPath) -> ModelConfig:
 
 def _shapes(cfg: ModelConfig) -> dict:
     """The parameters of a model, abstract."""
-    return nn.meta.unbox(jax.eval_shape(functools.partial(transformer.init_params, cfg), jax.random.key(0)))
-
-
-def _head_shape(source: CheckpointPath) -> jax.ShapeDtypeStruct:
-    """A reward head, abstract."""
-    return jax.ShapeDtypeStruct((source.config.embed,), jnp.float32)
+    return nn.meta.unbox(jax.eval_shape(lambda: transformer.init_params(cfg, jax.random.key(0))))
 
 
 def _with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -186,6 +179,6 @@ def _with_shardings(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def _replicated(shardings: dict | None) -> Sharding | None:
+def _replicated(shardings: Any) -> Sharding | None:
     """A copy on each of the devices, for small arrays."""
     return None if shardings is None else NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())

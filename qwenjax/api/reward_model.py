@@ -69,8 +69,6 @@ def load_reward(path: str | Path, dtype: str | None = None) -> RewardModel:
 
     Args:
       dtype: of the computation; None: as it was trained.
-    Raises:
-      ValueError: there is none, or it is another kind of model.
     """
     source = detect(path)
     saved = read_reward_model(source)  # refuses other models, which may have no experiment

@@ -126,8 +126,10 @@ def _same_tokenizer(source: CheckpointPath, again: CheckpointPath) -> Iterator[s
 
 
 def _same_mathematics(source: CheckpointPath, params: dict, again: CheckpointPath, to: str) -> Iterator[str]:
-    """Against transformers, which loads the source if it can, else the result."""
-    if source.hub_checkpoint and source.hub_checkpoint.layout == "qwen2" and _transformers_reads(source):
+    """Against transformers, which loads the source, if it is a directory that is not quantised, else the result."""
+    hub, files = source.hub_checkpoint, source.hub_checkpoint.files if source.hub_checkpoint else {}
+    quantised = "quantize_config.json" in files or files.get("config.json", {}).get("quantization_config")
+    if hub and hub.layout == "qwen2" and source.path.is_dir() and not quantised:
         reference = source.path
     elif to == "qwen2":
         reference = again.path
@@ -136,26 +138,15 @@ def _same_mathematics(source: CheckpointPath, params: dict, again: CheckpointPat
         return
     if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
         yield "mathematics   not run: pip install 'qwenjax[parity]'"
-        return
-    yield from compare_layers(source.config, params, reference)
-
-
-def _transformers_reads(source: CheckpointPath) -> bool:
-    """Whether transformers loads it without another package: a directory that is not quantised."""
-    files = source.hub_checkpoint.files
-    quantized = "quantize_config.json" in files or files.get("config.json", {}).get("quantization_config")
-    return source.path.is_dir() and not quantized
+    else:
+        yield from compare_layers(source.config, params, reference)
 
 
 # ---- layer by layer ----
 
 
 def compare_layers(config: ModelConfig, params: dict, reference: Path) -> Iterator[str]:
-    """Lines of a table of differences, and its conclusion.
-
-    Raises:
-      ValueError: the two differ; the first layer is named.
-    """
+    """Lines of a table of differences, and its conclusion."""
     ids = np.random.default_rng(0).integers(0, config.vocab, (ROWS, min(LENGTH, config.context)))
     kind, theirs = _theirs(reference, ids)
     shape = " x ".join(map(str, ids.shape))

@@ -17,11 +17,7 @@ from qwenjax.interop.peft import Adapter, save_adapter
 
 
 def directory(source: CheckpointPath, params: dict, out: Path, layout: str, dtype: str) -> list[str]:
-    """Writes a directory of the hubs; returns a sentence for each thing that the layout cannot express.
-
-    Raises:
-      ValueError: see `interop.huggingface.save.save_params`.
-    """
+    """Writes a directory of the hubs; returns a sentence for each thing that the layout cannot express."""
     tokenizer = source.tokenizer()
     model = Model(source.config, params, tokenizer, Compute(), None, GenerationDefaults.of(source))
     notes = api.save(model, out, layout, dtype)
@@ -29,11 +25,7 @@ def directory(source: CheckpointPath, params: dict, out: Path, layout: str, dtyp
 
 
 def gguf(source: CheckpointPath, params: dict, out: Path, kind: str) -> tuple[Path, list[str]]:
-    """Writes a .gguf file, at `out` or inside it; returns its path and sentences about what the format cannot express.
-
-    Raises:
-      ValueError: no tokenizer; or see `interop.gguf.write.write_gguf`.
-    """
+    """Writes a .gguf file, at `out` or inside it; returns its path and what the format cannot express."""
     name, file = source.name, out if out.suffix == ".gguf" else out / f"{source.name}-{kind}.gguf"
     if source.hub_checkpoint and "gguf" in source.hub_checkpoint.files:
         words = source.hub_checkpoint.files["gguf"]  # unchanged
@@ -49,11 +41,7 @@ def gguf(source: CheckpointPath, params: dict, out: Path, kind: str) -> tuple[Pa
 
 
 def adapters(source: CheckpointPath, adapter: Adapter, out: Path) -> list[str]:
-    """Writes adapters for PEFT, and the tokenizer; returns a sentence for each thing that its reader has to know.
-
-    Raises:
-      ValueError: see `interop.peft.save_adapter`.
-    """
+    """Writes adapters for PEFT, and the tokenizer; returns what its reader has to know, in sentences."""
     base, how = source.base, adapter.lora
     layout = base.hub_checkpoint.layout if base.hub_checkpoint else "qwen2"
     save_adapter(out, adapter.trained, how, source.config, adapter.base, layout)

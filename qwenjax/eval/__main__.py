@@ -32,29 +32,12 @@ def arguments(add) -> None:
     add("--table", metavar="N", help="a table of the report: 3 or 4")
     add("--tasks", default="", metavar="A,B", help="tasks by name: passkey, entropy")
     add("--text", default="", metavar="FILE", help="plain text, for perplexities and entropy")
-    add(
-        "--data",
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="preferences, in any form that `qwenjax.data convert` reads",
-    )
+    add("--data", nargs="+", action="extend", metavar="FILE", help="preferences, as `qwenjax.data convert` reads them")
     add("--lengths", type=_numbers, metavar="N,N,…", help="in tokens (default: 1024, 2048, … 32768)")
-    add(
-        "--tokens",
-        type=command_line.positive,
-        metavar="N",
-        help="tokens of the text to read at each length (default: the greatest length)",
-    )
-    add(
-        "--depths",
-        type=command_line.positive,
-        metavar="N",
-        help="positions of the passkey in a text (default: 5)",
-    )
-    add(
-        "--trials", type=command_line.positive, metavar="N", help="passkey texts for each length and depth (default: 2)"
-    )
+    number = {"type": command_line.positive, "metavar": "N"}
+    add("--tokens", **number, help="tokens of the text to read at each length (default: the greatest length)")
+    add("--depths", **number, help="positions of the passkey in a text (default: 5)")
+    add("--trials", **number, help="passkey texts for each length and depth (default: 2)")
     add("--seed", type=command_line.natural, metavar="N", help="of the random passkeys (default: 0)")
     add("--out", metavar="DIR", help="where results go (default: runs/eval-MODEL)")
 
@@ -64,9 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from qwenjax.eval import task
 
     try:
-        given = {
-            name: getattr(options, name) for name in ("text", "data", "lengths", "tokens", "depths", "trials", "seed")
-        }
+        given = {name: getattr(options, name) for name in task.Settings.__dataclass_fields__}
         given["data"] = tuple(dict.fromkeys(given["data"] or ()))
         settings = task.Settings(**{name: value for name, value in given.items() if value})
         names = [f"table{options.table}"] if options.table else []

@@ -37,11 +37,7 @@ class Settings:
 
 
 def find_task(name: str) -> ModuleType:
-    """The module of a name in TASKS or a number in TABLES.
-
-    Raises:
-      ValueError: there is none.
-    """
+    """The module of a name in TASKS or a number in TABLES. Raises ValueError if there is none."""
     module = TABLES.get(int(name)) if name.isdigit() else TASKS.get(name)
     if module is None:
         known = ", ".join([*TASKS, *(f"table {number}" for number in TABLES)])

@@ -28,11 +28,7 @@ QUERIES = 64  # the last ones of a window, or all of a shorter one
 
 
 def measure(model: "Model", settings: Settings, cache: ResultCache) -> dict:
-    """Mean entropy, nats, of each layer's attention, by row and length; see `table`.
-
-    Raises:
-      ValueError: no text, or one that is shorter than a window.
-    """
+    """Mean entropy, nats, of each layer's attention, by row and length; see `table`."""
     return perplexity.measure_windows({"task": "entropy"}, "attention", ROWS, _mean, model, settings, cache)
 
 

@@ -56,11 +56,7 @@ def variant(config: ModelConfig, row: str) -> ModelConfig:
 
 
 def measure(model: "Model", settings: Settings, cache: ResultCache) -> dict:
-    """Perplexity and bits per byte of `settings.text` by row and length; see `table`.
-
-    Raises:
-      ValueError: no text, or one that is shorter than a window.
-    """
+    """Perplexity and bits per byte of `settings.text` by row and length; see `table`."""
     result = measure_windows({"table": 3}, "perplexity", ROWS, _score, model, settings, cache)
     return result | {"published": TABLE_3}
 
@@ -68,7 +64,11 @@ def measure(model: "Model", settings: Settings, cache: ResultCache) -> dict:
 def measure_windows(
     task: dict, title: str, rows: Sequence[str], score: Callable, model: "Model", settings: Settings, cache: ResultCache
 ) -> dict:
-    """`score(model, row, ids, length, step)` of the text in windows, by row of the table and length."""
+    """`score(model, row, ids, length, step)` of the text in windows, by row of the table and length.
+
+    Raises:
+      ValueError: no text, or one that is shorter than a window.
+    """
     lengths = sorted(set(settings.lengths))
     ids = read_text(settings.text, model.vocabulary, settings.tokens or lengths[-1])
     if len(ids) < lengths[-1]:

@@ -67,11 +67,7 @@ class PreferenceSet(NamedTuple):
 
 
 def measure(model: "RewardModel", settings: Settings, cache: ResultCache) -> dict:
-    """Pairs in the right order for each of `settings.data`; see `table`.
-
-    Raises:
-      ValueError: no data, or a set without a single pair.
-    """
+    """Pairs in the right order for each of `settings.data`; see `table`."""
     if not settings.data:
         raise ValueError("table 4 needs preferences: --data FILE…, as `qwenjax.data convert` reads them")
     sets = {path: read_set(path, model.tokenizer, model.config.context) for path in settings.data}

@@ -279,11 +279,7 @@ def _tensor(path: Path, name: str, data: np.ndarray, shape: tuple[int, ...], kin
 
 @functools.cache
 def _type(kind: int) -> tuple[int, int, np.dtype, Callable[[np.ndarray], np.ndarray] | None]:
-    """A type of tensor: numbers and bytes of a block, the dtype after reading, and the function that dequantises rows.
-
-    Raises:
-      ValueError: a type that the package does not know or does not dequantise.
-    """
+    """A type of tensor: numbers and bytes of a block, the dtype after reading, the function that dequantises."""
     gguf = library()
     try:
         known = gguf.GGMLQuantizationType(kind)

@@ -95,10 +95,8 @@ class Table:
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r} is unknown; known: {', '.join(LAYOUTS)}")
         if not config.plain:
-            raise ValueError(
-                f"no other program has models with gated={config.gated}, norm={config.norm!r}, "
-                f"rope_dtype={config.rope_dtype!r}: qwenjax keeps such models as runs only"
-            )
+            fields = f"gated={config.gated}, norm={config.norm!r}, rope_dtype={config.rope_dtype!r}"
+            raise ValueError(f"no other program has models with {fields}: qwenjax keeps such models as runs only")
         absent = set()
         if not config.qkv_bias:
             absent |= {f"blocks/attn/{name}_bias" for name in "qkv"}

@@ -97,8 +97,6 @@ def check(checkpoint: HubCheckpoint, table: Table) -> list[str]:
 
     Returns: names of biases that the model does not have. They must be zero: some writers (GPTQ) give every
       projection a bias.
-    Raises:
-      ValueError: see `load_params`.
     """
     tensors = checkpoint.tensors
     needed = {name: tensors[name] for name in table.parts if name in tensors}

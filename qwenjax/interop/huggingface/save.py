@@ -90,11 +90,7 @@ def save_params(
 
 
 def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: str | None = None) -> dict[str, Tensor]:
-    """Our parameters under the names and in the shapes of a layout; reading one copies it to the host.
-
-    Raises:
-      ValueError: see `save_params`.
-    """
+    """Our parameters under the names and in the shapes of a layout; reading one copies it to the host."""
     table = Table(config, layout)
     flat = _check(table, config, params)
     kind = _dtype(dtype or str(flat["embed"].dtype))
