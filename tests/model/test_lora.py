@@ -252,7 +252,7 @@ def test_what_cannot_be_read_is_refused():
     variables = adapters.variables(*make())
     with pytest.raises(ValueError, match="construct it with `lora`, or merge"):
         logits(variables, CFG, None)
-    with pytest.raises(ValueError, match="q, k, v do not have the rank of lora.rank=8"):
+    with pytest.raises(ValueError, match=r"q, k, v do not have the rank of lora\.rank=8"):
         logits(variables, CFG, replace(LORA, rank=8))
     model, prepared = transformer.prepare(Transformer(CFG, EXACT, lora=LORA), variables["params"])
     with pytest.raises(ValueError, match="merge them first"):
