@@ -3,7 +3,8 @@
     python -m qwenjax.train --exp=qwen14b_chat_sft --set init_from=BASE --set chat.files.0.path=FILE.jsonl
 
 The loss is on what the assistant says (report §3.1.2); the released code's mask is --set chat.loss_mask=finetune_py.
-The schedule after the 1,430 steps of warm-up is not published; here the rate stays constant. Adapters on a base model, as released:
+The schedule after the 1,430 steps of warm-up is not published; here the rate stays constant.
+Adapters on a base model, as released:
     --set lora.rank=64 --set 'lora.modules_to_save=["embed", "head"]' --set dropout=0
     --set optim.peak_lr=3e-4 --set optim.schedule=cosine --set optim.min_lr_ratio=0 --set optim.warmup_steps=40
 """

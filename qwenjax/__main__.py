@@ -20,7 +20,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command, or lists all of them; returns the exit code. A command exits by SystemExit, with its own code."""
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(overview())
+        try:
+            print(overview(), flush=True)
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+            sys.stderr.close()
         return DONE
     if name not in COMMANDS:
         print(f"error: no command {name!r}.{suggest(name, COMMANDS)} Known: {', '.join(COMMANDS)}", file=sys.stderr)

@@ -1,11 +1,11 @@
-"""From scores to advantages: running mean, rewards per token and GAE of PPO (report §3.2.2); baselines of groups.
+"""From scores to advantages: running mean, rewards per token and GAE of PPO (report §3.2.2).
 
   score of a response -> RunningMean.normalise -> token_rewards, with the KL penalty -> gae
 
 Arrays are [t], one entry per action: the choice of one token from the tokens before it. `logp[t]` is the
 log-probability of tokens[t + 1], and `values[t]` is read at the hidden state that token was chosen from: both are of
-position t. `mask` is True on the response's tokens, its end token included. Groups [g] are the responses to one prompt.
-Callers `vmap`.
+position t. `mask` is True on the response's tokens, its end token included. Callers
+`vmap`.
 """
 
 from typing import NamedTuple
@@ -57,27 +57,6 @@ def gae(
     start = jnp.float32(0), jnp.float32(0)
     advantages = jax.lax.scan(back, start, (rewards, values, mask), reverse=True)[1]
     return jax.lax.stop_gradient((advantages, advantages + values))
-
-
-def group_advantages(scores: jax.Array) -> jax.Array:
-    """(s_i - mean) / (std + 1e-6) over one prompt's responses [g] (DeepSeekMath, arXiv 2402.03300, §4.1.2).
-
-    std is over g - 1. Equal scores give 0.
-    """
-    centred = scores - jnp.mean(scores)
-    return centred / (jnp.sqrt(jnp.sum(centred**2) / max(scores.size - 1, 1)) + 1e-6)
-
-
-def leave_one_out(scores: jax.Array) -> jax.Array:
-    """s_i minus the mean of the others [g]: the baseline of RLOO (Ahmadian et al., arXiv 2402.14740), unbiased.
-
-    Raises:
-      ValueError: a single response has no others.
-    """
-    g = scores.size
-    if g < 2:
-        raise ValueError(f"leave-one-out needs 2 or more responses per prompt, got {g}; use another baseline")
-    return (scores - jnp.mean(scores)) * (g / (g - 1))
 
 
 class RunningMean(NamedTuple):

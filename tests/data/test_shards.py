@@ -90,7 +90,7 @@ def test_missing_index_says_what_to_run(tmp_path):
     with pytest.raises(ValueError, match="is unfinished"):
         Shards(tmp_path)
     (tmp_path / "index.json").write_text('{"version": 1, "spl')
-    with pytest.raises(ValueError, match="index.json is no JSON"):
+    with pytest.raises(ValueError, match=r"index\.json is no JSON"):
         Shards(tmp_path)
     (tmp_path / "index.json").write_text('{"version": 99}')
     with pytest.raises(ValueError, match="has version 99, this program reads 1"):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwenjax.objectives.advantages import group_advantages
-from qwenjax.objectives.policy_gradient import grpo_loss, kl_k3, policy_loss
+from qwenjax.objectives.grpo import group_advantages, grpo_loss
+from qwenjax.objectives.ppo import kl_k3, policy_loss
 
 
 def close(got, want, tol=1e-5):

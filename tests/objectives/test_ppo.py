@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from qwenjax.objectives.masked import masked_sum
-from qwenjax.objectives.policy_gradient import (
+from qwenjax.objectives.ppo import (
     adaptive_kl,
     clip_fraction,
     kl_k1,
     kl_k3,
     policy_loss,
-    reinforce_loss,
     truncated_mass,
     value_loss,
 )
+from qwenjax.objectives.reinforce import reinforce_loss
 
 NAN = jnp.nan
 ONE = jnp.ones(1, bool)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwenjax.objectives.advantages import leave_one_out
-from qwenjax.objectives.policy_gradient import reinforce_loss
+from qwenjax.objectives.reinforce import leave_one_out, reinforce_loss
 
 
 def close(got, want, tol=1e-5):

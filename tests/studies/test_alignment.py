@@ -145,7 +145,8 @@ def train(monkeypatch):
         if stage.settings.get("seed") == 666:
             return [sys.executable, "-c", "import sys; print('first'); sys.exit('the loss is not finite')"]
         code = (
-            "import json, sys; from pathlib import Path; from qwenjax import config; from qwenjax.config import lookup\n"
+            "import json, sys; from pathlib import Path; from qwenjax import config\n"
+            "from qwenjax.config import lookup\n"
             "work = Path(sys.argv[1]); work.mkdir(parents=True)\n"
             "made = lookup.experiment(sys.argv[2], json.loads(sys.argv[3]))\n"
             "(work / 'config.json').write_text(json.dumps(config.to_dict(made)))\n"

@@ -18,8 +18,8 @@ from qwenjax.model import reward_head, transformer
 from qwenjax.objectives.advantages import RunningMean
 from qwenjax.train.backbone import Backbone
 from qwenjax.train.rl import experience
-from qwenjax.train.rl.algorithms import ALGORITHMS
 from qwenjax.train.rl.experience import Experience, ModelOutputs, Responses
+from qwenjax.train.rl.task import ALGORITHMS
 from qwenjax.train.step import TrainState
 
 MODEL = ModelConfig(vocab=24, layers=1, embed=16, heads=2, ffn=16, context=48)

@@ -18,7 +18,7 @@ from qwenjax.model import reward_head, transformer
 from qwenjax.objectives.advantages import RunningMean
 from qwenjax.objectives.log_probs import token_log_probs
 from qwenjax.objectives.masked import masked_mean, masked_variance, zero_outside
-from qwenjax.objectives.policy_gradient import adaptive_kl, kl_k1, kl_k3, truncated_mass
+from qwenjax.objectives.ppo import adaptive_kl, kl_k1, kl_k3, truncated_mass
 from qwenjax.train.backbone import Backbone
 from qwenjax.train.step import LossFn, TrainState, optimizer_step, split_batch
 
@@ -118,7 +118,7 @@ class Experience(NamedTuple):
 
 
 class Algorithm:
-    """The interface of the algorithms in `algorithms.py`: their advantages and losses.
+    """The interface of an algorithm (`ppo.py`, `grpo.py`, `reinforce.py`): their advantages and losses.
 
     Attributes:
       critic: whether a value model is trained.

@@ -1,9 +1,10 @@
 """Reinforcement learning from scores (report §3.2.2): ppo, grpo and reinforce.
 
 A step of the run is an iteration: sample responses, score them, compute advantages, and update the policy and the
-value model on minibatches (`programs.py`; what differs between algorithms is in `algorithms.py`). A checkpoint holds
-the policy, the value model, both optimizers, the running mean and the KL coefficient. Random draws depend on the seed
-and the iteration only. A killed run repeats from its last checkpoint and ends bit-identical.
+value model on minibatches (`programs.py`). What differs between the algorithms is in `ppo.py`, `grpo.py` and
+`reinforce.py`. A checkpoint holds the policy, the value model, both optimizers, the running mean and the KL
+coefficient. Random draws depend on the seed and the iteration only. A killed run repeats from its last checkpoint and
+ends bit-identical.
 """
 
 import time
@@ -25,13 +26,17 @@ from qwenjax.data.conversations.encode import Encoding
 from qwenjax.data.shards import prepare as preparation
 from qwenjax.train.backbone import Loaded
 from qwenjax.train.rl import report
-from qwenjax.train.rl.algorithms import ALGORITHMS
 from qwenjax.train.rl.evaluation import ResponseDecoder, ResponseEvaluation
 from qwenjax.train.rl.experience import Experience
+from qwenjax.train.rl.grpo import GRPO
 from qwenjax.train.rl.models import REWARD, Models
+from qwenjax.train.rl.ppo import PPO
 from qwenjax.train.rl.programs import Programs, TokenIds, jit_programs, lowered
+from qwenjax.train.rl.reinforce import Reinforce
 from qwenjax.train.step import State, TrainState, sharded_batch
 from qwenjax.train.task import Step, Task
+
+ALGORITHMS = {"ppo": PPO, "grpo": GRPO, "reinforce": Reinforce}
 
 
 class RLTask(Task):

@@ -1,4 +1,4 @@
-"""Losses of PPO (report §3.2.2; arXiv 1707.06347; InstructGPT, arXiv 2203.02155), GRPO and REINFORCE; diagnostics.
+"""The losses of PPO, and its diagnostics (report §3.2.2; arXiv 1707.06347; InstructGPT, arXiv 2203.02155).
 
     policy:  L = mean over tokens of max(-A ρ, -A clip(ρ, 1-ε, 1+ε)),    ρ = π(a_t) / π_old(a_t)     `policy_loss`
     value:   L = mean over tokens of ½ max((V - R)², (V_old + clip(V - V_old, ±c) - R)²)              `value_loss`
@@ -58,38 +58,6 @@ def value_loss(
     old, returns = jax.lax.stop_gradient((zero_outside(old_values, mask), zero_outside(returns, mask)))
     near = old + jnp.clip(values - old, -value_clip, value_clip)
     return masked_sum(0.5 * jnp.maximum((values - returns) ** 2, (near - returns) ** 2), mask)
-
-
-def grpo_loss(
-    logp: jax.Array,
-    old_logp: jax.Array,
-    ref_logp: jax.Array,
-    advantage: jax.Array,
-    mask: jax.Array,
-    clip_ratio: float = 0.2,
-    kl_coef: float = 0.04,
-) -> Weighted:
-    """PPO's clipped loss with one advantage for all tokens, plus β k3 to the reference (DeepSeekMath, eq. 3).
-
-    Args:
-      logp, old_logp, ref_logp, mask: [t]. advantage: scalar, of `group_advantages`.
-    Returns: (mean over tokens, 1): every response has the same weight, whatever its length, as in the paper; an empty
-      one has weight 0.
-    """
-    total, tokens = policy_loss(logp, old_logp, jnp.broadcast_to(advantage, mask.shape), mask, clip_ratio)
-    total += kl_coef * jnp.sum(kl_k3(logp, ref_logp, mask))
-    return total / jnp.maximum(tokens, 1), jnp.minimum(tokens, 1)
-
-
-def reinforce_loss(logp: jax.Array, advantages: jax.Array, mask: jax.Array) -> Weighted:
-    """-A_t log π(a_t): (sum, tokens); its gradient is the policy gradient (Williams 1992).
-
-    Args:
-      advantages: [t] or a scalar: return minus a baseline that the action does not enter (`leave_one_out`, a running
-        mean, a value).
-    """
-    advantages = jax.lax.stop_gradient(jnp.broadcast_to(advantages, mask.shape))
-    return masked_sum(-zero_outside(advantages, mask) * zero_outside(logp, mask), mask)
 
 
 def kl_k1(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array) -> jax.Array:
