@@ -154,9 +154,9 @@ def ours(specification: dict):
     mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
     platform = mesh.devices.flat[0].platform
     compute = attention.resolve(experiment, platform, mesh.shape)
-    loss_fn = Backbone(experiment, compute).loss()
+    backbone = Backbone(experiment, compute)
     shapes = text.batch_shapes(experiment.data.batch_size, experiment.data.seq_len, experiment.data.document_mask)
-    program = step.build(experiment, loss_fn, mesh, shapes)
+    program = step.build(experiment, backbone.loss(), mesh, shapes, backbone.init_params)
     tokens = random_tokens(experiment).astype(np.int32)
     rows = {
         "inputs": tokens[:, :-1],
