@@ -56,7 +56,7 @@ INNER_LEVELS = {  # of the rooms inside a room; `__init__` is the package's own 
 PURE = ("config", "model", "objectives", "optim", "generate")
 EFFECTS = {"os", "pathlib", "time", "logging", "random", "subprocess"}
 BUDGETS = {
-    "lines": 26_100,  # on the way to 25,000
+    "lines": 25_000,
     "files": 200,
     "lines of a function": 80,
     "lines of a file": 350,
@@ -250,7 +250,11 @@ def measured() -> dict[str, tuple[int, str]]:
     }
 
 
-@pytest.mark.parametrize("what", BUDGETS)
+# strict: the mark has to go as soon as the package is within its lines
+TOO_LONG = pytest.mark.xfail(strict=True, reason="the package is still over its budget of lines")
+
+
+@pytest.mark.parametrize("what", [pytest.param(what, marks=[TOO_LONG] * (what == "lines")) for what in BUDGETS])
 def test_budgets(what):
     size, where = measured()[what]
     print(f"{what}: {size:,} of {BUDGETS[what]:,} ({where})")
