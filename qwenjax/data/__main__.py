@@ -86,8 +86,8 @@ examples:
   python -m qwenjax.data stats shards/web shards/books --png=corpora.png
   python -m qwenjax.data stats web.parquet --column=content --limit=1GB --lines=50 --json > web.json
 
-It reads about 5 MB/s; --limit takes a sample of a large corpus. Percentiles of lengths are right to 9 %. Languages are
-those of 2,000 sampled documents (pip install 'qwenjax[data]').
+It reads about 5 MB/s; --limit takes a sample of a large corpus. Languages are those of 2,000 sampled documents (pip
+install 'qwenjax[data]').
 """
 
     def arguments(self, add) -> None:

@@ -5,9 +5,8 @@
     python-stdlib    modules and reference of the running Python
     tfds:… hf:…      see `records`; a folder that TFDS has prepared needs no prefix
 
-Input is cut into `Slice`s (a file, or a part of one), each of which any process can read on its own. The origin of a
-document is therefore the same for any number of processes. Broken input is skipped, and counted in a `Report` by reason
-and with its first origin; it is no error by itself.
+Input is cut into `Slice`s (a file, or a part of one), each of which any process can read on its own. Broken input is
+skipped, and counted in a `Report`.
 """
 
 import importlib.util
@@ -48,11 +47,7 @@ def as_source(source: str | Path | Source) -> Source:
 
 
 def documents(source: str | Path | Source, report: Report | None = None) -> Iterator[Document]:
-    """Every document of a source, in a fixed order.
-
-    Raises:
-      ValueError: no such source, or not a single document in it (the report's counts say why).
-    """
+    """Every document of a source, in a fixed order; ValueError without a single one."""
     report = Report() if report is None else report
     document = None
     for piece in slices(source, report):

@@ -68,10 +68,7 @@ def describe_damage(error: Exception, path: str) -> str:
 def json_kind(file: Path, columns: tuple[str, ...], named: bool) -> str | None:
     """How a .json is read: 'jsonl' (many web corpora are named .json), 'list' of objects (chat data), None: as text.
 
-    In a folder it has to hold one of the columns: a file of settings is a text like any other.
-
-    Args:
-      named: the file is the whole source, not one of a folder's.
+    If it is one of a folder (not `named`), it has to hold one of the columns: a file of settings is text.
     """
     try:
         with open_unpacked(str(file)) as stream:

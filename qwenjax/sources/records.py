@@ -39,11 +39,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def slices(source: Source, report: Report) -> list[Slice]:
-    """The data set as one slice.
-
-    Raises:
-      ValueError: no such data set, split or column, or not one that can be read by row number.
-    """
+    """The data set as one slice; ValueError for no such data set, split or column, or one not read by row number."""
     open_records.cache_clear()  # it may have been prepared again meanwhile
     records = open_records(source.text)
     wanted = (*source.column, *filter(None, [source.group]))

@@ -1,7 +1,4 @@
-"""Document, Slice and Report; and from rows to documents: which fields are the text, which rows belong together.
-
-A row is a mapping of field names to values, from a line of JSON, a Parquet file or a data set of records.
-"""
+"""Document, Slice and Report; and from rows to documents: which fields are the text, which rows belong together."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,10 +14,7 @@ NOT_UTF8 = "invalid UTF-8 (save it as UTF-8)"
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it came from: `FILE`, `FILE@BYTE` (offset of its line), `FILE#ROW` or `FILE:ENTRY`.
-
-    The origin is unique in its source, and equal on every machine.
-    """
+    """One text and its origin, the same everywhere: `FILE`, `FILE@BYTE` (of its line), `FILE#ROW` or `FILE:ENTRY`."""
 
     text: str
     origin: str

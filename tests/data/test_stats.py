@@ -8,7 +8,7 @@ from data_doubles import ByteTokenizer, corpus
 
 from qwenjax.data.__main__ import main
 from qwenjax.data.inspect import stats as room
-from qwenjax.data.inspect.stats import Stats, language, length_class, length_of
+from qwenjax.data.inspect.stats import Stats, language
 from qwenjax.data.shards.write import tokenize
 
 pytest_plugins = ["data_fixtures"]
@@ -33,21 +33,19 @@ def test_numbers_counted_by_hand():
     assert Stats().percentile(0.5) == 0
 
 
-def test_classes_hold_what_their_borders_say():
-    for n in range(1, 20_000):
-        c = length_class(n)
-        assert length_of(c) <= n < length_of(c + 1) or length_of(c) == n
-    assert length_class(0) == -1
-    assert length_of(length_class(0)) == 0
-
-
-def test_percentiles_are_right_to_a_class():
-    lengths = [int(1.001**i) for i in range(9000)]
-    stats = of(["x" * n for n in lengths[:: len(lengths) // 300]])
-    exact = sorted(len(t) for t in ["x" * n for n in lengths[:: len(lengths) // 300]])
+def test_percentiles_and_histogram_are_those_of_the_lengths():
+    lengths = [0, 1, 1, 2, *(int(1.001**i) for i in range(0, 9000, 30))]
+    stats = of(["x" * n for n in lengths])
     for share in (0.1, 0.5, 0.9, 0.99):
-        wanted = exact[int(share * len(exact))]
-        assert wanted / 1.1 <= stats.percentile(share) <= wanted * 1.1
+        at_most = sum(n <= stats.percentile(share) for n in lengths)
+        below = sum(n < stats.percentile(share) for n in lengths)
+        assert below < share * len(lengths) <= at_most
+    histogram = stats.to_dict(0)["histogram"]
+    assert histogram[0] == [0, 1, 1]
+    for low, high, n in histogram:
+        assert n == sum(low <= length < high for length in lengths) > 0
+        assert high <= max(low + 1, low * 2 ** (1 / 8) + 1)
+    assert sum(n for _, _, n in histogram) == len(lengths)
 
 
 def test_repeated_lines_are_found_in_bounded_memory(monkeypatch):

@@ -20,11 +20,9 @@ MAX_NAMED = 8  # origins of one row that a message names
 
 
 class ChatMixture(Mixture):
-    """Training rows from one or more chat files in exact proportions, without end. A row is of one file.
+    """Training rows from one or more chat files in the proportions of `weights`, without end. A row is of one file.
 
     Args:
-      files, weights: the files and their relative shares of the rows.
-      seed: selects the order.
       validation: share of each file's rows that is held out (`ChatDataset.held_out`).
       divide: (number of a file, its rows to train on) to bins of sequences.
     Raises:
@@ -91,12 +89,7 @@ class ChatMixture(Mixture):
 
 
 class ConversationMixture(ChatMixture):
-    """Training rows of conversations. Which ones share a row is planned once, from their lengths and the seed.
-
-    Args:
-      files, weights, seed, validation: see `ChatMixture`.
-      packed: as many conversations in a row as fit, each seeing only itself; else one per row.
-    """
+    """Training rows of conversations: see `ChatMixture`. `packed`: as many in a row as fit, each seeing only itself."""
 
     kind, unit, trained = "conversation", "bin", "{items:,} conversations to train on in {rows:,} rows"
 
@@ -145,11 +138,7 @@ def pack(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], seq_len: int, 
 def validation_batches(
     files: Sequence[ChatDataset], limit: int, batch_size: int, packed: bool = True, validation: float = VALIDATION
 ) -> text.HeldOut:
-    """The held-out conversations as batches of equal size; rows of weight 0 fill the last one.
-
-    When they have more than `limit` tokens, a sample of them (`sample_held_out`). `tokens` are the trained targets by
-    file.
-    """
+    """The held-out conversations (`sample_held_out`) in batches; `tokens` of the result are the trained targets."""
     seq_len, eot = check_same_encoding(files, ConversationMixture.kind)
     rows, targets = [], []
     for file, numbers in zip(files, sample_held_out(files, limit, validation)):

@@ -54,10 +54,8 @@ def _feistel(x, bits: int, keys: tuple[int, ...]):
 
 
 def permute(i: int | np.ndarray, n: int, key: int) -> int | np.ndarray:
-    """Position of i in the permutation of [0, n) that `key` selects; i an int, or int64 [...] -> int64 [...].
-
-    Values outside [0, n) are permuted again until they are inside (cycle walking): under 2 rounds on average.
-    """
+    """Position of i in the permutation of [0, n) that `key` selects; i an int, or int64 [...] -> int64 [...]."""
+    # values outside [0, n) are permuted again until they are inside (cycle walking): under 2 rounds on average
     bits, keys = (n - 1).bit_length(), _round_keys(key)
     if not isinstance(i, np.ndarray):
         i = _feistel(int(i), bits, keys)

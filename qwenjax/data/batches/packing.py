@@ -29,11 +29,7 @@ class Bins:
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> Bins:
-    """Bins for items of these lengths, by best-fit decreasing. Equal arguments give equal bins.
-
-    Args:
-      lengths: int [n], each 1 to `capacity`. Of equally long items, earlier ones are placed first.
-    """
+    """Bins for items of these lengths, int [n] in 1 to `capacity`; of equals the earlier are placed first."""
     lengths = _check_lengths(lengths, capacity)
     order = np.argsort(-lengths, kind="stable")
     bin_of = np.empty(len(lengths), np.int64)

@@ -1,7 +1,6 @@
 """Batches of preferences, for reward models and DPO: b prompts, k rated responses to each, L tokens per sequence.
 
-A sequence is a prompt and one response. A row of a file of preferences gives several, here called a list, whose loss
-is in `objectives.preference`.
+A sequence is a prompt and one response; those of a row of the file are a list.
 """
 
 from collections.abc import Sequence
@@ -89,10 +88,9 @@ def pack(lists: Sequence[tuple[ChatDataset, np.ndarray]], k: int, seq_len: int, 
 def validation_batches(
     files: Sequence[ChatDataset], limit: int, batch_size: int, validation: float = VALIDATION, responses: int = 2
 ) -> list[dict[str, np.ndarray]]:
-    """The held-out lists as batches of equal size, each once, with `file`: int32 [b], the number of its file.
+    """The held-out lists (`sample_held_out`) in batches with `file`: int32 [b], the number of a list's file.
 
-    When they have more than `limit` tokens, a sample of them (`sample_held_out`). Lists without a real response fill
-    the last batch.
+    Lists without a real response fill the last batch.
     """
     (seq_len, eot), k = check_same_encoding(files, PreferenceMixture.kind), responses
     taken = sample_held_out(files, limit, validation)

@@ -10,10 +10,7 @@ from qwenjax.data.conversations.store import ChatDataset
 
 
 def batch_shapes(batch_size: int, max_prompt_length: int) -> BatchShapes:
-    """The arrays of a batch of b prompts.
-
-    `prompts` [b P]: token ids, end of text on padding, which follows the prompt. `lengths` [b]: tokens of each prompt.
-    """
+    """`prompts` [b P]: token ids, then end of text. `lengths` [b]: tokens of each prompt."""
     int32 = np.dtype(np.int32)
     return {"prompts": ((batch_size, max_prompt_length), int32), "lengths": ((batch_size,), int32)}
 
@@ -39,10 +36,9 @@ class PromptMixture(ChatMixture):
         return [self.files[s].text(i) for s, i in self._prompts(rows)]
 
     def held_out(self, n: int) -> tuple[dict[str, np.ndarray], list[dict]]:
-        """`batch` and `texts` of up to n different prompts that are not trained on; the same ones for every seed.
+        """`batch` and `texts` of up to n different held-out prompts; the same ones for every seed.
 
-        Files take turns, each in the order of its hashes. That is a random sample, and a smaller n takes a part of a
-        larger one's. A file that holds out no prompt gives prompts that are trained on.
+        Files take turns, each in the order of its hashes. One that holds out no prompt gives prompts to train on.
         """
         ranked = []
         for s, file in enumerate(self.files):

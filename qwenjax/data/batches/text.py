@@ -1,7 +1,6 @@
 """Rows, batches and held-out rows of text, for pretraining. b rows, L inputs per row.
 
-A row is a pure function of its number (`order`), so a stream needs no state: it starts at any row in constant time,
-and hosts read different parts of the same batches without talking to each other. grain reads ahead in threads.
+A row is a pure function of its number (`order`), so a stream has no state, and hosts need not talk to each other.
 """
 
 import sys
@@ -33,12 +32,9 @@ def batch_shapes(batch_size: int, seq_len: int, document_mask: bool = True) -> B
 
 
 class TextMixture(Mixture):
-    """Training rows from several sources in exact proportions, without end.
+    """Training rows from several sources in the proportions of `weights`, without end.
 
-    Args:
-      shards, weights: the sources and their relative shares of the rows.
-      seq_len: L; a row has L + 1 tokens, because the last input needs a target.
-      seed: selects the order.
+    A row has L + 1 tokens, because the last input needs a target.
     """
 
     def __init__(self, shards: Sequence[Shards], weights: Sequence[float], seq_len: int, seed: int):
@@ -81,13 +77,11 @@ def pack(tokens: np.ndarray, eot: int, document_mask: bool) -> dict[str, np.ndar
 class Batches(Iterator, AbstractContextManager):
     """Iterates over (next_row, batch): this process's rows of each global batch, and the row to resume from after it.
 
+    Close it, or use `with`: threads read ahead. An error in reading is raised by `next`, and closes the stream.
+
     Args:
       read: the `batch` of a mixture.
-      batch_size: rows of a global batch.
-      rows: int [n], the rows of a global batch that this process reads, in this order.
-      next_row: the first row of the first batch; any row.
-
-    Close it, or use `with`: threads read ahead. An error in reading is raised by `next`, and closes the stream.
+      rows: int [n], the rows of a global batch of `batch_size` that this process reads, in this order.
     """
 
     def __init__(self, read: Read, batch_size: int, rows: Sequence[int] | np.ndarray, next_row: int = 0):
@@ -132,10 +126,9 @@ class HeldOut(NamedTuple):
 def validation_batches(
     shards: Sequence[Shards], seq_len: int, limit: int, batch_size: int, document_mask: bool = False
 ) -> HeldOut:
-    """Held-out text as batches in which every token is a target exactly once.
+    """Held-out text as batches in which every token is a target exactly once; a row never mixes sources.
 
-    Each source starts with end-of-text, so that its first token is predicted too; a row never mixes sources. When
-    there is more than `limit` tokens, every source gives its beginning, in proportion to its size.
+    When there is more than `limit` tokens, every source gives its beginning, in proportion to its size.
     """
     sizes = [s.tokens("validation") for s in shards]
     share = min(1.0, limit / max(sum(sizes), 1))

@@ -1,8 +1,4 @@
-"""Chat data of known formats as rows of our schema, with a count of what became of every row.
-
-A row's format (`formats`) gives a prompt with responses. The kind asked for, `to`, says what becomes of it: a
-conversation takes the best response, a preference all of them, a prompt none, but keeps the reference answer.
-"""
+"""Chat data of known formats as rows of our schema, with a count of what became of every row."""
 
 import re
 from collections import Counter
@@ -54,12 +50,10 @@ def convert_rows(
     """(origin, format, row of our schema) from a file, or from 'python-stdlib' (`docstrings`).
 
     Args:
-      report: receives the counts.
       format: a key of `formats.FORMATS` that every row must have, or 'auto' to recognise each row's own.
       to: a kind (`schema.KINDS`). None: the format's own kind; for 'python-stdlib', conversation.
       strict: raise at the first row that cannot be converted.
       fill: texts for placeholders such as {{name}}; a row with any other placeholder is refused.
-      progress: is called with the bytes of each line, unpacked.
     Raises:
       ValueError: no such file or format, or (strict) a bad row: the message has file and line.
     """

@@ -32,11 +32,7 @@ class DocumentedFunction(NamedTuple):
 
 
 def rows() -> Iterator[tuple[str, dict]]:
-    """(origin, row) of every function whose docstring begins with a sentence that no earlier function has.
-
-    A row has 'prompt', 'responses' (best first) and 'scores', as the format `ranked` reads them. The only function of a
-    module has one response. The same Python gives the same rows in the same order.
-    """
+    """(origin, row of the format `ranked`) of every function whose first sentence no earlier function has."""
     known: set[str] = set()
     for document in documents.documents(documents.STDLIB, Report()):
         if not document.origin.endswith(".py"):
@@ -65,10 +61,7 @@ def shuffled(sentence: str) -> str:
 
 
 def functions(text: str, origin: str) -> Iterator[DocumentedFunction]:
-    """The functions of a module, and methods of its classes, that have a docstring, in their order.
-
-    A module that this Python cannot parse gives none.
-    """
+    """The functions and methods of a module that have a docstring; none if this Python cannot parse it."""
     try:
         with warnings.catch_warnings(action="ignore"):  # such as an invalid escape sequence
             tree = ast.parse(text)

@@ -95,13 +95,9 @@ class Encoded(NamedTuple):
 
 
 def encode(row: Row, tokenizer, encoding: Encoding) -> Encoded:
-    """The dialogues of a valid row.
+    """The dialogues of a valid row; RowError if it cannot be used.
 
     Rows of every kind can be used as prompts: a conversation's last turn or the best response is then the answer.
-
-    Raises:
-      RowError: the row cannot be used: another kind, too long, no trained token, responses that are equal or empty as
-        ids, or calls that ReAct text cannot express.
     """
     if encoding.kind not in ("prompt", kind_of(row)):
         raise RowError(f"a {kind_of(row)}, not a {encoding.kind}")
@@ -192,8 +188,7 @@ def _truncate_turns(
 ) -> tuple[list[Turn], tuple[list, list], str]:
     """The system turn and as many of the newest exchanges as fit, their ids and mask, and what was changed, or ''.
 
-    Cuts before user turns of the schema, so a call stays with its result, and the description of the tools moves to the
-    user turn that is now the first. `encode_turns` gives ids and mask.
+    Cuts before user turns, so a call stays with its result. `encode_turns` gives ids and mask.
     """
     encoded = encode_turns(turns)
     if len(encoded[0]) <= limit:
@@ -251,10 +246,7 @@ def encode_part(objects: Sequence[tuple[str, object]], tokenizer, encoding: Enco
 
 
 def _hashes(row: Row, encoding: Encoding) -> tuple[int, int]:
-    """Hashes of a row's text and of its prompt's text.
-
-    Of the text, not the ids, so that the same rows are held out whatever the vocabulary, loss mask and length.
-    """
+    """Hashes of the text, not the ids, of a row and of its prompt: every vocabulary and length holds out the same."""
 
     def hashed(*parts: object) -> int:
         return keyed_hash("dialogue", 0, json.dumps([*parts, row.tools], ensure_ascii=False, sort_keys=True))

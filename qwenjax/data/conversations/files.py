@@ -19,12 +19,10 @@ MAX_BYTES = 64 << 20  # of one line
 
 
 def read_chat(path: str | Path, kind: str, report: Report | None = None, strict: bool = False) -> Iterator[Row]:
-    """The valid rows of a file of one kind: .jsonl (plain or packed), a .json list or .parquet.
+    """The valid rows of a file of one of `KINDS`: .jsonl (plain or packed), a .json list or .parquet.
 
-    Args:
-      kind: one of `KINDS`; rows of another are refused.
-      report: counts what was left out, by reason, with the first origin.
-      strict: raise at the first bad row instead.
+    `report` counts what was left out; `strict` raises at the first bad row instead.
+
     Raises:
       ValueError: no such file, not a single valid row in it, or (strict) a bad row: the message has file and line.
     """
@@ -57,10 +55,7 @@ def skip_row(error: RowError, origin: str, report: Report, strict: bool) -> None
 def read_objects(
     path: str | Path, report: Report, strict: bool = False, progress: Callable[[int], object] = lambda size: None
 ) -> Iterator[tuple[str, object]]:
-    """(origin, value) of every line that is not blank, entry of a .json list, or row of a .parquet.
-
-    `progress` is called with the bytes of each line, unpacked.
-    """
+    """(origin, value) of every line, entry of a .json list, or row of a .parquet; `progress` gets bytes of lines."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no file {path}; wanted .jsonl (or .jsonl.gz, .jsonl.zst), a .json list or .parquet")
@@ -137,12 +132,7 @@ def _parse(text: bytes) -> object:
 
 
 def write_chat(path: str | Path, rows: Iterable[ChatRow]) -> int:
-    """Writes rows as .jsonl, gzipped if the name ends in .gz. The file appears complete or not at all.
-
-    Returns: the number of rows.
-    Raises:
-      ValueError: a name that `read_chat` could not read.
-    """
+    """Writes rows as .jsonl, gzipped if the name ends in .gz, complete or not at all; returns their number."""
     path = Path(path)
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"cannot write {path.name}: wanted a name ending in .jsonl or .jsonl.gz")

@@ -72,7 +72,7 @@ def _with_system(row: dict, turns: list[Turn]) -> list[Turn]:
 def _exchange(row: dict, turns: list[Turn], used: Iterable[str], **fields) -> Exchange:
     """The exchange that a row's turns are; if they end with an assistant turn, that is the response.
 
-    `used` are the fields of the row that were read, the others go into `meta`; `fields` are those of the exchange.
+    Fields of the row that are not `used` go into `meta`.
     """
     if "responses" not in fields and turns and turns[-1]["role"] == "assistant":
         turns, fields["responses"] = turns[:-1], [turns[-1]]
@@ -331,11 +331,7 @@ FORMATS: dict[str, Format] = {
 
 
 def recognise(row: object, name: str = "auto") -> str:
-    """The name of the row's format: the first of `FORMATS` that has these fields, or `name`, which must have them.
-
-    Raises:
-      RowError: no format has these fields, or the one of this name has others.
-    """
+    """The first of `FORMATS` that has the row's fields, or `name`, if that has them; else RowError."""
     for candidate in FORMATS if name == "auto" else (name,):
         if isinstance(row, dict) and FORMATS[candidate].matches(row):
             return candidate

@@ -4,9 +4,7 @@
     preference    {"prompt": [turn, …], "responses": [turn, …]}   answers to one prompt, best first; two are a pair
     prompt        {"prompt": [turn, …]}                           to be answered; "answer" is a reference
 
-A turn is {"role": "system" | "user" | "assistant" | "tool", "content": text}. docs/data.md has the other fields and the
-order of turns. Preferences have one list of responses instead of chosen and rejected, so the same code reads pairs and
-rankings. Validation never repairs: what `convert` merges or drops, and counts, is an error here.
+docs/data.md has the other fields and the order of turns. Validation never repairs: what `convert` merges is an error.
 """
 
 import json
@@ -97,11 +95,7 @@ def to_json(row: ChatRow) -> dict:
 
 
 def validate(row: object) -> Row:
-    """A parsed line as a row of its kind.
-
-    Raises:
-      RowError: no kind, an unknown field, a wrong type, or turns out of order; see the module's docstring.
-    """
+    """A parsed line as a row of its kind; RowError for an unknown field, a wrong type, or turns out of order."""
     if not isinstance(row, dict):
         raise RowError("not an object", f"a row is {_short(row)}; wanted an object")
     if ("messages" in row) == ("prompt" in row):
@@ -131,10 +125,7 @@ def validate(row: object) -> Row:
 
 
 def check_turns(turns: object, tools: Sequence[str], where: str, last: str) -> None:
-    """Checks types, fields and order of turns; `where` names them in errors, `tools` are those that may be called.
-
-    `last` is 'assistant' if they end with its turn, 'user' if the assistant speaks next.
-    """
+    """Checks turns of which `last` has the last or, as 'user', the assistant speaks next; `where` names them."""
     if not isinstance(turns, list) or not turns:
         raise RowError(f"no {where}", f"{where} is {_short(turns)}; wanted a list of turns")
     before, waiting = None, 0  # role of the previous turn; calls that have no result yet

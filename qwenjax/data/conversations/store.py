@@ -9,8 +9,7 @@
         texts.jsonl    of prompts only: the turns asked and the answer, for rewards and reports
 
 A conversation or a prompt is one sequence, a preference one for each response. The hash is of the file's content, the
-tokenizer and the encoding: another of these is another folder. A folder appears when it is complete. Sequences lie in
-plain arrays, not in shards, because they are read one at a time, in any order, and with their masks.
+tokenizer and the encoding. A folder appears when it is complete.
 """
 
 import dataclasses
@@ -46,11 +45,7 @@ CHUNK = 256  # rows that a process encodes at a time
 
 
 class ChatDataset:
-    """The encoded rows of one chat file, in its order. A row is one sequence, or of preferences several.
-
-    Raises:
-      ValueError: the folder is unfinished, of another version, or not what was written.
-    """
+    """The encoded rows of one chat file, in its order; ValueError if the folder is not what was written."""
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
@@ -130,10 +125,9 @@ class ChatDataset:
     def held_out(self, share: float) -> np.ndarray:
         """Which rows are held out, bool [rows].
 
-        A hash of the text decides, so that equal rows stay together, and all runs are evaluated on the same rows.
-        Preferences and prompts are hashed by their prompt, so that both kinds of file hold out the same ones. With
-        fewer than `MIN_PROMPTS` different prompts that would hold out none, or a whole task: preferences are then
-        hashed with their responses, and no prompt is held out.
+        A hash of the text decides, so that equal rows stay together, and preferences and prompts hold out the same
+        prompts. With fewer than `MIN_PROMPTS` different ones that would hold out none, or a whole task: preferences are
+        then hashed with their responses, and no prompt is held out.
         """
         if not 0 <= share < 1:
             raise ValueError(f"validation={share} is the share of rows held out; wanted 0 <= share < 1")
@@ -184,15 +178,10 @@ def encode_file(
 ) -> ChatDataset:
     """The encoded rows of a file of our schema (`conversations.schema`), made now if they are not below `root`.
 
-    Processes of one machine may call this at the same time: one works, the others wait for its result. The result does
-    not depend on the number of workers. What a killed run leaves is not taken for finished.
+    Of several processes on a machine that call it, one works and the others wait for its result.
 
-    Args:
-      path: .jsonl (plain or packed), .json or .parquet.
-      tokenizer: with ChatML's control tokens; picklable.
     Raises:
       ValueError: no such file, no row in it that can be trained on, or a vocabulary without ChatML.
-      ChildProcessError: a worker process died.
     """
     chatml.check(tokenizer)
     path, root = Path(path), Path(root)

@@ -28,10 +28,7 @@ def parse_text(value: object, here: str) -> str:
 
 
 def parse_turns(items: object, note_change: NoteChange, here: str = "messages") -> list[Turn]:
-    """Turns of any known spelling: role/content or from/value, content parts, calls in three styles.
-
-    Consecutive turns of one speaker become one turn.
-    """
+    """Turns of any known spelling: role/content or from/value; consecutive ones of a speaker are merged."""
     if not isinstance(items, list) or not items:
         raise RowError("no turns", f"{here} is not a list of turns")
     turns = (parse_turn(item, f"{here}[{i}]") for i, item in enumerate(_order_results(items)))

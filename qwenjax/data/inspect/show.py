@@ -1,8 +1,4 @@
-"""Rows as people read them: which documents a row of text was cut from; which tokens of a chat row carry loss.
-
-A row becomes a `ShownRow`: titles, and blocks of tokens with a mark each. `row_lines` makes lines of it, `page` an HTML
-page that needs nothing else. `draw_rows` is a picture of what a run reads.
-"""
+"""Rows as people read them: which documents a row of text was cut from; which tokens of a chat row carry loss."""
 
 import codecs
 import html
@@ -93,9 +89,8 @@ def text_row(mixture: TextMixture, row: int, tokenizer) -> ShownRow:
 def draw_rows(mixture: TextMixture, first: int, rows: int, ahead: int, path: Path | str) -> Any:
     """Draws what a run reads into a PNG; returns the matplotlib figure.
 
-    On the left, where in its source each of the first `ahead` rows is. Every epoch is a permutation, so points fill the
-    height evenly, and none comes twice before the next epoch. On the right, `rows` rows from `first` on, with a bar for
-    each document in them.
+    On the left, where in its source each of the first `ahead` rows is. On the right, `rows` rows from `first` on, with
+    a bar for each document in them.
     """
     figure, (left, right) = figures.canvas(13, 1.6 + 0.45 * max(rows, 5), 2)
     locations = [(row, mixture.locate(row)) for row in range(ahead)]
@@ -130,8 +125,7 @@ def chat_row(
 ) -> ShownRow:
     """A row of chat data as a model reads it, tool turns as ReAct text; what carries loss is marked.
 
-    In a conversation `loss_mask` (one of `chat_format.chatml.LOSS_MASKS`) decides; in a preference it is what the
-    responses add to the prompt; in a prompt, nothing.
+    In a conversation `loss_mask` decides, in a preference it is what the responses add to the prompt.
     """
     facts = [f"{name}: {value}" for name, value in (("id", row.id), ("source", row.source)) if value]
     if isinstance(row, ConversationRow):
@@ -183,9 +177,7 @@ def _visible(match: re.Match) -> str:
 def row_lines(shown: ShownRow, colour: bool = False, by_document: bool = False) -> list[str]:
     """A row as lines; what carries loss is green, or between the signs of `LOSS`.
 
-    Args:
-      by_document: every block under its title, as alternatives are. The blocks of a conversation are one text, which
-        names the roles.
+    Alternatives, or all blocks with `by_document`, come under their titles; the others are one text.
     """
     bold, dim, plain = (BOLD, DIM, PLAIN) if colour else ("", "", "")
     before, after = (GREEN, PLAIN) if colour else LOSS
@@ -223,12 +215,9 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def page(heading: str, legend: str, rows: Iterable[ShownRow], by_document: bool = False) -> str:
-    """Rows as one HTML page: every token with its id, coloured by loss mask or by document.
+    """Rows as one HTML page: every token with its id, coloured by loss mask or, with `by_document`, by block.
 
     Text from data enters it through `html.escape` only, and the page's content policy forbids scripts and requests.
-
-    Args:
-      by_document: a colour for each block, instead of one colour for what carries loss.
     """
     parts = [
         "<!DOCTYPE html>",

@@ -1,20 +1,21 @@
-"""What a corpus is made of: sizes, lengths, languages, repeated lines. One pass, in memory that does not grow with it.
+"""What a corpus is made of: sizes, lengths, languages, repeated lines. One pass, in four bytes of memory a document.
 
-Lengths are counted in classes of an eighth of an octave, so percentiles are right to 9 %. Languages are those of a
-random sample of documents. Lines are counted by lossy counting (Manku and Motwani 2002): every line that is a
-1/LINES part of all lines or more is found.
+Languages are those of a random sample of documents. Lines are counted by lossy counting (Manku and Motwani 2002): every
+line that is a 1/LINES part of all lines or more is found.
 """
 
 import importlib.util
-import math
 import random
 import re
 import sys
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from qwenjax.common import figures
 from qwenjax.common.progress import meter
@@ -29,6 +30,7 @@ LINES = 1 << 20  # lines counted at a time
 LINE = (24, 200)  # bytes from which a repeated line is worth listing; characters that are compared
 CODE = 0.02  # share of signs from which text counts as code or markup: 95 % of Python files have it, none of 600 novels
 _SIGNS = re.compile(r"[{}()\[\];=<>_#\\|&*+/]")
+EDGES = np.unique([0, *np.ceil(2 ** (np.arange(8 * 32 + 1) / 8))])  # of classes of lengths: an eighth of an octave
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Stats:
     bytes: int = 0  # of UTF-8
     characters: int = 0
     longest: tuple[int, str] = (0, "")  # tokens and origin
-    lengths: Counter = field(default_factory=Counter)  # class of length -> documents; see `length_of`
+    lengths: array = field(default_factory=lambda: array("I"))  # tokens of each document
     excerpts: list[tuple[str, int]] = field(default_factory=list)  # of sampled documents: text, bytes of the document
     lines: Counter = field(default_factory=Counter)  # line -> times seen, at least
     counted: int = 0  # lines counted, including those dropped since
@@ -53,7 +55,7 @@ class Stats:
         self.bytes += text_bytes
         self.characters += len(text)
         self.longest = max(self.longest, (tokens, origin))
-        self.lengths[length_class(tokens)] += 1
+        self.lengths.append(tokens)
         # reservoir sampling: every document so far is kept with the same probability
         at = len(self.excerpts) if len(self.excerpts) < SAMPLE else self._random.randrange(self.documents)
         if at < SAMPLE:
@@ -69,20 +71,12 @@ class Stats:
             self.lines = Counter({line: n for line, n in self.lines.items() if n > least})
 
     def percentile(self, share: float) -> int:
-        """Tokens that this share of the documents does not exceed, to 9 %."""
-        seen = 0
-        for c in sorted(self.lengths):
-            seen += self.lengths[c]
-            if seen >= share * self.documents:
-                return min(length_of(c + 1) - 1, self.longest[0])
-        return 0
+        """Tokens that this share of the documents does not exceed."""
+        return int(np.quantile(self.lengths, share, method="inverted_cdf")) if self.lengths else 0
 
     @cached_property
     def languages(self) -> dict[str, tuple[float, float]] | None:
-        """Language -> share of the documents and of the bytes, most frequent first; None without py3langid.
-
-        Ask after the last document was added: the answer is cached.
-        """
+        """Language -> share of the documents and of the bytes, most frequent first (cached); None without py3langid."""
         if importlib.util.find_spec("py3langid") is None:
             return None
         documents, size = Counter(), Counter()
@@ -99,6 +93,7 @@ class Stats:
 
     def to_dict(self, limit: int) -> dict:
         """All of it, for JSON."""
+        counts, edges = np.histogram(self.lengths, EDGES)[0].tolist(), EDGES.astype(int).tolist()
         return {
             "documents": self.documents,
             "tokens": self.tokens,
@@ -111,19 +106,16 @@ class Stats:
                 "max": self.longest[0],
                 "longest": self.longest[1],
             },
-            "histogram": [[length_of(c), length_of(c + 1), n] for c, n in sorted(self.lengths.items())],
+            "histogram": [[low, high, n] for low, high, n in zip(edges, edges[1:], counts) if n],
             "languages": {name: {"documents": a, "bytes": b} for name, (a, b) in (self.languages or {}).items()},
             "repeated_lines": [[n, line] for n, line in self.repeated(limit)],
         }
 
 
 def read(source: Source, tokenizer: str, report: Report, verify: bool = False) -> Stats:
-    """The statistics of text, or of a folder of shards, whose text is decoded; with a progress bar over its bytes.
+    """The statistics of text, or of a folder of shards, whose text is decoded; `report` gets what was skipped.
 
-    Args:
-      tokenizer: for text, what `load_tokenizer` takes.
-      report: gets what was skipped.
-      verify: first compare the files of shards with their checksums.
+    `tokenizer` is for text. `verify`: first compare the files of shards with their checksums.
     """
     stats, name = Stats(), f"reading {Path(source.text).name}"
     if (Path(source.text) / "index.json").is_file():
@@ -144,16 +136,6 @@ def read(source: Source, tokenizer: str, report: Report, verify: bool = False) -
                 stats.add(document.text, len(encode(document.text)), text_bytes, document.origin)
                 step(text_bytes)
     return stats
-
-
-def length_class(tokens: int) -> int:
-    """The class of a length: eight of them to a doubling."""
-    return math.floor(8 * math.log2(tokens)) if tokens else -1
-
-
-def length_of(c: int) -> int:
-    """The smallest length of a class."""
-    return math.ceil(2 ** (c / 8)) if c >= 0 else 0
 
 
 def language(text: str) -> str:
@@ -195,9 +177,9 @@ def figure(stats: dict[str, Stats], path: str) -> None:
     """Draws lengths and languages of the corpora side by side into a PNG."""
     drawing, (left, right) = figures.canvas(11, 4, 2)
     for name, s in stats.items():
-        classes = range(max(min(s.lengths, default=0), 0), max(s.lengths, default=0) + 2)
-        shares = [100 * s.lengths[c] / max(s.documents, 1) for c in classes]
-        left.step([2 ** (c / 8) for c in classes], shares, where="post", label=Path(name).name)
+        edges = EDGES[1 : np.searchsorted(EDGES, s.longest[0], side="right") + 1]
+        weights = np.full(s.documents, 100 / max(s.documents, 1))
+        left.hist(s.lengths, edges, weights=weights, histtype="step", label=Path(name).name)
     left.set(xscale="log", xlabel="tokens per document", ylabel="% of documents", title="lengths")
     left.legend()
     sizes = {

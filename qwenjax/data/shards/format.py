@@ -6,9 +6,8 @@
     train-00000-of-00002.documents.array_record    record d = {"start", "tokens", "bytes", "origin"}, by start
     validation-…                                   held-out documents
 
-Every document ends in <|endoftext|> and lies in one file; a split is its files one after another. ArrayRecord notices a
-flipped bit, but reads a truncated or missing file as an empty one. The index therefore holds sizes, which are compared
-at opening, and CRCs, which `verify` compares.
+Every document ends in <|endoftext|> and lies in one file. The index holds sizes and CRCs, because ArrayRecord notices a
+flipped bit, but reads a truncated file as an empty one.
 """
 
 import json
@@ -106,8 +105,6 @@ def files(index: dict) -> list[dict]:
 
 class Shards:
     """A finished folder of shards, opened for reading by any number of threads.
-
-    Opening compares file sizes with the index. The files are opened when they are first read.
 
     Raises:
       ValueError: no index, an index of another version, or a file that is missing or not as long as it was.
@@ -209,10 +206,7 @@ class Shards:
         return spans
 
     def all_documents(self, split: str) -> Iterator[tuple[Span, np.ndarray]]:
-        """Every document of a split in stream order, with its tokens, int32 [n], end-of-text included.
-
-        Reads forward, the documents of one group of the table at a time.
-        """
+        """Every document of a split in stream order, with its tokens, int32 [n], end-of-text included."""
         for at, entry in zip(self._starts[split], self._files[split]):
             for d in range(0, entry["documents"], TABLE_GROUP):
                 numbers = range(d, min(d + TABLE_GROUP, entry["documents"]))

@@ -4,8 +4,7 @@
     ROOT/<stem of text>-<hash>/   shards of one text source
     ROOT/<name>-<hash>/           a local copy of shards in a bucket, where reading at random is too slow
 
-The hash is of all settings that matter (text, tokenizer, seed, format version), or of the index in the bucket. A
-finished folder is never changed.
+The hash is of all settings that matter, or of the index in the bucket. A finished folder is never changed.
 """
 
 import hashlib
@@ -35,10 +34,9 @@ VALIDATION = 0.03  # of the documents held out: text named in an experiment is s
 
 
 def prepare(data: Data, seed: int, root: str | Path = "data", progress: bool = True, tokenizer=None) -> tuple:
-    """(tokenizer, one `Shards` per source, lines that say what was done).
+    """(tokenizer, one `Shards` per source, lines that say what was done); a given `tokenizer` replaces the data's.
 
-    A `tokenizer` that is given replaces `data.tokenizer`. Processes of one machine may call this at the same time: one
-    works, the others wait for its result.
+    Of several processes on a machine that call it, one works and the others wait for its result.
     """
     from qwenjax.tokenizer import load_tokenizer  # here, so that what needs no tokenizer does not load its libraries
 
@@ -154,10 +152,7 @@ def _hash(*parts: object) -> str:
 
 
 def fetch(where: str, root: Path, progress: bool = True) -> Path:
-    """The local copy of a gs:// folder of shards, made now if it is not there; every machine makes its own.
-
-    Files are compared with their CRCs as they arrive, and an interrupted copy is resumed. Shards that were written
-    again in the same place are copied again, to another folder.
+    """The local copy of a gs:// folder of shards, made or resumed now if it is not complete.
 
     Raises:
       ValueError: no finished shards there, too little space on the disk, or a file that is not what was written.

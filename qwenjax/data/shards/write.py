@@ -1,11 +1,9 @@
 """Text to shuffled token shards, in parallel, in bounded memory; a killed run is resumed by the same call.
 
-The result depends on the text, the tokenizer and the seed only. Documents are sorted on a keyed hash of where they came
-from; a keyed hash of their text decides which ones are held out.
-
-Pass 1 turns a unit (some slices of the input) into a temporary ArrayRecord file. One of its records holds the
-documents of a stretch of the unit that belong to one group, which is an output file. Pass 2 collects a group from all
-units and writes it in the order of its keys. A file with its final name is finished.
+Documents are sorted on a keyed hash of where they came from; a keyed hash of their text decides which are held out.
+Pass 1 turns a unit (some slices of the input) into a temporary file. One of its records holds the documents of a
+stretch of the unit that belong to one group, which is an output file. Pass 2 collects a group from all units and writes
+it in the order of its keys. A file with its final name is finished.
 """
 
 import json
@@ -89,15 +87,12 @@ def tokenize(
     """Writes the shards of some text sources into directory `out`; a repeated call resumes, or returns at once.
 
     Args:
-      sources: what `sources.documents` reads; a `config.Source` also says how. Plain .jsonl, .parquet and data
-        sets of records are cut for all workers; each other file, or one whose rows are grouped, is read by one.
-      tokenizer: `encode_array`, `eot`, `size`, `name`, `fingerprint`, `save`; picklable.
+      sources: what `sources.documents` reads; a `config.Source` also says how.
+      tokenizer: picklable.
       validation: share of the documents held out, in [0, 1).
       strict: fail when any document had to be skipped.
-
     Raises:
       ValueError: no document at all, no training document, `out` holds shards of something else, or strict.
-      ChildProcessError: a worker process died; finished work is kept.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation} is the share of documents held out; wanted 0 <= share < 1")
@@ -143,10 +138,7 @@ def tokenize(
 
 
 def plan_units(sources: Sequence[str | Path | Source], report: Report) -> tuple[Units, int]:
-    """The units of work, and about how many bytes of text they hold.
-
-    They depend on the input files only, so a resumed run has the same units.
-    """
+    """The units of work, the same whenever the input files are, and about how many bytes of text they hold."""
     files = [(number, file) for number, source in enumerate(sources) for file in slices(source, report)]
     total = sum(file.size for _, file in files)
     target = min(max(total // UNITS, UNIT_BYTES[0]), UNIT_BYTES[1])
