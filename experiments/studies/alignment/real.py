@@ -114,12 +114,11 @@ class Real:
     def perplexity(self, model: Path, kept: Path) -> float:
         """Of the text, in windows that the model was trained on; kept in a folder."""
         from qwenjax import api
-        from qwenjax.eval import partial_results
-        from qwenjax.eval.task import Settings
+        from qwenjax.eval.task import ResultCache, Settings, model_key
         from qwenjax.eval.tasks import perplexity
 
         settings = Settings(text=str(self.text), lengths=(WINDOW,), tokens=TOKENS)
-        log = partial_results.ResultCache(kept, {"model": partial_results.model_key(str(model))})
+        log = ResultCache(kept, {"model": model_key(str(model))})
         found = perplexity.measure(api.load(model), settings, log)
         return perplexity.perplexity(found["rows"]["plain"][str(WINDOW)])
 
