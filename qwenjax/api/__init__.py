@@ -51,10 +51,10 @@ def save(model: "Model", directory: str | Path, layout: str = "qwen2", dtype: st
     Returns: a sentence for each thing that the layout cannot express.
     """
     from qwenjax.common import progress
-    from qwenjax.interop.huggingface.save import save_params, saved_bytes
+    from qwenjax.interop.huggingface.save import save_params
 
     dtype = dtype or str(model.params["embed"].dtype)
-    with progress.meter(f"writing {directory}", saved_bytes(model.config, layout, dtype), "B") as step:
+    with progress.meter(f"writing {directory}", model.config.params * (2 if dtype == "bfloat16" else 4), "B") as step:
         return save_params(
             model.config,
             model.params,

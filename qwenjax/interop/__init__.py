@@ -5,6 +5,7 @@ streams it into sharded arrays, `huggingface.save.save_params` is the way back, 
 table of names.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,11 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype  # of what `read` returns; bfloat16 is that of ml_dtypes
     read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what `read` returns."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class HubCheckpoint(NamedTuple):

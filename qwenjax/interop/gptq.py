@@ -58,11 +58,8 @@ def dequantised(
 ) -> dict[str, Tensor]:
     """The same checkpoint with a float32 X.weight [out, in] in place of X.qweight, X.qzeros, X.scales and X.g_idx.
 
-    float32 holds every product of a float16 scale and an integer exactly. Other tensors stay unchanged, also the biases
-    that GPTQ gives to every layer: the loader drops those that are zero and that the model does not have.
+    float32 holds every product of a float16 scale and an integer exactly. Other tensors stay unchanged, also biases.
 
-    Args:
-      config: see `packing`.
     Raises:
       ValueError: a part that is missing or of the wrong shape or type, by name; when weights are read, groups that do
         not exist.

@@ -1,7 +1,7 @@
 """GGUF models: metadata as a `ModelConfig`, tensors under the names of the released checkpoints.
 
-Tensors are mapped, and dequantised by the package gguf when they are read. `tokenizer.gguf` parses the head: the reader
-of the package takes 2.6 s of CPU time for the 49,152 tokens of a small model, ours 0.07 s.
+Tensors are mapped, and dequantised by the package gguf when they are read. `tokenizer.gguf` parses the head, 40 times
+as fast as the package's reader.
 """
 
 import functools
@@ -16,10 +16,10 @@ import numpy as np
 
 from qwenjax.config import ModelConfig, RopeScaling
 from qwenjax.interop import HubCheckpoint, Tensor
+from qwenjax.interop.huggingface.config import LAYOUT, ConfigFields
 from qwenjax.interop.huggingface.layout import QWEN, QWEN2
 from qwenjax.tokenizer.gguf import HeadReader
 
-ARCHITECTURES = {"qwen": "qwen", "qwen2": "qwen2", "qwen3": "qwen2", "llama": "qwen2"}  # -> layout
 # Name in GGUF -> name in the layout, without .weight and .bias; {} is the number of the layer
 NAMES = {
     name: {entry.gguf: entry.theirs.rpartition(".")[0] for entry in entries}
@@ -54,10 +54,9 @@ NOT_QUANTISED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtyp
 def open_gguf(path: str | Path) -> HubCheckpoint:
     """A GGUF model of the architectures llama, qwen2, qwen3 or qwen (Qwen-1); of a split model, any of its parts.
 
-    Tensors get the names, shapes and order of rotary channels of the layout "qwen2" (architecture qwen: "qwen").
-    float32, float16 and bfloat16 are read as they are stored, every quantised type as float32. `files` is {"gguf":
-    metadata}, whose keys `tokenizer.…` describe the vocabulary. GGUF has no dynamic NTK, LogN or windows by layer, and
-    the `context` of a Qwen-1 file may be longer than in training: set these by hand.
+    Tensors get the names, shapes and order of rotary channels of the layout "qwen2" (architecture qwen: "qwen");
+    `files` is {"gguf": metadata}. GGUF has no dynamic NTK, LogN or windows by layer, and the `context` of a Qwen-1 file
+    may be longer than in training: set these by hand.
 
     Raises:
       ValueError: not a GGUF file, a damaged one, or a model that qwenjax does not have.
@@ -66,14 +65,14 @@ def open_gguf(path: str | Path) -> HubCheckpoint:
     head, stored = read_gguf(path)
     try:
         architecture = head.get("general.architecture")
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"general.architecture={architecture!r} is not known; {', '.join(ARCHITECTURES)} are")
+        if architecture not in LAYOUT:
+            raise ValueError(f"general.architecture={architecture!r} is not known; {', '.join(LAYOUT)} are")
         if not stored:
             raise ValueError("it has a vocabulary, but no model")
         if (factors := stored.pop("rope_freqs.weight", None)) and np.any(factors.read() != 1):
             raise ValueError("factors of rotary frequencies (rope_freqs.weight, as in Llama 3.1) are not supported")
-        layout = ARCHITECTURES[architecture]
-        config = _config(_Metadata(head, architecture), stored)
+        layout = LAYOUT[architecture]
+        config = _config(head, architecture, stored)
         tensors = {}
         for name, tensor in stored.items():
             ours, stem = rename(name, NAMES[layout]), name.split(".")[-2]
@@ -118,81 +117,60 @@ def _halved(tensor: Tensor, heads: int) -> Tensor:
 # ---- metadata ----
 
 
-class _Metadata:
-    """The metadata of one architecture, with checks of their types."""
-
-    def __init__(self, head: dict[str, Any], architecture: str):
-        self.head, self.architecture = head, architecture
-
-    def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """The value of ARCHITECTURE.key. Raises ValueError for another type, or if it is absent without a default."""
-        name = f"{self.architecture}.{key}"
-        value = self.head.get(name, default)
-        if value is None:
-            raise ValueError(f"it has no {name}")
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise ValueError(f"{name}={value!r:.80}: wanted one {kind.__name__}")
-        # stored as float32: the shortest decimal number is the one that was meant
-        return float(str(np.float32(value))) if kind is float else value
-
-
-def _config(metadata: _Metadata, stored: dict[str, Tensor]) -> ModelConfig:
+def _config(head: dict[str, Any], architecture: str, stored: dict[str, Tensor]) -> ModelConfig:
     """The model's shape; tensors show what metadata do not say: biases, norms of heads, tied embeddings."""
+    prefix = f"{architecture}."
+    own = {key.removeprefix(prefix): value for key, value in head.items() if key.startswith(prefix)}
+    # stored as float32: the shortest decimal number is the one that was meant
+    own = {key: float(str(np.float32(value))) if isinstance(value, float) else value for key, value in own.items()}
+    fields, qwen1 = ConfigFields(own, architecture), architecture == "qwen"
     for key, without in ABSENT.items():
-        if (value := metadata.get(key, float, without)) != without:
-            raise ValueError(f"{metadata.architecture}.{key}={value:g} is not supported: our model does not have it")
-    qwen1 = metadata.architecture == "qwen"
-    shape = {ours: metadata.get(*theirs) for ours, theirs in FIELDS.items()}
+        fields.refuse(key, unless=without)
+    shape = {ours: fields(*theirs) for ours, theirs in FIELDS.items()}
     heads, embed, context = shape["heads"], shape["embed"], shape["context"]
     if "token_embd.weight" not in stored:
         raise ValueError("it has no token_embd.weight")
     vocab = stored["token_embd.weight"].shape[0]
-    tokens = len(metadata.head.get("tokenizer.ggml.tokens", ()))
-    if max(tokens, metadata.get("vocab_size", int, vocab)) > vocab:
+    tokens = len(head.get("tokenizer.ggml.tokens", ()))
+    if max(tokens, fields.get("vocab_size", vocab)) > vocab:
         raise ValueError(f"its vocabulary has {tokens} tokens, but its embedding only {vocab} rows")
-    default = embed // heads if heads and embed % heads == 0 else None
-    width = metadata.get("attention.key_length", int, default)
+    if heads and embed % heads == 0:
+        own.setdefault("attention.key_length", embed // heads)
+    width = fields("attention.key_length")
     for key in ("attention.value_length", "rope.dimension_count"):
-        if (other := metadata.get(key, int, width)) != width:
-            name = f"{metadata.architecture}.{key}"
-            raise ValueError(f"{name}={other}, but the head size is {width}; our model has one head size")
-    window = metadata.get("attention.sliding_window", int, 0)
-    kv = metadata.get("attention.head_count_kv", int, heads)
+        if (other := fields.get(key, width)) != width:
+            raise ValueError(f"{key}={other}, but the head size is {width}; our model has one head size")
+    window = fields.get("attention.sliding_window", 0)
+    kv = fields.get("attention.head_count_kv", heads)
     return ModelConfig(
         vocab=vocab,
         **shape,
-        ffn=metadata.get("feed_forward_length", int) // (2 if qwen1 else 1),  # Qwen-1 counts gate and up together
+        ffn=fields("feed_forward_length") // (2 if qwen1 else 1),  # Qwen-1 counts gate and up together
         kv_heads=0 if kv == heads else kv,
         head_dim=0 if width * heads == embed else width,
-        rope_base=metadata.get("rope.freq_base", float, 10_000.0),
+        rope_base=fields.get("rope.freq_base", 10_000.0),
         qkv_bias=qwen1 or "blk.0.attn_q.bias" in stored,
         qk_norm="blk.0.attn_q_norm.weight" in stored,
         tie_embeddings="output.weight" not in stored,
-        rope_scaling=_scaling(metadata, context),
+        rope_scaling=_scaling(fields, context),
         windows=(window,) * shape["layers"] if 0 < window < context else (),
     )
 
 
-def _scaling(metadata: _Metadata, context: int) -> RopeScaling:
+def _scaling(fields: ConfigFields, context: int) -> RopeScaling:
     """As llama.cpp reads it: a factor without a type is linear, and the default factor is 1."""
-    kind = metadata.get("rope.scaling.type", str, "linear")
-    factor = metadata.get("rope.scaling.factor", float, 0.0) or metadata.get("rope.scale_linear", float, 0.0) or 1.0
+    kind = fields.get("rope.scaling.type", "linear")
+    factor = fields.get("rope.scaling.factor", 0.0) or fields.get("rope.scale_linear", 0.0) or 1.0
     if kind == "none" or factor == 1:
         return RopeScaling()
     if kind == "linear":
         return RopeScaling("linear", factor)
     if kind != "yarn":
-        raise ValueError(f"{metadata.architecture}.rope.scaling.type={kind!r} is not known; none, linear and yarn are")
-    original = metadata.get("rope.scaling.original_context_length", int, 0)
-    return RopeScaling(
-        kind,
-        factor,
-        original=0 if original == context else original,
-        beta_fast=metadata.get("rope.scaling.yarn_beta_fast", float, 32.0),
-        beta_slow=metadata.get("rope.scaling.yarn_beta_slow", float, 1.0),
-    )
+        raise ValueError(f"rope.scaling.type={kind!r} is not known; none, linear and yarn are")
+    original = fields.get("rope.scaling.original_context_length", 0)
+    original = 0 if original == context else original
+    betas = fields.get("rope.scaling.yarn_beta_fast", 32.0), fields.get("rope.scaling.yarn_beta_slow", 1.0)
+    return RopeScaling(kind, factor, original, *betas)
 
 
 # ---- files, for any model ----
@@ -201,8 +179,7 @@ def _scaling(metadata: _Metadata, context: int) -> RopeScaling:
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of a GGUF file; of a split one (…-00001-of-00003.gguf), those of all parts.
 
-    float32, float16 and bfloat16 are read as they are stored, every quantised type as float32. Shapes are numpy's: the
-    dimension that is contiguous in memory comes last.
+    float32, float16 and bfloat16 are read as they are stored, every quantised type as float32. Shapes are numpy's.
 
     Raises:
       ValueError: not a GGUF file of version 2 or 3, one that is cut short, or a type that cannot be dequantised.
@@ -258,7 +235,7 @@ def _read_head(path: Path) -> tuple[dict[str, Any], list[tuple], int]:
 
 
 def _tensor(path: Path, name: str, data: np.ndarray, shape: tuple[int, ...], kind: int, start: int) -> Tensor:
-    """A tensor, checked against the size of the file: a file that is cut short is refused before anything is read."""
+    """A tensor, checked against the size of the file."""
     try:
         block, width, dtype, dequantise = _type(kind)
     except ValueError as error:

@@ -8,10 +8,11 @@ import ml_dtypes
 import numpy as np
 
 from qwenjax.config import ModelConfig
-from qwenjax.interop import Tensor
+from qwenjax.interop import HubCheckpoint, Tensor
 from qwenjax.interop.gguf.read import FIELDS, NAMES, PAIRED, library, pairs, rename
 from qwenjax.interop.huggingface.config import extensions_left_out
 from qwenjax.interop.huggingface.layout import Table
+from qwenjax.interop.huggingface.load import check
 from qwenjax.interop.huggingface.tokenizer import sentencepiece_model
 from qwenjax.tokenizer.base import Tokenizer
 from qwenjax.tokenizer.bpe import merges, spell
@@ -38,23 +39,21 @@ def write_gguf(
     Vectors are float32 for every kind; matrices whose rows are no multiple of 32, the block of q8_0, become float16.
 
     Args:
-      config: decides the architecture: qwen2 (biases of q, k and v), qwen3 (norms of q and k), else llama.
       tensors: those of the layout "qwen2", as `save.as_tensors` gives them.
-      vocabulary: metadata `tokenizer.…` with a token for each row of the embedding, from `vocabulary` or of a file that
-        was read.
+      vocabulary: metadata `tokenizer.…` with a token for each row of the embedding: from `vocabulary`, or of a file.
       kind: dtype of matrices, of `KINDS`.
-      name: of the model, for people.
       progress: called after each tensor with its number of values; `config.params` is their sum.
     Returns: a sentence for each thing that the format cannot express and that is left out.
     Raises:
-      ValueError: an unknown kind; a tensor that is missing, left over, of another shape, or too large for the kind; or
-        a model that no architecture of GGUF has. Then there is no file.
+      ValueError: an unknown kind; tensors that are not those of the config, or too large for the kind; or a model that
+        no architecture of GGUF has. Then there is no file.
     """
     gguf, path = library(), Path(path)
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; known: {', '.join(KINDS)}")
     table, architecture = Table(config, "qwen2"), _architecture(config)
-    _check(table, tensors)
+    if biases := check(HubCheckpoint(config, "qwen2", dict(tensors), {}), table):
+        raise ValueError(f"the model has no {biases[0]}")
     tokens = len(vocabulary.get("tokenizer.ggml.tokens", ()))
     if tokens != config.vocab:
         raise ValueError(f"{tokens} tokens for an embedding of {config.vocab} rows: GGUF wants one for each")
@@ -90,17 +89,6 @@ def write_gguf(
         unfinished.unlink(missing_ok=True)
     windows = ["windows left out: every layer of the written model sees all positions"] if any(config.windows) else []
     return extensions_left_out(config, "GGUF") + windows
-
-
-def _check(table: Table, tensors: Mapping[str, Tensor]) -> None:
-    """All tensors that the model has, no others, and of the right shapes."""
-    ours, theirs = table.parts.keys(), tensors.keys()
-    for names, what in ((ours - theirs, "missing in"), (theirs - ours, "no part of")):
-        if names:
-            raise ValueError(f"tensor {min(names)!r} is {what} the model, and {len(names) - 1} more")
-    for name in table.parts:
-        if tensors[name].shape != table.shape(name):
-            raise ValueError(f"tensor {name!r} has shape {tensors[name].shape}; wanted {table.shape(name)}")
 
 
 def _architecture(config: ModelConfig) -> str:

@@ -37,8 +37,8 @@ _FIRST = {
 }
 
 
-class _ConfigFields:
-    """The fields of a config.json, with errors that name what is missing or unsupported."""
+class ConfigFields:
+    """The fields of a config.json or of GGUF metadata, with errors that name what is missing or unsupported."""
 
     def __init__(self, values: Mapping[str, Any], source: str):
         self.values, self.source = values, source
@@ -52,7 +52,7 @@ class _ConfigFields:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             fits, value = True, float(value)
         if not fits:
-            raise ValueError(f"{self.source}: {name}={value!r}, wanted {kind.__name__}")
+            raise ValueError(f"{self.source}: {name}={value!r:.80}, wanted {kind.__name__}")
         return value
 
     def get(self, name: str, default: Any) -> Any:
@@ -94,7 +94,7 @@ def write_config(config: ModelConfig, layout: str, dtype: str = "float32") -> tu
 
 def _read_qwen(values: Mapping[str, Any], source: str) -> ModelConfig:
     """Both generations; a field of the first one is used where the later name is absent."""
-    fields = _ConfigFields({**{new: values[old] for old, new in _FIRST.items() if old in values}, **values}, source)
+    fields = ConfigFields({**{new: values[old] for old, new in _FIRST.items() if old in values}, **values}, source)
     if "padded_vocab_size" in values:  # its vocab_size may be the tokenizer's
         fields.values["vocab_size"] = values["padded_vocab_size"]
     fields.refuse("rotary_pct", unless=1.0)
@@ -157,7 +157,7 @@ def _write_qwen(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[s
 
 
 def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfig:
-    fields = _ConfigFields(values, source)
+    fields = ConfigFields(values, source)
     fields.refuse("hidden_act", unless="silu")
     fields.refuse("mlp_bias", unless=False)
     fields.refuse("partial_rotary_factor", unless=1.0)
@@ -166,7 +166,7 @@ def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfi
     head = fields.get("head_dim", 128 if kind == "qwen3" else 0)  # 128 is the default of Qwen3
     # transformers 5 has one dictionary; before, rope_theta was a field and the rest was called rope_scaling
     parameters = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
-    rope = _ConfigFields(parameters, f"{source}, rope_parameters")
+    rope = ConfigFields(parameters, f"{source}, rope_parameters")
     if kind == "llama" and "rope_theta" not in parameters:
         base = fields.get("rope_theta", 10_000.0)  # missing in the first Llamas
     else:
@@ -230,7 +230,7 @@ def extensions_left_out(config: ModelConfig, where: str) -> list[str]:
     return [f"{names} left out: {why}"] if names else []
 
 
-def _read_scaling(rope: _ConfigFields, context: int) -> RopeScaling:
+def _read_scaling(rope: ConfigFields, context: int) -> RopeScaling:
     """Scaling of rotary frequencies; transformers called `rope_type` `type` before."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -263,7 +263,7 @@ def _write_scaling(config: ModelConfig) -> dict[str, Any] | None:
     return values | {"original_max_position_embeddings": original} | betas
 
 
-def _read_windows(fields: _ConfigFields) -> tuple[int, ...]:
+def _read_windows(fields: ConfigFields) -> tuple[int, ...]:
     """Sliding windows of the layers in `layer_types`, or without it of those from `max_window_layers` on."""
     if not fields.get("use_sliding_window", False) or fields.values.get("sliding_window") is None:
         return ()

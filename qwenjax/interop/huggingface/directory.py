@@ -33,8 +33,7 @@ def open_directory(path: str | Path) -> HubCheckpoint:
     """The checkpoint in a directory; weights packed by GPTQ are unpacked when they are read.
 
     Raises:
-      ValueError: no config.json or one that is not supported, no weights, an index that names a missing file or
-        tensor, a damaged file, a pickle with more than weights, or an unsupported packing. The file is named.
+      ValueError: files that are missing, damaged, not supported or hold more than weights; the file is named.
     """
     folder = Path(path)
     if not (folder / CONFIG).is_file():
@@ -53,14 +52,10 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
 
     A single .safetensors file may have any name, as in releases of GPTQ.
     """
-    for stem, suffix, read in (
-        ("model", ".safetensors", read_safetensors),
-        ("pytorch_model", ".bin", read_pickle),
-    ):
-        single, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
-        if single.is_file():
-            return read(single)
-        if index.is_file():
+    for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickle)):
+        if (folder / name).is_file():
+            return read(folder / name)
+        if (index := folder / f"{name}.index.json").is_file():
             return _sharded(index, read)
     stray = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     if len(stray) == 1 and stray[0].endswith(".safetensors") and "-of-" not in stray[0]:
@@ -114,9 +109,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save, by name.
-
-    No code in the file is run: torch's unpickler of weights allows only tensors and containers.
+    """The tensors of a file of torch.save, by name; torch's unpickler of weights runs no code in the file.
 
     Raises:
       ValueError: torch is not installed, or the file is cut short or has more than tensors.
@@ -137,16 +130,16 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is refused: wanted a dictionary of tensors")
 
     def read(tensor) -> np.ndarray:
+        tensor = tensor.detach()
         if tensor.dtype == torch.bfloat16:  # numpy has none
             return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
     tensors = {}
     for name, value in values.items():
-        dtype = ml_dtypes.bfloat16 if value.dtype == torch.bfloat16 else str(value.dtype).removeprefix("torch.")
         try:
-            known = np.dtype(dtype)
+            dtype = read(value[:0] if value.ndim else value).dtype
         except TypeError:
             raise ValueError(f"{path}: tensor {name!r} has dtype {value.dtype}, which is not read") from None
-        tensors[name] = Tensor(tuple(value.shape), known, functools.partial(read, value))
+        tensors[name] = Tensor(tuple(value.shape), dtype, functools.partial(read, value))
     return tensors

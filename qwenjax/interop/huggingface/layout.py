@@ -1,9 +1,8 @@
 """Names: one table per layout from our parameters to the tensors of released checkpoints, read in both directions.
 
-An entry names a parameter and its tensor, and the order of axes on either side, in the letters of the model: `v`
-vocabulary, `d` embed, `n` heads, `k` key/value heads, `h` head size, `f` ffn. `(n h) d` is a matrix whose rows are the
-channels of all heads. `{}` is the number of the layer; our parameters have a first axis `layers` instead. Where several
-entries name one tensor (the c_attn of Qwen-v1), its rows are theirs in this order.
+Axes: v vocab, d embed, n heads, k key/value heads, h head size, f ffn; the rows of `(n h) d` are the channels of all
+heads. `{}` is the number of the layer; our parameters have a first axis `layers` instead. Where several entries name
+one tensor (the c_attn of Qwen-v1), its rows are theirs in this order.
 """
 
 import math
@@ -74,10 +73,10 @@ QWEN2 = (  # docs/report.md, Checkpoint layout; Qwen1.5 to 3 and Llama
 
 
 class TensorPart(NamedTuple):
-    """One layer of one parameter: rows `start` to `stop` of a tensor."""
+    """Rows `start` to `stop` of a tensor: one layer of a parameter, or all of one that is not stacked."""
 
     entry: LayoutEntry
-    layer: int | None  # None: the parameter is not stacked
+    layer: int | None
     start: int
     stop: int
 
@@ -97,20 +96,15 @@ class Table:
         if not config.plain:
             fields = f"gated={config.gated}, norm={config.norm!r}, rope_dtype={config.rope_dtype!r}"
             raise ValueError(f"no other program has models with {fields}: qwenjax keeps such models as runs only")
-        absent = set()
-        if not config.qkv_bias:
-            absent |= {f"blocks/attn/{name}_bias" for name in "qkv"}
-        if not config.qk_norm:
-            absent |= {"blocks/attn/q_norm", "blocks/attn/k_norm"}
-        if config.tie_embeddings:
-            absent.add("head")
+        present = {"_bias": config.qkv_bias, "_norm": config.qk_norm, "head": not config.tie_embeddings}
+        absent = tuple(ending for ending, there in present.items() if not there)
         if layout == "qwen":
             _check_qwen(config)
         self.sizes = {
             "v": config.vocab, "d": config.embed, "n": config.heads, "k": config.kv, "h": config.head_size,
             "f": config.ffn,
         }  # fmt: skip
-        self.entries = tuple(entry for entry in (QWEN if layout == "qwen" else QWEN2) if entry.ours not in absent)
+        self.entries = tuple(x for x in (QWEN if layout == "qwen" else QWEN2) if not x.ours.endswith(absent))
         self.parts: dict[str, list[TensorPart]] = {}
         for layer in (None, *range(config.layers)):
             for entry in self.entries:

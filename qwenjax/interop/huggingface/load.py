@@ -27,11 +27,7 @@ IGNORED = re.compile(r"(\.attn\.masked_bias|\.rotary_emb\.inv_freq)$")
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict:
-    """The sharding of each parameter of a model on a mesh: the tree for `load_params` and training.
-
-    Raises:
-      ValueError: an axis that does not divide over the mesh.
-    """
+    """The sharding of each parameter of a model on a mesh. Raises ValueError if an axis does not divide over it."""
     boxed = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
     specs, shapes = nn.get_partition_spec(boxed), nn.unbox(boxed)
     return jax.tree.map(lambda x, names: sharding.sharding(mesh, tuple(names), x.shape), shapes, specs)
@@ -88,15 +84,13 @@ def load_params(
 
 def total_bytes(checkpoint: HubCheckpoint) -> int:
     """Bytes that `load_params` will read, for a progress bar."""
-    tensors = (checkpoint.tensors[name] for name in Table(checkpoint.config, checkpoint.layout).parts)
-    return sum(int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in tensors)
+    return sum(checkpoint.tensors[name].nbytes for name in Table(checkpoint.config, checkpoint.layout).parts)
 
 
 def check(checkpoint: HubCheckpoint, table: Table) -> list[str]:
-    """Compares the checkpoint's tensors with those that the model needs, without reading them.
+    """Raises ValueError unless the tensors are those that the model needs; reads none.
 
-    Returns: names of biases that the model does not have. They must be zero: some writers (GPTQ) give every
-      projection a bias.
+    Returns: names of biases that the model does not have and that must be zero: GPTQ gives one to every projection.
     """
     tensors = checkpoint.tensors
     needed = {name: tensors[name] for name in table.parts if name in tensors}

@@ -5,7 +5,6 @@ of one file at a time.
 """
 
 import functools
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -53,11 +52,10 @@ def save_params(
     Args:
       params: as `transformer.init_params`, sharded in any way.
       dtype: 'float32' or 'bfloat16'; None: that of the embedding.
-      tokenizer: written in the form that readers of the layout expect; None writes none.
       chat: whether the model uses ChatML; decides what ends a text, and whether there is a chat template.
       generation: generation_config.json; None writes that of the releases.
       file_bytes: size of a file at most; a larger tensor has a file of its own.
-      progress: called after each tensor with its bytes; `saved_bytes` is their sum.
+      progress: called after each tensor with its bytes.
     Returns: a sentence for each thing that the layout cannot express and that is left out (dynamic NTK, LogN, …).
     Raises:
       ValueError: a model or tokenizer that the layout does not have, parameters that do not match the config, or a
@@ -93,7 +91,10 @@ def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: 
     """Our parameters under the names and in the shapes of a layout; reading one copies it to the host."""
     table = Table(config, layout)
     flat = _check(table, config, params)
-    kind = _dtype(dtype or str(flat["embed"].dtype))
+    dtype = dtype or str(flat["embed"].dtype)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not written; known: {', '.join(DTYPES)}")
+    kind = DTYPES[dtype]
 
     def read(name: str) -> np.ndarray:
         arrays = []
@@ -103,18 +104,6 @@ def as_tensors(config: ModelConfig, params: dict, layout: str = "qwen2", dtype: 
         return table.to_theirs(name, arrays).astype(kind, copy=False)
 
     return {name: Tensor(table.shape(name), kind, functools.partial(read, name)) for name in table.parts}
-
-
-def saved_bytes(config: ModelConfig, layout: str, dtype: str) -> int:
-    """Bytes of the tensors that `save_params` will write, for a progress bar."""
-    table = Table(config, layout)
-    return sum(math.prod(table.shape(name)) for name in table.parts) * _dtype(dtype).itemsize
-
-
-def _dtype(name: str) -> np.dtype:
-    if name not in DTYPES:
-        raise ValueError(f"dtype={name!r} is not written; known: {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 def _check(table: Table, config: ModelConfig, params: dict) -> dict[str, jax.Array]:
@@ -134,7 +123,7 @@ def _check(table: Table, config: ModelConfig, params: dict) -> dict[str, jax.Arr
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], limit: int, progress: Callable[[int], None]) -> None:
     """model.safetensors, or several of them with an index."""
-    sizes = {name: math.prod(tensor.shape) * tensor.dtype.itemsize for name, tensor in tensors.items()}
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     files = _files(sizes, limit)
     for file, names in files.items():
         arrays = {}
