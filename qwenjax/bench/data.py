@@ -1,12 +1,11 @@
 """Tokenising and the data stream: MB of text and tokens per CPU second, and whether a training step would wait.
 
-TEXT is what `python -m qwenjax.data tokenize` reads. A sample of each language is encoded; then the text is written as
-JSON lines and tokenised into shards, in one process and in all; then a mixture of the shards is read back. CPU seconds
-count the work of all processes and hardly depend on the load of the machine.
+TEXT is what `python -m qwenjax.data tokenize` reads. A sample of each language is encoded; then the text is tokenised
+into shards, in one process and in all; then a mixture of the shards is read back. CPU seconds count the work of all
+processes and hardly depend on the load of the machine.
 """
 
 import argparse
-import functools
 import importlib.util
 import json
 import os
@@ -15,12 +14,14 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from qwenjax.bench.workers import log, spread
 from qwenjax.common import jsonl
 from qwenjax.common.command_line import DONE, positive
+from qwenjax.common.figures import aligned
 from qwenjax.common.processes import cores
 from qwenjax.data.batches.order import BLOCK, Order
 from qwenjax.data.batches.text import Batches, TextMixture
@@ -30,7 +31,7 @@ from qwenjax.data.shards.write import tokenize
 from qwenjax.sources import documents
 from qwenjax.tokenizer import Tokenizer, load_tokenizer
 
-APPETITE = (4 << 20) // 8 // 32  # tokens per second and host: 14B on a v5p-256, 4M tokens in about 8 s, 32 hosts
+APPETITE = (4 << 20) // 8 // 32  # tokens per second and host: 4M tokens in about 8 s over 32 hosts
 SAMPLE = 4 << 20  # characters that the engine encodes per language, and tokens read per turn of the stream
 LANGUAGES = 3
 LENGTH, BATCH = 2048, 32  # of the rows read
@@ -52,42 +53,39 @@ def arguments(add) -> None:
     add("--tokenizer", default="qwen", metavar="NAME", help="qwen, a .tiktoken or .model file, or a folder")
     add("--workers", type=positive, metavar="N", help="processes (default: one per core)")
     add("--rounds", type=positive, default=3, metavar="N", help="repetitions of each measurement (default: 3)")
-    add(
-        "--appetite",
-        type=positive,
-        metavar="N",
-        help="tokens per second and host that a training step takes (default: 16384, the 14B model on a v5p-256: "
-        "4M tokens in 8 s over 32 hosts)",
-    )
+    appetite = f"tokens per second and host that a step takes (default: {APPETITE}, the 14B model on a v5p-256)"
+    add("--appetite", type=positive, default=APPETITE, metavar="N", help=appetite)
     add("--json", action="store_true", help="print the result as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measures and prints."""
-    appetite = options.appetite or APPETITE
-    result = bench(options.text, load_tokenizer(options.tokenizer), options.workers, options.rounds, appetite)
+    tokenizer, workers = load_tokenizer(options.tokenizer), options.workers or cores()
+    result = bench(options.text, tokenizer, workers, options.rounds, options.appetite)
     print(json.dumps(result, indent=2) if options.json else table(result))
     return DONE
 
 
-def bench(text: str, tokenizer: Tokenizer, workers: int | None, rounds: int, appetite: int) -> dict:
+def bench(text: str, tokenizer: Tokenizer, workers: int, rounds: int, appetite: int) -> dict:
     """Measures everything; see `table` for what is in the result. Progress on stderr.
 
     Raises:
       ValueError: there is no text, or fewer than two rows of it.
     """
-    workers = workers or cores()
     with tempfile.TemporaryDirectory(prefix="qwenjax-bench-") as folder:
-        lines, samples = Path(folder, "text.jsonl"), defaultdict(list)
-        text_bytes = _write_jsonl(text, lines, samples)
-        engine = {name: _engine(tokenizer, texts, rounds) for name, texts in _largest_languages(samples).items()}
+        lines = Path(folder, "text.jsonl")
+        text_bytes, samples = _write_jsonl(text, lines)
+        largest = sorted(samples, key=lambda name: -sum(map(len, samples[name])))[:LANGUAGES]
+        engine = {name: _engine(tokenizer, samples[name], rounds) for name in largest}
         log("encoded the sample; tokenising from end to end")
         made = {n: _tokenise(lines, Path(folder), tokenizer, n, rounds) for n in dict.fromkeys((1, workers))}
         shards = Shards(Path(folder, "shards"))
         log("made the shards; reading them")
         stored = sum(path.stat().st_size for path in shards.directory.glob("*.array_record"))
         tokens = sum(shards.tokens(split) for split in SPLITS)
-        stream = {name: _stream(shards, isolate, rounds) for name, isolate in (("joined", False), ("isolated", True))}
+        seq_len = max(1, min(LENGTH, (shards.tokens("train") - 1) // 2))
+        masks = {"joined": False, "isolated": True}
+        stream = {name: _stream(shards, seq_len, document_mask, rounds) for name, document_mask in masks.items()}
         slowest = min(rate["median"] for rate in stream.values())
         return {
             "benchmark": "data",
@@ -100,9 +98,9 @@ def bench(text: str, tokenizer: Tokenizer, workers: int | None, rounds: int, app
             "encode_mb_per_cpu_second": engine,
             "tokenise": {str(n): result for n, result in made.items()},
             "shard_bytes_per_token": stored / tokens,
-            "rows": {"length": _seq_len(shards), "batch": BATCH},
+            "rows": {"length": seq_len, "batch": BATCH},
             "stream_tokens_per_cpu_second": stream,
-            "order_microseconds_per_row": _order(shards),
+            "order_microseconds_per_row": _order(shards, seq_len),
             "appetite_tokens_per_second": appetite,
             "ratio_to_appetite": slowest / appetite,
         }
@@ -110,32 +108,29 @@ def bench(text: str, tokenizer: Tokenizer, workers: int | None, rounds: int, app
 
 def table(result: dict) -> str:
     """The result as text."""
-    lines = [
-        f"{result['text']}: {result['bytes'] / 1e6:.1f} MB, {result['tokens']:,} tokens of {result['tokenizer']}, "
-        f"load average {result['load_average']}",
-        f"engine: {result['engine']}",
-        "",
-        f"{'':<49}{'median':>9}{'low':>9}{'high':>9}",
-    ]
-
-    def row(title: str, rate: dict, unit: float = 1e6) -> None:
-        lines.append(f"{title:<49}" + "".join(f"{rate[key] / unit:>9.2f}" for key in ("median", "low", "high")))
-
-    for name, rates in result["encode_mb_per_cpu_second"].items():
-        for how, rate in rates.items():
-            row(f"{how}, {name}: MB per CPU-s", rate, 1)
+    rates = {
+        f"{how}, {name}: MB per CPU-s": rate
+        for name, by_method in result["encode_mb_per_cpu_second"].items()
+        for how, rate in by_method.items()
+    }
     for n, made in result["tokenise"].items():
         where = "end to end, 1 process" if n == "1" else f"{n} processes, their start included"
-        row(f"{where}: MB per CPU-s", made["mb_per_cpu_second"], 1)
-        row(f"{'':<{len(where)}}  MB per second", made["mb_per_second"], 1)
+        rates[f"{where}: MB per CPU-s"] = made["mb_per_cpu_second"]
+        rates[f"{'':<{len(where)}}  MB per second"] = made["mb_per_second"]
     for name, rate in result["stream_tokens_per_cpu_second"].items():
-        row(f"stream, documents {name}: Mtokens per CPU-s", rate)
+        rates[f"stream, documents {name}: Mtokens per CPU-s"] = {key: value / 1e6 for key, value in rate.items()}
     order = result["order_microseconds_per_row"]
     far = ", ".join(f"{int(n):,}: {us:.1f}" for n, us in order["rows"].items())
     eats = result["appetite_tokens_per_second"]
+    head = ("median", "low", "high")
+    rows = [("", *head), *((title, *(f"{rate[key]:.2f}" for key in head)) for title, rate in rates.items())]
     return "\n".join(
         [
-            *lines,
+            f"{result['text']}: {result['bytes'] / 1e6:.1f} MB, {result['tokens']:,} tokens of {result['tokenizer']}, "
+            f"load average {result['load_average']}",
+            f"engine: {result['engine']}",
+            "",
+            *aligned(rows),
             "",
             f"shards: {result['shard_bytes_per_token']:.2f} bytes per token",
             f"place of a row, in µs: from row {far}; once per {BLOCK:,} rows {order['block'] / 1e3:.1f} ms",
@@ -144,22 +139,18 @@ def table(result: dict) -> str:
     )
 
 
-def _cpu() -> float:
-    """CPU seconds of this process, all threads, and of its children that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
-def _cpu_and_wall_seconds(run: Callable[[], None]) -> tuple[float, float]:
-    """CPU and wall seconds that a call takes."""
-    cpu, wall = _cpu(), time.perf_counter()
+def _cpu_and_wall_seconds(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of a call: of the CPU in all threads and in child processes that have ended, and of the clock."""
+    before, wall = os.times(), time.perf_counter()
     run()
-    return max(_cpu() - cpu, 1e-3), max(time.perf_counter() - wall, 1e-3)  # the CPU clock has a coarse tick
+    cpu = sum(os.times()[:4]) - sum(before[:4])
+    return max(cpu, 1e-3), max(time.perf_counter() - wall, 1e-3)  # the CPU clock has a coarse tick
 
 
-def _write_jsonl(text: str, lines: Path, samples: dict[str, list[str]]) -> int:
-    """Writes the documents as JSON lines and keeps a sample of each language. Returns the bytes of text."""
+def _write_jsonl(text: str, lines: Path) -> tuple[int, dict[str, list[str]]]:
+    """Writes the documents as JSON lines. Returns the bytes of text, and a sample of each language."""
     known = importlib.util.find_spec("py3langid")
+    samples: dict[str, list[str]] = defaultdict(list)
     size: dict[str, int] = defaultdict(int)
     total = 0
     with open(lines, "wb") as file:
@@ -170,13 +161,7 @@ def _write_jsonl(text: str, lines: Path, samples: dict[str, list[str]]) -> int:
             if size[name] < SAMPLE:
                 samples[name].append(document.text)
                 size[name] += len(document.text)
-    return total
-
-
-def _largest_languages(samples: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The languages with the most text."""
-    ranked = sorted(samples, key=lambda name: -sum(map(len, samples[name])))
-    return {name: samples[name] for name in ranked[:LANGUAGES]}
+    return total, samples
 
 
 def _versions(tokenizer: Tokenizer) -> str:
@@ -206,7 +191,7 @@ def _tokenise(lines: Path, folder: Path, tokenizer: Tokenizer, workers: int, rou
     by_cpu, by_wall = [], []
     for _ in range(rounds):
         shutil.rmtree(folder / "shards", ignore_errors=True)
-        make = functools.partial(tokenize, [lines], folder / "shards", tokenizer, workers=workers, progress=False)
+        make = partial(tokenize, [lines], folder / "shards", tokenizer, workers=workers, progress=False)
         cpu, wall = _cpu_and_wall_seconds(make)
         shards = Shards(folder / "shards")
         size = sum(shards.text_bytes(split) for split in SPLITS) / 1e6
@@ -215,16 +200,11 @@ def _tokenise(lines: Path, folder: Path, tokenizer: Tokenizer, workers: int, rou
     return {"mb_per_cpu_second": spread(by_cpu), "mb_per_second": spread(by_wall)}
 
 
-def _seq_len(shards: Shards) -> int:
-    """Tokens of a row: LENGTH, or fewer if there is little text."""
-    return max(1, min(LENGTH, (shards.tokens("train") - 1) // 2))
-
-
-def _stream(shards: Shards, isolate: bool, rounds: int) -> dict[str, float]:
+def _stream(shards: Shards, seq_len: int, document_mask: bool, rounds: int) -> dict[str, float]:
     """Tokens per CPU second of a mixture of the shards with themselves in a ratio of 7 to 3."""
-    mixture = TextMixture([shards, shards], [0.7, 0.3], _seq_len(shards), seed=0)
-    steps = max(1, SAMPLE // (BATCH * mixture.seq_len))
-    read_rows = functools.partial(mixture.batch, eot=shards.tokenizer["eot"], document_mask=isolate)
+    mixture = TextMixture([shards, shards], [0.7, 0.3], seq_len, seed=0)
+    steps = max(1, SAMPLE // (BATCH * seq_len))
+    read_rows = partial(mixture.batch, eot=shards.tokenizer["eot"], document_mask=document_mask)
     with Batches(read_rows, BATCH, range(BATCH)) as batches:
         next(batches)  # opens the files and fills the queue
 
@@ -232,12 +212,12 @@ def _stream(shards: Shards, isolate: bool, rounds: int) -> dict[str, float]:
             for _ in range(steps):
                 next(batches)
 
-        return spread([steps * BATCH * mixture.seq_len / _cpu_and_wall_seconds(read)[0] for _ in range(rounds)])
+        return spread([steps * BATCH * seq_len / _cpu_and_wall_seconds(read)[0] for _ in range(rounds)])
 
 
-def _order(shards: Shards) -> dict:
+def _order(shards: Shards, seq_len: int) -> dict:
     """Microseconds of the index arithmetic: per row from several rows on, and once for a block."""
-    order = Order((shards.tokens("train"),) * 2, (0.7, 0.3), _seq_len(shards), seed=os.getpid())
+    order = Order((shards.tokens("train"),) * 2, (0.7, 0.3), seq_len, seed=os.getpid())
 
     def microseconds(start: int, rows: int) -> float:
         begin = time.process_time_ns()

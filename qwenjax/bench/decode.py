@@ -1,10 +1,9 @@
 """Generation in tokens per second: ours, and transformers' `generate` with the same weights.
 
 Prefill of a long prompt, and greedy decoding after a short one in a batch of 1 and of 8, from the same random
-prompts. A decode rate counts the generated tokens; its time includes the prefill of the short prompt. The two sides
-run in turns, in processes of their own with the same number of threads, so the ratio holds on a busy machine too. The
-weights are exported to the layout that transformers loads, whose faster attention is found for each case first and
-used. Loading and compilation are not in the rates; the first call is reported apart.
+prompts. A decode rate counts the generated tokens; its time includes the prefill of the short prompt. transformers
+loads an export of the weights and uses its faster attention in each case. Loading and compilation are not in the
+rates; the first call is reported apart.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ from qwenjax.common.command_line import DONE, Usage, positive
 from qwenjax.common.figures import aligned
 from qwenjax.common.processes import cores, quiet_logs
 
-SIDES = ("ours", "transformers")
 EXAMPLES = """
 examples:
   python -m qwenjax.bench decode --model=SmolLM2.gguf --against=transformers
@@ -36,14 +34,11 @@ examples:
 def arguments(add) -> None:
     """Declares the options."""
     add("--model", required=True, metavar="PATH", help="a directory of the Hugging Face form, .gguf or run")
-    add("--against", choices=["transformers"], help="measure this too, in turns, and print the ratio")
+    workers.arguments(add, against="transformers")
     add("--prefill", type=positive, default=512, metavar="N", help="prompt tokens of the prefill case (default: 512)")
     add("--prompt", type=positive, default=32, metavar="N", help="prompt tokens of the decode cases (default: 32)")
     add("--max-new-tokens", type=positive, default=64, metavar="N", help="tokens to generate (default: 64)")
     add("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: float32 on CPUs, else bfloat16)")
-    add("--rounds", type=positive, default=5, metavar="N", help="turns of about 3 s for each side (default: 5)")
-    add("--threads", type=positive, metavar="N", help="CPU threads for each side (default: one per core)")
-    add("--json", action="store_true", help="print the result as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,12 +66,9 @@ class Case(NamedTuple):
 
     @property
     def title(self) -> str:
-        shape = (
-            f"{self.batch} x {self.max_new_tokens} after {self.prompt}"
-            if self.max_new_tokens > 1
-            else f"{self.batch} x {self.prompt}"
-        )
-        return f"{self.name}, {shape}"
+        if self.max_new_tokens == 1:
+            return f"{self.name}, {self.batch} x {self.prompt}"
+        return f"{self.name}, {self.batch} x {self.max_new_tokens} after {self.prompt}"
 
 
 def prefill_and_decode_cases(prefill: int, prompt: int, max_new_tokens: int) -> list[Case]:
@@ -98,19 +90,18 @@ def bench(
     """
     workers.check_installed(against)
     threads = threads or cores()
-    specification = {"model": model, "dtype": dtype, "threads": threads, "cases": cases}
 
     def line(side: str, last: list[BenchTurn]) -> str:
         return f"{side} " + " ".join(f"{rate(turn, case.tokens):,.1f}" for case, turn in zip(cases, last))
 
     with tempfile.TemporaryDirectory(prefix="qwenjax-bench-") as folder:
+        job = DecodeJob(model, dtype, cases, str(Path(folder, "exported")))
         if against:
-            specification["export"] = str(Path(folder, "exported"))
             workers.log("exporting the model")
-            with BenchWorker("export", f"{__name__}:export", specification, threads) as exporter:
-                exporter.facts()
-        sides = SIDES if against else SIDES[:1]
-        facts, turns = workers.take_turns(__name__, sides, specification, threads, rounds, line)
+            with BenchWorker("export", export, job, threads):
+                pass
+        sides = SETUPS if against else {"ours": ours}
+        facts, turns = workers.take_turns(sides, job, threads, rounds, line)
     result = {
         "benchmark": "decode",
         "model": Path(model).resolve().name,
@@ -120,9 +111,9 @@ def bench(
         **{side: _summary(cases, facts[side], turns[side]) for side in sides},
     }
     if against:
-        pairs = list(zip(*(turns[side] for side in SIDES)))
+        pairs = zip(turns["ours"], turns[against])
         result["ratio"] = [{clock: ratio(*pair, clock) for clock in ("wall", "cpu")} for pair in pairs]
-        result["same_tokens"] = _shared_prefix(*(facts[side]["ids"] for side in SIDES))
+        result["same_tokens"] = _shared_prefix(facts["ours"]["ids"], facts[against]["ids"])
     return result
 
 
@@ -143,7 +134,7 @@ def _shared_prefix(ours: list[list[int]], theirs: list[list[int]]) -> float:
 
 def table(result: dict) -> str:
     """The result as text."""
-    sides = [side for side in SIDES if side in result]
+    sides = [side for side in SETUPS if side in result]
     rows = [("tokens/s", "", "median", "low", "high", "per CPU-s", "1st call s")]
     for i, case in enumerate(Case(**values) for values in result["cases"]):
         for side in sides:
@@ -176,17 +167,25 @@ def prompts(case: Case, vocab: int) -> list[list[int]]:
     return np.random.default_rng(case.prompt).integers(0, vocab, (case.batch, case.prompt)).tolist()
 
 
-def export(specification: dict):
+class DecodeJob(NamedTuple):
+    """What the workers do."""
+
+    model: str
+    dtype: str | None
+    cases: list[Case]
+    export: str  # where transformers finds the model
+
+
+def export(job: DecodeJob):
     """A `workers.Setup`: writes the model for transformers. A process of its own: its memory goes with it."""
     quiet_logs()
     from qwenjax import api
 
-    model = api.load(specification["model"], None, specification["dtype"])
-    api.save(model, specification["export"], "qwen2")
-    return {}, lambda calls: None
+    api.save(api.load(job.model, None, job.dtype), job.export, "qwen2")
+    return {}, None
 
 
-def ours(specification: dict):
+def ours(job: DecodeJob):
     """A `workers.Setup`: the loop of `qwenjax.generate`."""
     quiet_logs()
     import jax
@@ -195,7 +194,7 @@ def ours(specification: dict):
     from qwenjax.generate import decode
     from qwenjax.model import transformer
 
-    model = api.load(specification["model"], None, specification["dtype"])
+    model = api.load(job.model, None, job.dtype)
     network, params = transformer.prepare(model.network, model.params)
     vocab = model.config.vocab
 
@@ -204,19 +203,18 @@ def ours(specification: dict):
         return [made.ids for made in decode.generate(network, params, requests, size=vocab)]
 
     how = f"jax {jax.__version__} on {jax.devices()[0].platform}, {network.compute.dtype}"
-    facts, run = _fastest_way(specification, lambda case: [write])
+    facts, run = _fastest_way(job.cases, [write])
     return {"how": how, "params": model.config.params, **facts}, run
 
 
-def transformers(specification: dict):
+def transformers(job: DecodeJob):
     """A `workers.Setup`: `generate` of the exported model, with its faster attention."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers import __version__ as version
 
-    torch.set_num_threads(specification["threads"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(specification["export"], dtype="auto").to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(job.export, dtype="auto").to(device).eval()
     model.generation_config = GenerationConfig()  # without the sampling and stop tokens of the export
 
     def writer(attention: str) -> Callable[[Case], list[list[int]]]:
@@ -230,32 +228,30 @@ def transformers(specification: dict):
 
         return write
 
-    facts, run = _fastest_way(specification, lambda case: [writer("sdpa"), writer("eager")])
+    facts, run = _fastest_way(job.cases, [writer("sdpa"), writer("eager")])
     how = f"transformers {version}, torch {torch.__version__} on {device}, {str(model.dtype).removeprefix('torch.')}"
     return {"how": how, "params": sum(p.numel() for p in model.parameters()), **facts}, run
 
 
-def _fastest_way(specification: dict, ways: Callable[[Case], list[Callable]]) -> tuple[dict, Callable[[int], None]]:
-    """Facts, and a `run` whose calls go through the cases in turn, each by the fastest of its `ways`."""
-    measured = [Case(*values) for values in specification["cases"]]
-    chosen, seconds, first_seconds, ids = [], [], [], []
-    for case in measured:
+SETUPS = {"ours": ours, "transformers": transformers}
+
+
+def _fastest_way(cases: Sequence[Case], ways: Sequence[Callable]) -> tuple[dict, Callable[[int, int], None]]:
+    """Facts, and a `run` that writes each case in the fastest of the `ways`."""
+    found = []
+    for case in cases:
         tried = []
-        for write in ways(case):
-            first, ids = _timed(write, case)
-            tried.append((_timed(write, case)[0], len(tried), first, write))
-        best = min(tried)
-        seconds.append(best[0])
-        first_seconds.append(best[2])
-        chosen.append((case, best[3]))
-    turns: Iterator = itertools.cycle(chosen)
+        for write in ways:
+            first, _ = _timed(write, case)
+            tried.append((*_timed(write, case), first, write))
+        found.append(min(tried, key=lambda one: one[0]))
+    seconds, ids, first_seconds, writers = zip(*found)
 
-    def run(calls: int) -> None:
-        case, write = next(turns)
+    def run(case: int, calls: int) -> None:
         for _ in range(calls):
-            write(case)
+            writers[case](cases[case])
 
-    return {"seconds": seconds, "first_seconds": first_seconds, "ids": ids}, run
+    return {"seconds": seconds, "first_seconds": first_seconds, "ids": ids[-1]}, run
 
 
 def _timed(write: Callable, case: Case) -> tuple[float, list[list[int]]]:

@@ -1,8 +1,7 @@
 """The training step in tokens per second: ours, and transformers' Qwen2 of the same shape in eager PyTorch.
 
 Both sides do the whole step on the same random tokens: forward, cross entropy over the full vocabulary, backward,
-clipping by global norm, AdamW. They run in turns, in processes of their own with the same number of threads, so the
-ratio holds on a busy machine too. Where PyTorch has several implementations (attention, AdamW) the fastest one is used.
+clipping by global norm, AdamW. Where PyTorch has several implementations (attention, AdamW) the fastest one is used.
 Tokens per CPU second count work and not waiting. Compilation and the first step are reported apart.
 """
 
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from qwenjax import config
 from qwenjax.bench import workers
 from qwenjax.bench.workers import BenchTurn, rate, ratio, spread
-from qwenjax.common.command_line import DONE, positive
+from qwenjax.common.command_line import DONE
 from qwenjax.common.figures import aligned
 from qwenjax.common.processes import cores, quiet_logs
 from qwenjax.config import Experiment
@@ -35,10 +34,7 @@ examples:
 def arguments(add) -> None:
     """Declares the options."""
     experiment_arguments(add, default="quickstart")
-    add("--against", choices=["torch"], help="measure this too, in turns, and print the ratio")
-    add("--rounds", type=positive, default=5, metavar="N", help="turns of about 3 s for each side (default: 5)")
-    add("--threads", type=positive, metavar="N", help="CPU threads for each side (default: one per core)")
-    add("--json", action="store_true", help="print the result as JSON")
+    workers.arguments(add, against="torch")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,16 +52,12 @@ def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, t
     """
     workers.check_installed(against)
     threads = threads or cores()
-    specification = {"experiment": config.to_dict(experiment), "threads": threads}
-    tokens = experiment.tokens_per_step
-    facts, turns = workers.take_turns(
-        __name__,
-        ["ours", *([against] if against else [])],
-        specification,
-        threads,
-        rounds,
-        lambda side, last: f"{side} {rate(last[0], tokens):,.0f}",
-    )
+
+    def line(side: str, last: list[BenchTurn]) -> str:
+        return f"{side} {rate(last[0], experiment.tokens_per_step):,.0f}"
+
+    sides = SETUPS if against else {"ours": ours}
+    facts, turns = workers.take_turns(sides, experiment, threads, rounds, line)
     sizes = {side: fact["params"] for side, fact in facts.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the two sides have different numbers of parameters: {sizes}")
@@ -99,7 +91,7 @@ def summary(experiment: Experiment, facts: dict, turns: list[BenchTurn]) -> dict
 
 def table(result: dict) -> str:
     """The result as text."""
-    sides = [side for side in ("ours", "torch") if side in result]
+    sides = [side for side in SETUPS if side in result]
     rows = [("", "tokens/s", "low", "high", "per CPU-s", "TFLOP/s", "compile s", "1st step s")]
     for side in sides:
         one = result[side]
@@ -131,14 +123,14 @@ def random_tokens(experiment: Experiment):
     return np.random.default_rng(experiment.seed).integers(0, experiment.model.vocab, shape)
 
 
-def seconds_per_step(run: Callable[[int], None], steps: int) -> float:
-    """Seconds per step."""
+def seconds_per_step(run: Callable[[int, int], None], steps: int) -> float:
+    """Seconds per step of a worker's `run`."""
     start = time.perf_counter()
-    run(steps)
+    run(0, steps)
     return (time.perf_counter() - start) / steps
 
 
-def ours(specification: dict):
+def ours(experiment: Experiment):
     """A `workers.Setup`: the step of `qwenjax.train`."""
     quiet_logs()
     import jax
@@ -146,38 +138,25 @@ def ours(specification: dict):
 
     from qwenjax import sharding
     from qwenjax.data.batches import text
-    from qwenjax.model import attention
-    from qwenjax.train import step
-    from qwenjax.train.backbone import Backbone
+    from qwenjax.train.stages.pretrain import Pretrain
+    from qwenjax.train.step import UNLIMITED
 
-    experiment = config.from_dict(specification["experiment"])
-    mesh = sharding.make_mesh(experiment.mesh, experiment.model.embed)
-    platform = mesh.devices.flat[0].platform
-    compute = attention.resolve(experiment, platform, mesh.shape)
-    backbone = Backbone(experiment, compute)
-    shapes = text.batch_shapes(experiment.data.batch_size, experiment.data.seq_len, experiment.data.document_mask)
-    program = step.build(experiment, backbone.loss(), mesh, shapes, backbone.init_params)
-    tokens = random_tokens(experiment).astype(np.int32)
-    rows = {
-        "inputs": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "positions": np.broadcast_to(np.arange(experiment.data.seq_len, dtype=np.int32), tokens[:, 1:].shape),
-        "weights": np.ones(tokens[:, 1:].shape, np.float32),
-        "segments": np.zeros(tokens[:, 1:].shape, np.int32),
-    }
-    batch = {name: jax.device_put(rows[name], place.sharding) for name, place in program.batch.items()}
-    state = program.init()
+    task = Pretrain(experiment, sharding.make_mesh(experiment.mesh, experiment.model.embed))
+    rows = text.pack(random_tokens(experiment).astype(np.int32), eot=-1, document_mask=False)
+    batch = task.to_mesh(rows, task.program.batch)
+    state = task.program.init()
     start = time.perf_counter()
-    compiled = program.step.lower(state, batch, step.UNLIMITED).compile()
+    compiled, _ = task.compile()
     compile_seconds = time.perf_counter() - start
 
-    def run(steps: int) -> None:
+    def run(case: int, steps: int) -> None:
         nonlocal state
         for _ in range(steps):
-            state, metrics = compiled(state, batch, step.UNLIMITED)
+            state, metrics = compiled(state, batch, UNLIMITED)
         if not bool(metrics["applied"]):  # reading it also waits for the last step
             raise ValueError("the loss is not finite; lower the learning rate: --set optim.peak_lr=1e-4")
 
+    compute, platform = task.compute, jax.devices()[0].platform
     facts = {
         "how": f"jax {jax.__version__} on {platform}, {compute.dtype}, remat {compute.remat}, scan {compute.scan}",
         "params": experiment.model.params,
@@ -188,12 +167,10 @@ def ours(specification: dict):
     return facts, run
 
 
-def torch(specification: dict):
+def torch(experiment: Experiment):
     """A `workers.Setup`: transformers' Qwen2ForCausalLM, eager PyTorch, with its faster attention and AdamW."""
     import torch
 
-    experiment = config.from_dict(specification["experiment"])
-    torch.set_num_threads(specification["threads"])
     torch.manual_seed(experiment.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch = torch.from_numpy(random_tokens(experiment)).to(device)
@@ -202,13 +179,13 @@ def torch(specification: dict):
     vectors = [p for p in model.parameters() if p.ndim < 2]
     optim = experiment.optim
 
-    def stepper(attention: str, adamw: str) -> Callable[[int], None]:
-        model.set_attn_implementation(attention)
+    def stepper(attention: str, adamw: str) -> Callable[[int, int], None]:
         groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         chosen = {adamw: True}
         optimizer = torch.optim.AdamW(groups, lr=optim.peak_lr, betas=(optim.b1, optim.b2), eps=optim.eps, **chosen)
 
-        def run(steps: int) -> None:
+        def run(case: int, steps: int) -> None:
+            model.set_attn_implementation(attention)
             for _ in range(steps):
                 for rows in batch.chunk(experiment.accumulate):
                     with torch.autocast(device, torch.bfloat16, enabled=experiment.compute.dtype == "bfloat16"):
@@ -223,26 +200,24 @@ def torch(specification: dict):
 
         return run
 
-    first = seconds_per_step(stepper("sdpa", "fused"), 1)
-    runs, seconds = {}, {}
-    for attention, adamw in (("sdpa", "fused"), ("eager", "fused"), (None, "foreach")):
-        attention = attention or min(seconds, key=seconds.get)[0]  # optimizers with the faster attention
-        run = stepper(attention, adamw)
-        run(1)
-        runs[attention, adamw] = run
-        seconds[attention, adamw] = seconds_per_step(run, 3)
-    best = min(seconds, key=seconds.get)
-    model.set_attn_implementation(best[0])
-    slower = ", ".join(f"{'+'.join(k)} {s / seconds[best]:.2f}x" for k, s in seconds.items() if k != best)
+    ways = [("sdpa", "fused"), ("sdpa", "foreach"), ("eager", "fused"), ("eager", "foreach")]
+    runs = {way: stepper(*way) for way in ways}
+    first = {way: seconds_per_step(run, 1) for way, run in runs.items()}
+    seconds = {way: seconds_per_step(run, 3) for way, run in runs.items()}
+    best = min(ways, key=seconds.get)
+    slower = ", ".join(f"{'+'.join(way)} {seconds[way] / seconds[best]:.2f}x" for way in ways if way != best)
     facts = {
         "how": f"torch {torch.__version__} on {device}, {experiment.compute.dtype}, "
         f"{best[0]} attention, {best[1]} AdamW (time of {slower})",
         "params": sum(p.numel() for p in model.parameters()),
         "compile_seconds": 0.0,
-        "first_step_seconds": first,
+        "first_step_seconds": first[ways[0]],
         "seconds": [seconds[best]],
     }
     return facts, runs[best]
+
+
+SETUPS = {"ours": ours, "torch": torch}
 
 
 def _torch_model(experiment: Experiment):

@@ -2,25 +2,27 @@
 
 A worker builds its program once (imports, compilation, warm-up) and then runs the steps that it is told to, while the
 others wait. So a change of the machine's load affects both sides of a ratio alike, and neither side's threads or
-allocator disturb the other. The parent and a worker exchange lines of JSON; what libraries print goes to stderr.
+allocator disturb the other.
 """
 
-import importlib
 import importlib.util
-import json
+import multiprocessing
 import os
+import signal
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import NamedTuple
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
+from qwenjax.common.command_line import positive
 from qwenjax.common.processes import keep_freed_memory
 
-# setup(specification) -> (facts about what was built, run(steps) that returns when all of them are done)
-Setup = Callable[[dict], tuple[dict, Callable[[int], None]]]
+# setup(specification) -> (facts about what was built, run(case, steps) that returns when all of the steps are done).
+# Of the facts, "seconds" are those of one step of each case.
+Setup = Callable[[Any], tuple[dict, Callable[[int, int], None]]]
 TURN_SECONDS = 3.0  # of one turn: long for a timer, short for the drift of a machine's load
 
 
@@ -33,85 +35,102 @@ class BenchTurn(NamedTuple):
 
 
 class BenchWorker:
-    """A child process built by `setup` ("package.module:function", see `Setup`); a context manager.
+    """A child process that has built `setup(specification)`, with the `facts` about it; a context manager.
 
     Raises:
       ValueError: the program could not be built, or a turn failed; the message is the child's.
     """
 
-    def __init__(self, name: str, setup: str, specification: dict, threads: int):
+    def __init__(self, name: str, setup: Setup, specification: Any, threads: int):
         self.name = name
-        # A thread that spins while the other worker computes would steal its cores.
-        environment = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads), "NPROC": str(threads)}
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", __name__, setup],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | environment,
-            text=True,
-        )
-        self._say(specification)
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child_end = context.Pipe()
+        self._child = context.Process(target=_serve, args=(child_end, threads), daemon=True)
+        self._child.start()
+        child_end.close()
+        self.facts: dict = self._ask(setup, specification)
 
     def __enter__(self) -> "BenchWorker":
         return self
 
     def __exit__(self, *_) -> None:
         self._child.kill()
-        self._child.communicate()
+        self._child.join()
 
-    def facts(self) -> dict:
-        """Waits until the worker is built; call once, before the first turn."""
-        return self._hear()
-
-    def turn(self, steps: int) -> BenchTurn:
+    def turn(self, case: int, steps: int) -> BenchTurn:
         """Lets the worker run."""
-        self._say({"steps": steps})
-        return BenchTurn(**self._hear())
+        return self._ask(case, steps)
 
-    def _say(self, message: dict) -> None:
+    def _ask(self, *question: Any) -> Any:
         try:
-            print(json.dumps(message), file=self._child.stdin, flush=True)
-        except BrokenPipeError:
+            self._pipe.send(question)
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
             raise ValueError(f"the {self.name} worker ended early; its last lines of output are above") from None
+        if isinstance(answer, ValueError):
+            raise ValueError(f"{self.name}: {answer}")
+        return answer
 
-    def _hear(self) -> dict:
-        line = self._child.stdout.readline()
-        if not line:
-            raise ValueError(f"the {self.name} worker ended early; its last lines of output are above")
-        message = json.loads(line)
-        if "error" in message:
-            raise ValueError(f"{self.name}: {message['error']}")
-        return message
+
+def _serve(pipe: Connection, threads: int) -> None:
+    """The child's side: builds, then answers every turn until the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends this process
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not look like the result
+    # A thread that spins while the other worker computes would steal its cores.
+    os.environ |= {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads), "NPROC": str(threads)}
+    keep_freed_memory()  # as training does; PyTorch gains as much, so the ratio is fair
+    try:
+        setup, specification = pipe.recv()
+        facts, run = setup(specification)
+        pipe.send(facts)
+        while True:
+            case, steps = pipe.recv()
+            wall, cpu = time.perf_counter(), time.process_time()
+            run(case, steps)
+            pipe.send(BenchTurn(steps, time.perf_counter() - wall, time.process_time() - cpu))
+    except ValueError as error:
+        pipe.send(ValueError(str(error)))
+    except EOFError:
+        return
 
 
 def take_turns(
-    module: str, sides: Iterable[str], specification: dict, threads: int, rounds: int, line: Callable[[str, list], str]
+    setups: dict[str, Setup], specification: Any, threads: int, rounds: int, line: Callable[[str, list], str]
 ) -> tuple[dict[str, dict], dict[str, list[list[BenchTurn]]]]:
     """Builds a worker for each side and runs them in turns, round after round. Progress on stderr.
 
     Args:
-      module: where the setups are, named like the sides.
+      setups: of the sides, by name.
       line: gives the progress of a side, from its name and its last turn of each case.
-    Returns: facts by side, of which "seconds" are those of one step of each case; and turns by side and case.
+    Returns: facts by side; and turns by side and case.
     Raises:
       ValueError: a worker failed.
     """
     with ExitStack() as stack:
-        workers, facts = [], {}
-        for side in sides:  # one after the other: a compilation must not disturb the measurements of the next worker
+        workers = {}
+        for side, setup in setups.items():  # one after the other, so that no compilation disturbs a warm-up
             log(f"{side}: building and warming up")
-            workers.append(stack.enter_context(BenchWorker(side, f"{module}:{side}", specification, threads)))
-            facts[side] = workers[-1].facts()
+            workers[side] = stack.enter_context(BenchWorker(side, setup, specification, threads))
+        facts = {side: worker.facts for side, worker in workers.items()}
         turns: dict[str, list[list[BenchTurn]]] = {side: [[] for _ in facts[side]["seconds"]] for side in facts}
         for number in range(rounds):
-            for case in range(len(turns[workers[0].name])):  # a worker goes through its cases in this order
-                # the order alternates, so that a steady drift of the machine favours neither side
-                for worker in workers if number % 2 == 0 else reversed(workers):
-                    steps = max(1, round(TURN_SECONDS / facts[worker.name]["seconds"][case]))
-                    turns[worker.name][case].append(worker.turn(steps))
+            # the order alternates, so that a steady drift of the machine favours neither side
+            order = list(workers) if number % 2 == 0 else list(reversed(workers))
+            for case in range(len(turns[order[0]])):
+                for side in order:
+                    steps = max(1, round(TURN_SECONDS / facts[side]["seconds"][case]))
+                    turns[side][case].append(workers[side].turn(case, steps))
             lines = ", ".join(line(side, [case[-1] for case in turns[side]]) for side in turns)
             log(f"round {number + 1}/{rounds}, tokens/s: {lines}")
     return facts, turns
+
+
+def arguments(add, against: str) -> None:
+    """Declares the options of a benchmark that can run `against` another library."""
+    add("--against", choices=[against], help="measure this too, in turns, and print the ratio")
+    add("--rounds", type=positive, default=5, metavar="N", help="turns of about 3 s for each side (default: 5)")
+    add("--threads", type=positive, metavar="N", help="CPU threads for each side (default: one per core)")
+    add("--json", action="store_true", help="print the result as JSON")
 
 
 def check_installed(against: str | None) -> None:
@@ -138,33 +157,3 @@ def ratio(ours: list[BenchTurn], theirs: list[BenchTurn], clock: str) -> dict[st
 def spread(values: list[float]) -> dict[str, float]:
     """Median and range."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def serve(setup: Setup) -> None:
-    """The child's side: builds, then answers every line from the parent until there are no more."""
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's print must not look like a reply
-
-    def reply(message: dict) -> None:
-        print(json.dumps(message), file=replies, flush=True)
-
-    keep_freed_memory()  # as training does; PyTorch gains as much, so the ratio is fair
-    try:
-        facts, run = setup(json.loads(sys.stdin.readline()))
-    except ValueError as error:
-        reply({"error": str(error)})
-        return
-    reply(facts)
-    for line in sys.stdin:
-        steps = json.loads(line)["steps"]
-        wall, cpu = time.perf_counter(), time.process_time()
-        run(steps)
-        reply(BenchTurn(steps, time.perf_counter() - wall, time.process_time() - cpu)._asdict())
-
-
-if __name__ == "__main__":
-    module, _, function = sys.argv[1].partition(":")
-    try:
-        serve(getattr(importlib.import_module(module), function))
-    except KeyboardInterrupt:  # the parent got it too, and reports
-        sys.exit(3)

@@ -53,19 +53,19 @@ def test_agreement_is_the_share_before_the_first_difference():
     assert decode._shared_prefix([[1, 2, 3, 4], [1, 2, 3, 4]], [[1, 2, 3, 4], [1, 9, 3, 4]]) == (1 + 1 / 4) / 2
 
 
-def test_turns_take_the_cases_in_order_each_in_its_quickest_way(monkeypatch):
+def test_a_turn_takes_its_case_in_the_quickest_way(monkeypatch):
     asked = []
     monkeypatch.setattr(decode, "_timed", lambda write, case: (write(case), [[0]]))
 
     def way(seconds):
-        return lambda case: asked.append((case.name, seconds)) or seconds
+        return lambda case: asked.append((case.name, seconds[case.name])) or seconds[case.name]
 
     cases = [Case("a", 1, 1, 2), Case("b", 1, 1, 2)]
-    facts, run = decode._fastest_way({"cases": cases}, lambda case: [way(3.0), way(1.0 if case.name == "a" else 5.0)])
-    assert facts["seconds"] == [1.0, 3.0]
+    facts, run = decode._fastest_way(cases, [way({"a": 3.0, "b": 3.0}), way({"a": 1.0, "b": 5.0})])
+    assert facts["seconds"] == (1.0, 3.0)
     asked.clear()
-    for calls in (1, 2, 1):
-        run(calls)
+    for case, calls in ((0, 1), (1, 2), (0, 1)):
+        run(case, calls)
     assert asked == [("a", 1.0), ("b", 3.0), ("b", 3.0), ("a", 1.0)]
 
 
