@@ -1,9 +1,8 @@
 """The price of a step: the experiment's own program, compiled for a TPU slice on this machine.
 
-It is the program that `qwenjax.train` runs, from `train/step.py`. Memory is what the compiler allocates, so a program
-that compiles fits. Time is the compiler's estimate for every instruction, plus two rules where it has none: attention
-kernels run at half of peak, and exposed collectives run as a ring over all torus axes. Use it to compare programs on
-one topology; it does not predict seconds.
+Memory is what the compiler allocates, so a program that compiles fits. Time is the compiler's estimate for every
+instruction, plus two rules where it has none: attention kernels run at half of peak, and exposed collectives run as a
+ring over all torus axes. Use it to compare programs on one topology; it does not predict seconds.
 """
 
 import math
@@ -21,7 +20,7 @@ from qwenjax.xla.scopes import scope
 GIB = 1 << 30
 ATTENTION_EFFICIENCY = 0.5  # of peak
 BLOCK = 1024  # causal attention computes whole blocks: half of them, and the diagonal
-# Matmuls of each attention kernel, relative to the forward pass. A fused dkv also computes dq.
+# Matmuls of each attention kernel, relative to the forward pass. Without a kernel for dq, dkv also computes it.
 KERNELS = {"dkv": 2.5, "dq": 1.5, "fwd": 1.0}
 
 
@@ -54,30 +53,16 @@ class Plan:
     program: Program
     memory_bytes: dict[str, int]  # parameters, optimizer, gradients, … as in `report.MEMORY`; sums to the peak
     peak_bytes: int
-    model_flops: float
+    model_flops: float  # without recomputation
     seconds: dict[str, float]  # compute, attention, exposed; sums to the step
     largest: list[tuple[float, str, str]]  # bytes, type, part of the model: the largest values
 
-    @property
-    def step_seconds(self) -> float:
-        return sum(self.seconds.values())
-
-    @property
-    def mfu(self) -> float:
-        """Model FLOPs utilization: FLOPs without recomputation, relative to peak."""
-        return self.model_flops / self.topology.chip.flops / self.step_seconds
-
-    @property
-    def tokens_per_day(self) -> float:
-        return self.experiment.tokens_per_step / self.step_seconds * 86_400
-
-    @property
-    def days(self) -> float:
-        return self.experiment.steps * self.step_seconds / 86_400
-
-    @property
-    def chip_hours(self) -> float:
-        return self.days * 24 * self.topology.chips
+    def __post_init__(self):
+        self.step_seconds = sum(self.seconds.values())
+        self.mfu = self.model_flops / self.topology.chip.flops / self.step_seconds
+        self.tokens_per_day = self.experiment.tokens_per_step / self.step_seconds * 86_400
+        self.days = self.experiment.steps * self.step_seconds / 86_400
+        self.chip_hours = self.days * 24 * self.topology.chips
 
 
 def plan(experiment: Experiment, topology: Topology) -> Plan:
@@ -90,7 +75,7 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
     task = task_on(experiment, topology)
     program = compile_program(task.lowered()["step"], topology)
     mesh = dict(task.mesh.shape)
-    attention = _attention_seconds(experiment, mesh, program.costs, topology)
+    attention_seconds = _attention_seconds(experiment, mesh, program.costs, topology)
     flops = experiment.model.flops_per_token(experiment.data.seq_len) * experiment.tokens_per_step
     return Plan(
         experiment=experiment,
@@ -101,13 +86,13 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
         memory_bytes=_memory(experiment, task.program.abstract_state(), mesh, program.memory),
         peak_bytes=program.memory.peak_memory_in_bytes,
         model_flops=flops / topology.device_count,
-        seconds={"compute": program.compute, "attention": attention, "exposed": program.exposed},
+        seconds={"compute": program.compute, "attention": attention_seconds, "exposed": program.exposed},
         largest=_largest_values(program.hlo),
     )
 
 
 def task_on(experiment: Experiment, topology: Topology) -> Any:
-    """The task of an experiment on the devices of a topology."""
+    """The `Task` of an experiment on the devices of a topology."""
     from qwenjax import sharding
     from qwenjax.train.loop import TASKS
 
@@ -147,7 +132,7 @@ def _memory_needed(message: str) -> str:
 
 def _memory(experiment: Experiment, state: Any, mesh: dict[str, int], analysis: Any) -> dict[str, int]:
     """Bytes per device by purpose. `activations` is what the shapes do not explain."""
-    model, compute = experiment.model, experiment.compute
+    model = experiment.model
     memory = {
         "parameters": bytes_per_device(state.params),
         "optimizer": bytes_per_device(state.opt_state),
@@ -158,7 +143,7 @@ def _memory(experiment: Experiment, state: Any, mesh: dict[str, int], analysis: 
     unexplained = analysis.peak_memory_in_bytes - sum(memory.values())
     # The head gathered in bf16, its gradient in float32, the scores of one chunk. All three exist only in the loss.
     head = model.embed * model.vocab // mesh["tensor"]
-    vocabulary = head * (2 + 4) + 4 * compute.loss_chunk * model.vocab // mesh["tensor"]
+    vocabulary = head * (2 + 4) + 4 * experiment.compute.loss_chunk * model.vocab // mesh["tensor"]
     vocabulary = min(vocabulary, unexplained)
     return memory | {"vocabulary": vocabulary, "activations": unexplained - vocabulary}
 
@@ -176,12 +161,9 @@ def _attention_seconds(experiment: Experiment, mesh: dict[str, int], costs: Cost
     sequences = experiment.data.batch_size / experiment.accumulate / (mesh["data"] * mesh["fsdp"] * mesh["context"])
     block = min(BLOCK, length if mesh["context"] == 1 else length // (2 * mesh["context"]))
     flops = 4 * length**2 * model.head_size * model.heads / mesh["tensor"] * sequences / 2 * (1 + block / length)
-    forward, total = flops / topology.chip.flops / ATTENTION_EFFICIENCY, 0.0
-    separate_dq = any("dq" in name for name in costs.kernels)
-    for name, calls in costs.kernels.items():
-        kernel = next((kernel for kernel in KERNELS if kernel in name), "fwd")
-        total += calls * forward * (2.0 if kernel == "dkv" and separate_dq else KERNELS[kernel])
-    return total
+    work = KERNELS | ({"dkv": 2.0} if any("dq" in name for name in costs.kernels) else {})
+    calls = sum(n * next((work[key] for key in work if key in name), 1.0) for name, n in costs.kernels.items())
+    return calls * flops / topology.chip.flops / ATTENTION_EFFICIENCY
 
 
 def collective_seconds(
@@ -212,11 +194,8 @@ def collective_seconds(
 
 def _largest_values(program: HloProgram, count: int = 3) -> list[tuple[float, str, str]]:
     """The largest results of single instructions: bytes, type, and the part of the model that they belong to."""
-    values = {
-        (op.bytes, op.type.split("{")[0], str(scope(op.scope)) or op.name)
-        for op in program.executed()
-        if not op.type.startswith("(")
-    }
+    arrays = [op for op in program.executed() if not op.type.startswith("(")]
+    values = {(op.bytes, op.type.split("{")[0], str(scope(op.scope)) or op.name) for op in arrays}
     return sorted(values, reverse=True)[:count]
 
 

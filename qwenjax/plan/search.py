@@ -1,8 +1,7 @@
 """Which settings fit, and which are fastest: predicted for all of them, compiled for the best few.
 
 Three settings change memory and speed but not what is learned: micro-steps, what the backward pass recomputes, and how
-many chips share the parameters. The predictions are sums over shapes. For 14B and 7B on v5e-256 and v5p-256 they are
-within 7 % of the compiler's peak; they only decide what is compiled first.
+many chips share the parameters. The predictions are sums over shapes and only decide what is compiled first.
 """
 
 from collections.abc import Callable
@@ -30,11 +29,10 @@ class Candidate(NamedTuple):
     @property
     def settings(self) -> str:
         """As words of a command line."""
-        mesh = self.experiment.mesh
-        return (
-            f"--set accumulate={self.experiment.accumulate} --set compute.remat={self.experiment.compute.remat} "
-            f"--set mesh.fsdp={mesh.fsdp} --set mesh.data={mesh.data}"
-        )
+        one = self.experiment
+        values = {"accumulate": one.accumulate, "compute.remat": one.compute.remat}
+        values |= {"mesh.fsdp": one.mesh.fsdp, "mesh.data": one.mesh.data}
+        return " ".join(f"--set {name}={value}" for name, value in values.items())
 
 
 def predict(experiment: Experiment, topology: Topology) -> Candidate:

@@ -80,10 +80,11 @@ def summarize(path: str | Path) -> Summary:
     pieces = [_pieces(device, bounds) for device, (_, _, bounds) in zip(capture.devices, windows)]
     totals: Counter[tuple[str, str]] = Counter()
     counts: Counter[tuple[str, str]] = Counter()
-    for one in pieces:
-        for key, time, begun in zip(one.ops, timeline.shares(one.spans), one.begun):
+    for device, one, (*_, bounds) in zip(capture.devices, pieces, windows):
+        for key, time in zip(one.ops, timeline.shares(one.spans)):
             totals[key] += time
-            counts[key] += begun
+        ops = (op for lane in device.lanes for op in lane if bounds[0] <= op.start < bounds[-1])
+        counts.update((op.module, op.name) for op in ops)
     per_step = 1e-9 / (len(capture.devices) * count)
     with xprof_tools.converters(capture.files[0]) as tool:
         known = _known_ops(tool, capture, totals)
@@ -134,20 +135,15 @@ class _Pieces(NamedTuple):
 
     ops: list[tuple[str, str]]  # program and name
     spans: np.ndarray  # [n 2] ns, clipped to the steps
-    begun: list[int]  # 1 for the first piece of an op that began in the steps, else 0
 
 
 def _pieces(device: Device, bounds: np.ndarray) -> _Pieces:
-    ops, spans, begun = [], [], []
+    ops, spans = [], []
     for lane in device.lanes:
-        seen = set()
         for index, start, end in timeline.split_by_innermost([(op.start, op.end) for op in lane]):
-            op = lane[index]
-            ops.append((op.module, op.name))
+            ops.append((lane[index].module, lane[index].name))
             spans.append((start, end))
-            begun.append(int(index not in seen and bounds[0] <= op.start < bounds[-1]))
-            seen.add(index)
-    return _Pieces(ops, np.clip(np.array(spans).reshape(-1, 2), bounds[0], bounds[-1]), begun)
+    return _Pieces(ops, np.clip(np.array(spans).reshape(-1, 2), bounds[0], bounds[-1]))
 
 
 def _known_ops(tool: xprof_tools.Tool, capture: Capture, totals: Counter) -> dict[tuple[str, str], scopes.ScopedOp]:

@@ -1,6 +1,8 @@
 """Finds the traces of a run and reads them: devices, the ops they ran, and what the host did meanwhile."""
 
 import re
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +46,7 @@ class Capture(NamedTuple):
 
 
 def find(path: str | Path) -> list[Path]:
-    """The trace files, one per host, of the newest recording in a run, its profile folder, or one file.
+    """The trace files, one per host, of the newest recording in a run or its profile folder; or the one file.
 
     Raises:
       ValueError: there is no such path, or no trace in it.
@@ -102,7 +104,7 @@ def _accelerator(plane, host: list[Event], steps: list[Event]) -> Device:
     if "TPU" in plane.name:
         lanes = [_in_modules((_tpu(e) for e in events("XLA Ops")), modules)]
     else:
-        lanes = [[_kernel(e) for e in line.events] for line in lines if line.name.startswith("Stream")]
+        lanes = [[_op(e, dict(e.stats)) for e in line.events] for line in lines if line.name.startswith("Stream")]
     kind, peak = stats.get("device_type_string", plane.name), stats.get("peak_teraflops_per_second")
     flights = [_tpu(e) for e in events("Async XLA Ops")]
     return Device(plane.name, kind, peak and peak * 1e12, lanes, flights, modules, events("Steps") or steps, host)
@@ -113,22 +115,19 @@ def _tpu(event: Event) -> Event:
     return event._replace(name=re.sub(r"^%?(\S+) = .*", r"\1", event.name, flags=re.DOTALL))
 
 
-def _kernel(event) -> Event:
-    stats = dict(event.stats)
-    return Event(stats.get("hlo_op", event.name), event.start_ns, event.end_ns, _module(stats))
-
-
-def _module(stats: dict) -> str:
-    return f"{stats['hlo_module']}({stats['program_id']})" if {"hlo_module", "program_id"} <= stats.keys() else ""
+def _op(event, stats: dict) -> Event:
+    """An op of a GPU or CPU, named by its statistics."""
+    named = {"hlo_module", "program_id"} <= stats.keys()
+    module = f"{stats['hlo_module']}({stats['program_id']})" if named else ""
+    return Event(stats.get("hlo_op", event.name), event.start_ns, event.end_ns, module, stats.get("run_id", 0))
 
 
 def _in_modules(ops: Iterable[Event], modules: list[Event]) -> list[Event]:
     """Names the program of each op: the one that was being executed when it began."""
-    ops, modules = sorted(ops, key=lambda e: e.start), sorted(modules, key=lambda e: e.start)
-    named, at = [], 0
-    for op in ops:
-        while at < len(modules) and modules[at].end <= op.start:
-            at += 1
+    modules = sorted(modules, key=lambda e: e.end)
+    ends, named = [module.end for module in modules], []
+    for op in sorted(ops, key=lambda e: e.start):
+        at = bisect_right(ends, op.start)
         inside = at < len(modules) and modules[at].start <= op.start
         named.append(op._replace(module=modules[at].name) if inside else op)
     return named
@@ -136,7 +135,7 @@ def _in_modules(ops: Iterable[Event], modules: list[Event]) -> list[Event]:
 
 def _host(plane) -> tuple[list[Device], list[Event], list[Event]]:
     """CPU devices with their ops, the events of the thread that starts programs, and annotated steps."""
-    lanes: dict[int, dict[int, list[Event]]] = {}
+    lanes: dict[int, dict[int, list[Event]]] = defaultdict(lambda: defaultdict(list))
     main, calls, steps = [], 0, []
     for index, line in enumerate(plane.lines):
         events, started = [], 0
@@ -148,14 +147,10 @@ def _host(plane) -> tuple[list[Device], list[Event], list[Event]]:
             started += name.startswith("PjitFunction(")
             stats = dict(e.stats)
             if "hlo_op" in stats:
-                op = Event(stats["hlo_op"], e.start_ns, e.end_ns, _module(stats), stats.get("run_id", 0))
-                lanes.setdefault(stats.get("device_ordinal", 0), {}).setdefault(index, []).append(op)
+                lanes[stats.get("device_ordinal", 0)][index].append(_op(e, stats))
             elif "step_num" in stats:
                 steps.append(Event(str(stats["step_num"]), e.start_ns, e.end_ns))
         if started > calls:
             main, calls = events, started
-    devices = [
-        Device(f"cpu:{ordinal}", "cpu", None, list(lines.values()), [], [], steps, main)
-        for ordinal, lines in sorted(lanes.items())
-    ]
+    devices = [Device(f"cpu:{n}", "cpu", None, [*lanes[n].values()], [], [], steps, main) for n in sorted(lanes)]
     return devices, main, steps

@@ -35,12 +35,9 @@ class Memory:
 
 @contextmanager
 def converters(file: Path) -> Iterator[Tool]:
-    """Yields xprof's converters for the trace of one host; all hosts run the same program.
+    """Yields xprof's converters for the trace of one host. Raises ValueError if xprof is not installed.
 
     They read through a link in a temporary folder, because xprof writes its caches beside the file that it reads.
-
-    Raises:
-      ValueError: xprof is not installed.
     """
     try:
         from xprof.convert import raw_to_tool_data
@@ -82,20 +79,15 @@ def device_ops(tool: Tool) -> dict[tuple[str, str], ScopedOp]:
 
 def memory(tool: Tool, module: str) -> Memory | None:
     """A program's peak of memory and the arrays alive then; None if the trace does not contain the program."""
-    layout = tool("memory_viewer", module_name=module, memory_space="0")
-    if not layout:
+    layout = json.loads(tool("memory_viewer", module_name=module, memory_space="0") or "null")
+    if layout is None:
         return None
-    layout = json.loads(layout)
-    buffers = [
-        Buffer(
-            one.get("logicalBufferSizeMib", 0) * MIB,
-            one.get("shapeString", "").split("{")[0],
-            one.get("groupName", ""),
-            one.get("tfOpName", ""),
-            _source(one.get("sourceInfo", {})),
-        )
-        for one in layout.get("maxHeapBySize", [])
-    ]
+    buffers = []
+    for one in layout.get("maxHeapBySize", []):
+        size, shape = one.get("logicalBufferSizeMib", 0) * MIB, one.get("shapeString", "").split("{")[0]
+        info = one.get("sourceInfo", {})
+        source = f"{Path(info['fileName']).name}:{info['lineNumber']}" if info.get("fileName") else ""
+        buffers.append(Buffer(size, shape, one.get("groupName", ""), one.get("tfOpName", ""), source))
     arguments = layout.get("entryComputationParametersMib", 0) * MIB
     return Memory(layout.get("peakHeapMib", 0) * MIB, arguments, buffers)
 
@@ -104,7 +96,3 @@ def measured_memory(tool: Tool) -> dict[str, float]:
     """Peak bytes in use by allocator, on the first host; empty if the trace has no allocations."""
     allocators = json.loads(tool("memory_profile") or "{}").get("memoryProfilePerAllocator", {})
     return {name: float(one["profileSummary"]["peakBytesUsageLifetime"]) for name, one in allocators.items()}
-
-
-def _source(info: dict) -> str:
-    return f"{Path(info['fileName']).name}:{info['lineNumber']}" if info.get("fileName") else ""

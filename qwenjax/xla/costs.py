@@ -1,9 +1,8 @@
 """What a compiled TPU program costs, from its scheduled HLO text.
 
 JAX's `cost_analysis()` counts the body of every loop once, and gives collectives almost no time, so it cannot price a
-model that scans over its layers. Here every instruction counts as often as the loops around it run: the compiler's
-`estimated_cycles`, the FLOPs of matmuls, and the bytes of collectives. The compiler has no estimate for Pallas kernels;
-their calls are counted by name, and the caller prices them.
+model that scans over its layers. Here every instruction counts as often as the loops around it run. The compiler has
+no estimate for Pallas kernels; their calls are counted by name, and the caller prices them.
 """
 
 import re
@@ -48,48 +47,35 @@ def program_costs(program: HloProgram) -> Costs:
 
 def _add_computation(program: HloProgram, name: str, times: int, costs: Costs) -> None:
     """Adds a computation that runs `times` times, with the loops, calls and branches in it."""
-    _add_matmuls(program, name, times, costs)
-    _add_collectives(program, name, times, costs.collectives, hidden=False, fused=False)
+    _add_work(program, name, times, costs)
     for op in program.computations[name]:
         if op.opcode == "while":
             _add_computation(program, op.called("body")[0], times * trip_count(program, op), costs)
-        elif op.opcode == "call":
-            for called in op.called("to_apply", "calls"):
-                _add_computation(program, called, times, costs)
-        elif op.opcode == "conditional":
-            for called in op.called("true_computation", "false_computation", "branch_computations"):
+        elif op.opcode in ("call", "conditional"):
+            for called in op.called("to_apply", "true_computation", "false_computation", "branch_computations"):
                 _add_computation(program, called, times, costs)
         elif op.opcode == "custom-call" and "tpu_custom_call" in op.text:
             costs.kernels[re.sub(r"[.\d]+$", "", op.name)] += times
         elif op.opcode not in NO_WORK:
-            cycles = op.cycles
-            if cycles is None and op.opcode == "fusion":
-                cycles = sum(_fused_cycles(program, name) for name in op.called("calls"))
-            costs.cycles += (cycles or 0) * times
+            costs.cycles += _cycles(program, op) * times
 
 
-def _fused_cycles(program: HloProgram, name: str) -> int:
-    """Sum over a fused computation whose fusion has no estimate of its own."""
-    total = 0
-    for op in program.computations.get(name, ()):
-        if op.cycles:
-            total += op.cycles
-        elif op.opcode in ("fusion", "call"):
-            total += sum(_fused_cycles(program, name) for name in op.called("calls", "to_apply"))
-    return total
+def _cycles(program: HloProgram, op: HloOp) -> int:
+    """The compiler's estimate for an instruction; of a fusion without one, the sum over what it fuses."""
+    cycles = op.cycles
+    if cycles is None and op.opcode == "fusion":
+        return sum(_cycles(program, one) for name in op.called("calls") for one in program.computations.get(name, ()))
+    return cycles or 0
 
 
 def trip_count(program: HloProgram, op: HloOp) -> int:
     """How often a loop runs: as the compiler notes it, or from the bound and the step of its counter."""
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.text)
-    if known:
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', op.text):
         return int(known[1])
     condition = program.computations[op.called("condition")[0]]
     fused = [o for c in condition for name in c.called("calls") for o in program.computations.get(name, ())]
     bounds = [int(n) for o in (*condition, *fused) for n in re.findall(r"^constant\((\d+)\)", o.text)]
-    if not bounds:
-        return 1
-    return ceil(max(bounds) / _counter_step(condition, program.computations[op.called("body")[0]]))
+    return ceil(max(bounds) / _counter_step(condition, program.computations[op.called("body")[0]])) if bounds else 1
 
 
 def _counter_step(condition: list[HloOp], body: list[HloOp]) -> int:
@@ -116,30 +102,19 @@ def _counter_step(condition: list[HloOp], body: list[HloOp]) -> int:
     return 1
 
 
-def _add_matmuls(program: HloProgram, name: str, times: int, costs: Costs) -> None:
-    """Adds the FLOPs of a computation's matmuls, with those fused into its instructions."""
+def _add_work(
+    program: HloProgram, name: str, times: int, costs: Costs, hidden: bool = False, fused: bool = False
+) -> None:
+    """Adds the matmuls and collectives of a computation; `fused`: the computation is the inside of an instruction."""
     ops = program.computations.get(name, ())
     by_name = {op.name: op for op in ops}
-    for op in ops:
-        if op.opcode in ("convolution", "dot"):
-            costs.matmul_flops += 2.0 * prod(op.dims) * _contracted(op, by_name) * times
-        elif op.opcode in ("fusion", "call"):
-            for called in op.called("calls", "to_apply"):
-                _add_matmuls(program, called, times, costs)
-
-
-def _add_collectives(
-    program: HloProgram, name: str, times: int, collectives: list[Collective], hidden: bool, fused: bool
-) -> None:
-    """Adds the collectives of a computation; `fused`: the computation is the inside of an instruction."""
-    ops = program.computations.get(name, ())
     # A collective that is fused into compute runs in parts, in loops or other memories, too; it counts where it starts.
     later_part = fused and not starts_collective(ops)
     for op in ops:
         kind = op.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            if later_part and op.channel in program.split_channels:
-                continue
+        if kind in ("convolution", "dot"):
+            costs.matmul_flops += 2.0 * prod(op.dims) * _contracted(op, by_name) * times
+        elif kind in COLLECTIVES and not (later_part and op.channel in program.split_channels):
             started = op.opcode.endswith("-start")
             size, group = op.bytes, group_size(op.text)
             if started:
@@ -148,15 +123,15 @@ def _add_collectives(
                 size *= group
             if kind == "all-reduce" and "reduce-scatter" in name:
                 kind = "reduce-scatter"
-            collectives.append(Collective(kind, size, times, group, hidden or started, op.type))
-        elif op.opcode == "send" and "megascale_transfer_type" in op.text:
+            costs.collectives.append(Collective(kind, size, times, group, hidden or started, op.type))
+        elif kind == "send" and "megascale_transfer_type" in op.text:
             # to the host, whose network adds what the slices send; always asynchronous
-            collectives.append(Collective(BETWEEN_SLICES, op.bytes, times, 0, True, op.type))
-        elif op.opcode in ("fusion", "call", "async-start"):
-            for called in op.called("calls", "to_apply", "called_computations"):
+            costs.collectives.append(Collective(BETWEEN_SLICES, op.bytes, times, 0, True, op.type))
+        elif kind in ("fusion", "async"):
+            for called in op.called("calls", "called_computations"):
                 inner = program.computations.get(called, ())
                 asynchronous = any(o.opcode == "custom-call" and "AsyncCollective" in o.text for o in inner)
-                _add_collectives(program, called, times, collectives, hidden or asynchronous, fused=True)
+                _add_work(program, called, times, costs, hidden or asynchronous, fused=True)
 
 
 def _contracted(op: HloOp, by_name: dict[str, HloOp]) -> float:

@@ -1,7 +1,6 @@
 """Everything the package knows about chips: peaks, memory, networks, and the names under which TPU slices are rented.
 
-Peaks, memory and the network between slices are from the makers' data sheets. Link speeds are not confirmed by
-measurement; they price the part of a step in which collectives are exposed.
+The figures are from the makers' data sheets; the speeds of links inside a slice are not confirmed by measurement.
 """
 
 import os
@@ -67,7 +66,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 @dataclass(frozen=True)
 class Topology:
-    """Some slices of one kind."""
+    """Some slices of one kind; chips and devices are counted in all slices."""
 
     name: str
     chip: Chip
@@ -76,12 +75,10 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """In all slices."""
         return prod(self.grid) * self.slices
 
     @property
     def device_count(self) -> int:
-        """In all slices."""
         return self.chips * self.chip.devices
 
     @property
@@ -143,20 +140,14 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     else:
         chips, remainder = divmod(int(match[2]), chip.named_cores)
         if remainder or chips < 1 or chips & (chips - 1):
-            counted = "TensorCores, two to a chip" if chip.named_cores == 2 else "chips"
-            raise ValueError(
-                f"topology {name!r}: names of {chip.name} count {counted}; wanted a power of two, as {chip.name}-256"
-            )
-        grid = _cubic_grid(chips, chip.torus_axes)
+            counted = f"{chip.name} count {'TensorCores, two to a chip' if chip.named_cores == 2 else 'chips'}"
+            raise ValueError(f"topology {name!r}: names of {counted}; wanted a power of two, as {chip.name}-256")
+        # the most cubic shape; the last axes are the longer ones
+        low, longer = divmod(chips.bit_length() - 1, chip.torus_axes)
+        grid = tuple(2 ** (low + (axis >= chip.torus_axes - longer)) for axis in range(chip.torus_axes))
     if prod(grid) > chip.max_chips:
         raise ValueError(f"topology {name!r}: a slice of {chip.name} has {chip.max_chips} chips at most; use --slices")
     return Topology(name, chip, grid, slices)
-
-
-def _cubic_grid(chips: int, axes: int) -> tuple[int, ...]:
-    """The most cubic shape of a power of two; the last axes are the longer ones."""
-    low, longer = divmod(chips.bit_length() - 1, axes)
-    return tuple(2 ** (low + (i >= axes - longer)) for i in range(axes))
 
 
 CHIP_SIZES = (1, 4, 8, 16, 32, 64, 128, 256)  # slices of v5e and v6e; the others come in any number of whole VMs

@@ -45,7 +45,7 @@ class HloOp:
 
     @property
     def channel(self) -> str:
-        """Channel of a collective. Copies of one instruction share it, and so do layers of an unrolled loop."""
+        """Channel of a collective, which copies of one instruction share."""
         return self._search(r"channel_id=(\d+)")
 
     @property
@@ -91,8 +91,8 @@ class HloProgram:
         names, ops = [self.entry], []
         for name in names:  # grows during the loop
             for op in self.computations[name]:
-                role = {"while": "body", "call": "to_apply"}.get(op.opcode)
-                names += [called for called in (op.called(role) if role else ()) if called not in names]
+                if op.opcode in ("while", "call"):
+                    names += [called for called in op.called("body", "to_apply") if called not in names]
                 if op.opcode not in NO_WORK:
                     ops.append(op)
         return ops
