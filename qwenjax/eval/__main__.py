@@ -52,12 +52,11 @@ def run(options: argparse.Namespace) -> int:
         settings = task.Settings(**{name: value for name, value in given.items() if value})
         names = [f"table{options.table}"] if options.table else []
         names += [name.strip() for name in options.tasks.split(",") if name.strip()]
-        modules = {name: task.find_task(name.removeprefix("table")) for name in names}
+        kinds = {task.find_task(name).MODEL for name in names}
     except ValueError as error:
         raise command_line.Usage(str(error)) from None
-    if not modules:
+    if not names:
         raise command_line.Usage("nothing to measure: give --table=3, --table=4 or --tasks=passkey,entropy")
-    kinds = {module.MODEL for module in modules.values()}
     if len(kinds) > 1:
         raise command_line.Usage("--table=4 measures a reward model, the others a language model: run them apart")
     if "reward" in kinds and options.set:
@@ -72,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         model = model_options.load_model(options)
     opened_with = {"set": sorted(options.set), "dtype": model.compute.dtype}
-    for name in modules:
+    for name in names:
         evaluation = runner.measure_and_save(model, options.model, name, settings, out, opened_with)
         print(evaluation.text, flush=True)
         print(f"also in {out / name}.txt, .json and .png", file=sys.stderr)

@@ -22,16 +22,15 @@ def evaluate(
 
     Args:
       path: what `qwenjax.load` takes; for a reward model, its run.
-      task: a name in `eval.task.TASKS`, or a table of the report, such as 'table3'.
+      task: a name in `eval.task.TASKS`, such as 'table3'.
       out: directory of the table as .txt, .json and .png; default runs/eval-MODEL.
-      settings: the fields of `eval.task.Settings`, and fields of the model's config (`ntk=True`), which a reward
-        model does not take.
+      settings: fields of `eval.task.Settings`, and of a language model's config (`ntk=True`).
     Raises:
       ValueError: no task of that name, or settings that do not fit the model or its files.
     """
     fields = Settings.__dataclass_fields__
     config = {name: value for name, value in settings.items() if name not in fields}
-    if find_task(task.removeprefix("table")).MODEL == "reward":
+    if find_task(task).MODEL == "reward":
         from qwenjax.api.reward_model import load_reward
 
         if config:
@@ -50,7 +49,7 @@ def measure_and_save(
     model: Any, path: str | Path, task: str, settings: Settings, out: Path, opened_with: dict[str, Any]
 ) -> Evaluation:
     """Measures a model that is open, and writes table, numbers and picture. `opened_with`: the options of loading."""
-    module = find_task(task.removeprefix("table"))
+    module = find_task(task)
     cache = ResultCache(out, {"model": model_key(str(path)), **opened_with})
     result = {"model": model_title(path), "set": opened_with["set"], **module.measure(model, settings, cache)}
     text, png = module.table(result), out / f"{task}.png"

@@ -12,9 +12,8 @@ from typing import Any
 from qwenjax.common import jsonl, storage
 from qwenjax.common.progress import meter
 
-# name -> module of `tasks/`; the report's tables by their numbers
-TASKS = {"passkey": "passkey", "entropy": "entropy"}
-TABLES = {3: "perplexity", 4: "preferences"}
+# name -> module of `tasks/`; tables are those of the report
+TASKS = {"passkey": "passkey", "entropy": "entropy", "table3": "perplexity", "table4": "preferences"}
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,10 @@ class Settings:
 
 
 def find_task(name: str) -> ModuleType:
-    """The module of a name in TASKS or a number in TABLES. Raises ValueError if there is none."""
-    module = TABLES.get(int(name)) if name.isdigit() else TASKS.get(name)
-    if module is None:
-        known = ", ".join([*TASKS, *(f"table {number}" for number in TABLES)])
-        raise ValueError(f"no table or task {name!r} (known: {known})")
-    return importlib.import_module(f"qwenjax.eval.tasks.{module}")
+    """The module of a name in TASKS. Raises ValueError if there is none."""
+    if name not in TASKS:
+        raise ValueError(f"no table or task {name!r} (known: {', '.join(TASKS)})")
+    return importlib.import_module(f"qwenjax.eval.tasks.{TASKS[name]}")
 
 
 class ResultCache:
@@ -56,31 +53,25 @@ class ResultCache:
         path = directory / "parts.jsonl"
         self._common = common
         self._log = jsonl.Log(path, keep=lambda row: True)  # cuts off a line that a kill left half written
-        self._known = {_name(row["of"]): row["value"] for row in jsonl.read_rows(path)}
+        self._known = {json.dumps(row["of"], sort_keys=True): row["value"] for row in jsonl.read_rows(path)}
 
-    def get(self, key: dict) -> Any:
-        """The value that was measured, or None."""
-        return self._known.get(_name(self._common | key))
+    def _name(self, key: dict) -> str:
+        return json.dumps(self._common | key, sort_keys=True)
+
+    def get(self, key: dict, measure: Callable, *arguments: Any) -> Any:
+        """The value under a key of plain JSON values: `measure(*arguments)`, kept, if it is not known yet."""
+        name = self._name(key)
+        if name not in self._known:
+            self._known[name] = measure(*arguments)
+            self._log.add({"of": self._common | key, "value": self._known[name]})
+            self._log.flush()
+        return self._known[name]
 
     def fill(self, title: str, keys: list[dict], tokens: Callable[[dict], int], measure: Callable) -> list:
         """The value of each key. Unknown ones are `measure(key, step)`; `step` takes tokens for the progress bar."""
-        missing = {_name(key): key for key in keys if self.get(key) is None}
-        with meter(title, sum(map(tokens, missing.values())), "token") as step:
-            for key in missing.values():
-                self.add(key, measure(key, step))
-        return [self.get(key) for key in keys]
-
-    def add(self, key: dict, value: Any) -> Any:
-        """Keeps a value and returns it. `key` has plain JSON values."""
-        key = self._common | key
-        self._known[_name(key)] = value
-        self._log.add({"of": key, "value": value})
-        self._log.flush()
-        return value
-
-
-def _name(key: dict) -> str:
-    return json.dumps(key, sort_keys=True)
+        missing = {self._name(key): tokens(key) for key in keys if self._name(key) not in self._known}
+        with meter(title, sum(missing.values()), "token") as step:
+            return [self.get(key, measure, key, step) for key in keys]
 
 
 def short_hash(data: bytes) -> str:

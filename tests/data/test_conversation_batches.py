@@ -157,7 +157,7 @@ def test_mixtures_that_cannot_be_are_refused(two, tmp_path):
         ConversationMixture(files, [1, 1], 0, validation=1)
     with pytest.raises(ValueError, match=r"all 20 rows of small\.jsonl are held out; lower validation=0\.99"):
         ConversationMixture(files[1:], [1], 0, validation=0.9999999)
-    with pytest.raises(ValueError, match=r"wants rows \[8\] of a batch of 8"):
+    with pytest.raises(ValueError, match=r"rows \[8\] of a batch of 8"):
         Batches(ConversationMixture(files, [1, 1], 0).batch, 8, [8])
     with pytest.raises(ValueError, match="next_row=-1"):
         Batches(ConversationMixture(files, [1, 1], 0).batch, 8, [0], next_row=-1)

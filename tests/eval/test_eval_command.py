@@ -53,7 +53,7 @@ def test_table_3_is_printed_kept_and_not_measured_twice(checkpoint, tmp_path, ca
     ("options", "words"),
     [
         ([], "nothing to measure: give --table=3, --table=4 or --tasks=passkey"),
-        (["--table=12"], "known: passkey, entropy, table 3, table 4"),
+        (["--table=12"], "known: passkey, entropy, table3, table4"),
         (["--tasks=paskey"], "no table or task 'paskey'"),
         (["--table=3", "--lengths=1,8"], "at least 2 each"),
         (["--table=3", "--lengths=8,64", "--tokens=32"], "tokens=32 are fewer"),

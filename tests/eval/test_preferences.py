@@ -210,7 +210,7 @@ def test_a_language_model_is_refused(tmp_path, capsys):
 
 
 def test_without_data_it_says_what_is_wanted(tmp_path):
-    assert find_task("4") is preferences
+    assert find_task("table4") is preferences
     with pytest.raises(ValueError, match="table 4 needs preferences: --data FILE"):
         measured(tmp_path)
 

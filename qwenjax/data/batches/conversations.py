@@ -5,7 +5,7 @@ responses to one prompt (`preferences`), or one prompt (`prompts`). Bins are rea
 place of windows. So row r of a run is a pure function of (seed, r), and each bin is read once per epoch of its file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,6 @@ class ChatMixture(Mixture):
 
     Args:
       validation: share of each file's rows that is held out (`ChatDataset.held_out`).
-      divide: (number of a file, its rows to train on) to bins of sequences.
     Raises:
       ValueError: files of another kind, of different lengths or tokenizers, or one whose rows are all held out.
     """
@@ -32,14 +31,10 @@ class ChatMixture(Mixture):
     kind: str  # of the files
     unit: str  # what messages call a bin
     trained: str  # what messages say a file has to train on
+    k = 1  # sequences of a bin that a batch reads, where a bin is a row of the file
 
     def __init__(
-        self,
-        files: Sequence[ChatDataset],
-        weights: Sequence[float],
-        seed: int,
-        validation: float,
-        divide: Callable[[int, np.ndarray], Bins],
+        self, files: Sequence[ChatDataset], weights: Sequence[float], seed: int, validation: float = VALIDATION
     ):
         self.files, self.validation = tuple(files), validation
         self.seq_len, self.eot = check_same_encoding(self.files, self.kind)
@@ -49,9 +44,19 @@ class ChatMixture(Mixture):
             if not len(rows):
                 name = file.index["source"]
                 raise ValueError(f"all {file.num_rows} rows of {name} are held out; lower validation={validation}")
-            self._bins.append(divide(s, rows))
+            self._bins.append(self._divide(s, rows, seed))
         # a window of one token for each bin; two tokens more, as a text source has (`order.windows`)
         self.order = Order(tuple(len(b) + 2 for b in self._bins), tuple(map(float, weights)), 1, seed)
+
+    def _divide(self, s: int, rows: np.ndarray, seed: int) -> Bins:
+        """Bins of the rows of file s to train on: here one for each row, with all its sequences."""
+        file, wanted = self.files[s], np.zeros(self.files[s].num_rows, bool)
+        wanted[rows] = True
+        counts = file.sequences_per_row[wanted]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        read = file.per_row("tokens")[wanted] * np.minimum(1, self.k / counts)  # tokens, on average
+        utilisation = float(read.mean() / (self.k * self.seq_len))
+        return Bins(np.flatnonzero(wanted[file.table["group"]]), starts, utilisation)
 
     @property
     def rows_per_epoch(self) -> tuple[int, ...]:
@@ -101,13 +106,14 @@ class ConversationMixture(ChatMixture):
         packed: bool = True,
         validation: float = VALIDATION,
     ):
-        def divide(s: int, rows: np.ndarray) -> Bins:
-            # equally long conversations share a bin by chance, not because they were neighbours in the file
-            rows = rows[permute(np.arange(len(rows)), len(rows), key(seed, "dialogues", s))]
-            bins = _divide(files[s], rows, packed)
-            return replace(bins, items=rows[bins.items])
+        self.packed = packed
+        super().__init__(files, weights, seed, validation)
 
-        super().__init__(files, weights, seed, validation, divide)
+    def _divide(self, s: int, rows: np.ndarray, seed: int) -> Bins:
+        # equally long conversations share a bin by chance, not because they were neighbours in the file
+        rows = rows[permute(np.arange(len(rows)), len(rows), key(seed, "dialogues", s))]
+        bins = _conversation_bins(self.files[s], rows, self.packed)
+        return replace(bins, items=rows[bins.items])
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """These rows as `pack` makes them."""
@@ -144,7 +150,7 @@ def validation_batches(
     for file, numbers in zip(files, sample_held_out(files, limit, validation)):
         read = [file.read(int(i)) for i in numbers]
         targets.append(np.concatenate([np.zeros(0, np.int32), *(ids[1:][mask[1:] > 0] for ids, mask in read)]))
-        bins = _divide(file, numbers, packed)
+        bins = _conversation_bins(file, numbers, packed)
         rows += [[read[i] for i in bins[b]] for b in range(len(bins))]
     batches = []
     for at in range(0, len(rows), batch_size):
@@ -156,7 +162,7 @@ def validation_batches(
     return text.HeldOut(batches, targets)
 
 
-def _divide(file: ChatDataset, numbers: np.ndarray, packed: bool) -> Bins:
+def _conversation_bins(file: ChatDataset, numbers: np.ndarray, packed: bool) -> Bins:
     """Bins of some conversations; items count in `numbers`."""
     lengths = file.table["tokens"][numbers] - 1  # see `pack`
     return (best_fit if packed else one_per_bin)(lengths, file.encoding.length)
@@ -165,22 +171,10 @@ def _divide(file: ChatDataset, numbers: np.ndarray, packed: bool) -> Bins:
 # ---- what preferences and prompts need, too ----
 
 
-def one_bin_per_row(file: ChatDataset, rows: np.ndarray, seq_len: int, responses: int = 1) -> Bins:
-    """A bin for each row of a file, with all its sequences, of which `responses` of `seq_len` tokens are read."""
-    wanted = np.zeros(file.num_rows, bool)
-    wanted[rows] = True
-    counts = file.sequences_per_row[wanted]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    read = file.per_row("tokens")[wanted] * np.minimum(1, responses / counts)  # tokens, on average
-    utilisation = float(read.mean() / (responses * seq_len))
-    return Bins(np.flatnonzero(wanted[file.table["group"]]), starts, utilisation)
-
-
 def sample_held_out(files: Sequence[ChatDataset], limit: int, validation: float) -> list[np.ndarray]:
     """Held-out rows of each file, together of `limit` tokens at most, but at least one of each file that has any.
 
-    Every file gives rows in proportion to its size, in the order of their hashes. That is a random sample, and a
-    smaller limit takes a part of a larger one's.
+    Every file gives rows in proportion to its size, in the order of their hashes.
     """
     held = [np.flatnonzero(file.held_out(validation)) for file in files]
     sizes = [file.per_row("tokens")[rows].astype(np.int64) for file, rows in zip(files, held)]

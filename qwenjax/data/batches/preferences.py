@@ -7,13 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qwenjax.data.batches.conversations import (
-    VALIDATION,
-    ChatMixture,
-    check_same_encoding,
-    one_bin_per_row,
-    sample_held_out,
-)
+from qwenjax.data.batches.conversations import VALIDATION, ChatMixture, check_same_encoding, sample_held_out
 from qwenjax.data.batches.order import key, permute
 from qwenjax.data.batches.text import BatchShapes
 from qwenjax.data.conversations.store import ChatDataset
@@ -47,18 +41,17 @@ class PreferenceMixture(ChatMixture):
         validation: float = VALIDATION,
         responses: int = 2,
     ):
-        self.k, self.seed = responses, seed
+        self.k = responses
         self.trained = f"{{rows:,}} lists of up to {responses} responses to train on"
-        super().__init__(
-            files, weights, seed, validation, lambda s, rows: one_bin_per_row(files[s], rows, self.seq_len, self.k)
-        )
+        super().__init__(files, weights, seed, validation)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """These rows as `pack` makes them. Of a list with more than k responses, every reading draws k anew."""
         lists = []
         for row in rows:
             s, numbers = self.sequences(int(row))
-            lists.append((self.files[s], sample_responses(numbers, self.k, key(self.seed, "responses", int(row)))))
+            draw_key = key(self.order.seed, "responses", int(row))
+            lists.append((self.files[s], sample_responses(numbers, self.k, draw_key)))
         return pack(lists, self.k, self.seq_len, self.eot)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qwenjax.data.batches.conversations import VALIDATION, ChatMixture, one_bin_per_row
+from qwenjax.data.batches.conversations import ChatMixture
 from qwenjax.data.batches.text import BatchShapes
 from qwenjax.data.conversations.store import ChatDataset
 
@@ -19,13 +19,6 @@ class PromptMixture(ChatMixture):
     """Prompts to train on: see `ChatMixture`. A prompt that is in a file twice is read twice per epoch."""
 
     kind, unit, trained = "prompt", "prompt", "{rows:,} prompts to train on"
-
-    def __init__(
-        self, files: Sequence[ChatDataset], weights: Sequence[float], seed: int, validation: float = VALIDATION
-    ):
-        super().__init__(
-            files, weights, seed, validation, lambda s, rows: one_bin_per_row(files[s], rows, self.seq_len)
-        )
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """These rows as `batch_shapes` describes; P is the length of the encoding."""

@@ -89,9 +89,7 @@ class Batches(Iterator, AbstractContextManager):
 
         rows = np.asarray(rows, np.int64)
         if not rows.size or rows.min() < 0 or rows.max() >= batch_size:
-            raise ValueError(
-                f"wants rows {rows.tolist()} of a batch of {batch_size}; wanted some of 0 to {batch_size - 1}"
-            )
+            raise ValueError(f"rows {rows.tolist()} of a batch of {batch_size}; wanted some of 0 to {batch_size - 1}")
         if next_row < 0:
             raise ValueError(f"next_row={next_row} is negative; a run starts at row 0")
         self.next_row, self.batch_size = next_row, batch_size

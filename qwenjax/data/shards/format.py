@@ -112,18 +112,14 @@ class Shards:
 
     def __init__(self, directory: str | Path):
         if storage.remote(directory):
-            raise ValueError(
-                f"{directory} is in a bucket, and shards are read at random: mount the bucket and name the folder, or "
-                f"copy it with `gcloud storage cp --recursive {directory} .` (training copies shards by itself)"
-            )
+            advice = f"mount the bucket, or copy them: `gcloud storage cp --recursive {directory} .`"
+            raise ValueError(f"{directory} is in a bucket, and shards are read at random: {advice}")
         self.directory = Path(directory)
         path = self.directory / "index.json"
         if not path.is_file():
             what = "is unfinished" if self.directory.is_dir() else "does not exist"
-            raise ValueError(
-                f"{self.directory} {what}: it has no index.json. Make it with "
-                f"`python -m qwenjax.data tokenize TEXT… --out={self.directory}`; the same command resumes"
-            )
+            command = f"`python -m qwenjax.data tokenize TEXT… --out={self.directory}`"
+            raise ValueError(f"{self.directory} {what}: it has no index.json. {command} makes it, or resumes")
         self.index = storage.read_json(path)
         version = self.index.get("version")
         if version != VERSION:
@@ -137,9 +133,8 @@ class Shards:
             path, wanted = self.directory / file["name"], file["size"]
             size = path.stat().st_size if path.is_file() else 0
             if size != wanted:
-                raise ValueError(
-                    f"{path} is missing or truncated: it has {size:,} bytes, wanted {wanted:,}; copy it again"
-                )
+                wrong = f"it has {size:,} bytes, wanted {wanted:,}"
+                raise ValueError(f"{path} is missing or truncated: {wrong}; copy it again")
         self._reader = lru_cache(OPEN_FILES)(_open)  # an evicted reader closes once its last user lets go
 
     def tokens(self, split: str) -> int:
@@ -159,9 +154,8 @@ class Shards:
     def read(self, split: str, start: int, n: int) -> np.ndarray:
         """Tokens [start, start + n) of a split, int32 [n]."""
         if not 0 <= start <= start + n <= self.tokens(split):
-            raise ValueError(
-                f"tokens {start} to {start + n - 1} asked for; {split} of {self.directory} has {self.tokens(split)}"
-            )
+            size = self.tokens(split)
+            raise ValueError(f"tokens {start} to {start + n - 1} of {split} of {self.directory}, which has {size}")
         starts, parts, at, stop = self._starts[split], [], start, start + n
         while at < stop:
             f = bisect_right(starts, at) - 1

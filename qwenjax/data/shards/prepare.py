@@ -173,10 +173,8 @@ def fetch(where: str, root: Path, progress: bool = True) -> Path:
         missing = [file for file in files if not (folder / file["name"]).is_file()]
         size, free = sum(file["size"] for file in missing), shutil.disk_usage(folder).free
         if size > free:
-            raise ValueError(
-                f"{where} has {size:,} bytes to copy, and {folder} has {free:,} bytes free: mount the bucket "
-                "(tpu_setup/README.md, section 3), or give a --data-root with more space"
-            )
+            advice = "mount the bucket (tpu_setup/README.md, section 3), or give a --data-root with more space"
+            raise ValueError(f"{where} has {size:,} bytes to copy, and {folder} has {free:,} bytes free: {advice}")
         with meter(f"copying {where}", size, "B", hidden=not progress) as step, ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda file: _copy(source, folder, file, step), missing))
         (folder / "tokenizer").mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ import multiprocessing
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, as_completed
+from concurrent.futures import CancelledError, Future, as_completed
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -160,27 +160,31 @@ def _both_passes(job: ShardJob, tokenizer, units: Units, workers: int, strict: b
     stop = multiprocessing.get_context("spawn").Event()
     with worker_pool(workers, ShardWorker, job, tokenizer, stop) as submit:
         try:
-            todo = [(u, unit) for u, unit in enumerate(units) if not job.unit(u).is_file()]
-            sizes = {u: sum(piece.size for _, piece in unit) for u, unit in todo}
-            with meter("tokenising", sum(sizes.values()), "B", hidden=not progress) as step:
-                _run(submit, ShardWorker.tokenise, todo, lambda u: step(sizes[u]))
+            todo = {
+                submit(ShardWorker.tokenise, u, unit): sum(piece.size for _, piece in unit)
+                for u, unit in enumerate(units)
+                if not job.unit(u).is_file()
+            }
+            _wait("tokenising", todo, "B", progress)
             skipped = Report()
             for u in range(len(units)):
                 skipped.merge(open_unit(job.unit(u))[1]["skipped"])
             if strict:
                 _fail_on(skipped)
-            todo = [(group, len(units)) for group in range(sum(job.files)) if not job.entry(group).is_file()]
-            with meter("writing shards", len(todo), hidden=not progress) as step:
-                _run(submit, ShardWorker.shard, todo, lambda group: step(1))
+            groups = [group for group in range(sum(job.files)) if not job.entry(group).is_file()]
+            todo = {submit(ShardWorker.shard, group, len(units)): 1 for group in groups}
+            _wait("writing shards", todo, "it", progress)
         finally:
             stop.set()  # units in work end at their next document
     return skipped
 
 
-def _run(submit: Callable, method: Callable, calls: list[tuple], done: Callable[[int], object]) -> None:
-    """Calls a method of `ShardWorker` for each of `calls`; `done` gets each result."""
-    for future in as_completed([submit(method, *arguments) for arguments in calls]):
-        done(future.result())
+def _wait(title: str, sizes: dict[Future, int], unit: str, progress: bool) -> None:
+    """Returns when all futures are done; `sizes` are their parts of the progress bar."""
+    with meter(title, sum(sizes.values()), unit, hidden=not progress) as step:
+        for future in as_completed(sizes):
+            future.result()
+            step(sizes[future])
 
 
 def _fail_on(skipped: Report) -> None:
@@ -222,9 +226,6 @@ def _index_splits(job: ShardJob, sources: Sequence[Source], skipped: Report) -> 
     return splits
 
 
-# ---- what one process does ----
-
-
 class ShardWorker:
     """What one process does. It gives up at the next document when `stop` is set."""
 
@@ -232,8 +233,8 @@ class ShardWorker:
         self.job, self.tokenizer, self.stop = job, tokenizer, stop
         self.dtype = token_dtype(tokenizer.size)
 
-    def tokenise(self, u: int, pieces: list[tuple[int, Slice]]) -> int:
-        """Pass 1: writes unit u from (source number, slice) pairs; returns u."""
+    def tokenise(self, u: int, pieces: list[tuple[int, Slice]]) -> None:
+        """Pass 1: writes unit u from (source number, slice) pairs."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         report, groups, size = Report(), [], 0
@@ -267,10 +268,9 @@ class ShardWorker:
         writer.write(json.dumps({"groups": groups, "skipped": report}).encode())
         writer.close()
         replace_durably(temporary, self.job.unit(u))
-        return u
 
-    def shard(self, group: int, units: int) -> int:
-        """Pass 2: writes the files of a group and its index entry (null when the group is empty); returns the group."""
+    def shard(self, group: int, units: int) -> None:
+        """Pass 2: writes the files of a group and its index entry (null when the group is empty)."""
         documents = []
         for u in range(units):
             reader, summary = open_unit(self.job.unit(u))
@@ -281,7 +281,6 @@ class ShardWorker:
         stem, rows = self.job.stem(group), (document[1:] for document in documents)
         entry = write_shard(self.job.out, stem, rows, self.dtype, self.job.page) if documents else None
         write_json(self.job.entry(group), {"split": stem.partition("-")[0], "entry": entry})
-        return group
 
 
 def open_unit(path: Path) -> tuple:

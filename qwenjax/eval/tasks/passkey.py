@@ -27,12 +27,8 @@ QUESTION = "\nWhat is the pass key? The pass key is"
 
 
 def sample(tokenizer: "Tokenizer", length: int, depth: float, key: str) -> tuple[list[int], int]:
-    """Ids of a text with the key at `depth` (0: the start, 1: right before the question), followed by the answer.
-
-    Returns: the ids, at most `length` and short of it by less than one filler; and the number of ids of the answer.
-    Raises:
-      ValueError: `length` has no room for the key and the question.
-    """
+    """Ids of a text with the key at `depth` (0: the start, 1: right before the question) and of the answer, at most
+    `length` together; and how many the answer has. ValueError if key and question do not fit."""
     opening = [*tokenizer.prefix, *tokenizer.encode_ordinary(OPENING)]
     filler, needle, question, question_and_answer = map(
         tokenizer.encode_ordinary, (FILLER, NEEDLE.format(key=key), QUESTION, f"{QUESTION} {key}")
@@ -47,11 +43,7 @@ def sample(tokenizer: "Tokenizer", length: int, depth: float, key: str) -> tuple
 
 
 def write_training_texts(path: str | Path, count: int, fillers: int, seed: int) -> None:
-    """Writes such texts with their answers as JSON lines {"text"}, to teach a small model the task.
-
-    Args:
-      fillers: the most copies of the filler in a text; keys, copies and depths follow from the seed.
-    """
+    """Writes such texts, with up to `fillers` copies of the filler, as JSON lines {"text"}, to teach the task."""
     rng = random.Random(seed)
     with Path(path).open("wb") as file:
         for _ in range(count):

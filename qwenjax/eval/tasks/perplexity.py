@@ -72,10 +72,8 @@ def measure_windows(
     lengths = sorted(set(settings.lengths))
     ids = read_text(settings.text, model.vocabulary, settings.tokens or lengths[-1])
     if len(ids) < lengths[-1]:
-        raise ValueError(
-            f"{settings.text} has {len(ids):,} tokens of {model.vocabulary.name}, fewer than a window of "
-            f"{lengths[-1]:,}; give a longer text, or smaller --lengths"
-        )
+        few = f"{len(ids):,} tokens of {model.vocabulary.name}, fewer than a window of {lengths[-1]:,}"
+        raise ValueError(f"{settings.text} has {few}; give a longer text, or smaller --lengths")
     task = task | {"text": short_hash(np.asarray(ids, np.int64).tobytes()), "tokens": len(ids)}
     # up to the training length no extension acts: all rows are the same model
     read_as = [(row if n > model.config.context else ROWS[0], n) for row in rows for n in lengths]
@@ -105,7 +103,7 @@ def read_text(path: str, tokenizer, tokens: int) -> list[int]:
 
 
 def _score(model, row: str, ids: list[int], length: int, step) -> dict:
-    """Sums over all windows of a length: nats, scored tokens, and the bytes of these tokens."""
+    """Sums over all windows of a length."""
     prefix = list(model.vocabulary.prefix)
     body = length - len(prefix)
     windows = [ids[start : start + body] for start in range(0, len(ids) - body + 1, body)]

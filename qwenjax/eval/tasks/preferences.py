@@ -7,6 +7,7 @@ a reward model that does no better may know nothing else.
 
 import re
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 MODEL = "reward"
 CHUNK = 256  # prompts that are scored and cached together
-
 
 # Table 4: accuracy in percent of the preference model after pretraining (PMP) and of the reward model (RM). The report
 # does not state the size of the model.
@@ -58,7 +58,7 @@ class EncodedResponses(NamedTuple):
 
 
 class PreferenceSet(NamedTuple):
-    """The preferences of a file, with an account of rows that were left out or shortened."""
+    """The preferences of a file, and what was left out or shortened."""
 
     prompts: list[EncodedResponses]
     scored: bool  # whether ratings are scores rather than ranks
@@ -78,11 +78,7 @@ def measure(model: "RewardModel", settings: Settings, cache: ResultCache) -> dic
 
 
 def read_set(path: str, tokenizer: "Tokenizer", length: int) -> PreferenceSet:
-    """The preferences of a file. Those longer than `length` tokens lose their oldest turns, or are left out.
-
-    Raises:
-      ValueError: there is no such file, or it holds no preference.
-    """
+    """The preferences of a file; those longer than `length` tokens lose their oldest turns. ValueError for none."""
     account, encoding = ConversionReport(), Encoding(length=length, truncate="turns", kind="preference")
     prompts, shortened, scored = [], Report(), False
     for place, _, row in convert_rows(path, account, to="preference"):
@@ -110,11 +106,8 @@ def _scores(model: "RewardModel", prompts: Sequence[EncodedResponses], cache: Re
         texts = [ids for responses in chunk for ids in responses.texts]
         ids = np.concatenate([[len(text), *text] for text in texts])
         key = {"table": 4, "texts": short_hash(ids.astype("<i8").tobytes())}
-        flat = cache.get(key)
-        if flat is None:
-            flat = cache.add(key, [float(score) for score in model.score_ids(texts)])
+        scores = iter(cache.get(key, lambda texts: [float(score) for score in model.score_ids(texts)], texts))
         step(len(texts))
-        scores = iter(flat)
         found += [[next(scores) for _ in responses.texts] for responses in chunk]
     return found
 
@@ -136,12 +129,12 @@ def _result(path: str, one: PreferenceSet, scores: Sequence[Sequence[float]]) ->
 
 
 def _pairs(prompts: Sequence[EncodedResponses], scores: Sequence[Sequence[float]]) -> list[accuracy.ScoredPair]:
-    """The pairs of all prompts; each has its own number of responses."""
-    pairs = []
-    for responses, values in zip(prompts, scores):
-        present, source = np.ones((1, len(values)), bool), np.zeros(1, int)
-        pairs += accuracy.ranked_pairs(np.asarray([values]), np.asarray([responses.ratings]), present, source)
-    return pairs
+    """Every two responses to a prompt; ratings fall."""
+    return [
+        accuracy.ScoredPair(better - worse, high - low, 0)
+        for responses, values in zip(prompts, scores)
+        for (better, high), (worse, low) in combinations(zip(responses.ratings, values), 2)
+    ]
 
 
 def _accuracy(pairs: Sequence[accuracy.ScoredPair]) -> dict:
