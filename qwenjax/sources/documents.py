@@ -60,10 +60,8 @@ def documents(source: str | Path | Source, report: Report | None = None) -> Iter
 def no_documents(sources: Sequence[str | Path | Source], report: Report) -> str:
     """The message of an empty corpus."""
     sources = [as_source(source) for source in sources]
-    texts, reasons = (
-        ", ".join(source.text for source in sources),
-        "; ".join(report.lines()) or "there is nothing to read",
-    )
+    texts = ", ".join(source.text for source in sources)
+    reasons = "; ".join(report.lines()) or "there is nothing to read"
     columns = " or ".join(dict.fromkeys(repr(name) for source in sources for name in source.column))
     wanted = f"text files, or rows with text in their field {columns} (--column, or column=(…,), names another)"
     return f"no document in {texts}: {reasons}. Wanted {wanted}"

@@ -44,10 +44,8 @@ def slices(source: Source, report: Report) -> list[Slice]:
     records = open_records(source.text)
     wanted = (*source.column, *filter(None, [source.group]))
     if missing := [name for name in wanted if name not in records.fields]:
-        raise ValueError(
-            f"{source.text} has no column {', '.join(map(repr, missing))}; it has: {', '.join(records.fields)}. "
-            "Choose with --column, or column=(…,) in an experiment"
-        )
+        columns = f"no column {', '.join(map(repr, missing))}; it has: {', '.join(records.fields)}"
+        raise ValueError(f"{source.text} has {columns}. Choose with --column, or column=(…,) in an experiment")
     count = records.count
     if not count:
         report.note("empty data set", records.name)
@@ -105,9 +103,8 @@ def _tensorflow(text: str) -> Records:
         builder = tfds.builder_from_directory(folder)
     elif folder.is_absolute() or name.startswith((".", "~")):
         versions = ", ".join(str(version) for version in sorted(folder.glob("*")) if is_prepared(version))
-        raise ValueError(
-            f"{folder} is not a prepared TFDS data set; wanted one version of it: {versions or 'none there'}"
-        )
+        wanted = f"wanted one version of it: {versions or 'none there'}"
+        raise ValueError(f"{folder} is not a prepared TFDS data set; {wanted}")
     else:
         try:  # from its files only: the code of a data set may be missing, or need TensorFlow
             builder = read_only_builder.builder_from_files(name)
@@ -133,11 +130,8 @@ def _tensorflow(text: str) -> Records:
 
 def _advice(name: str) -> str:
     """How to prepare a TFDS data set so that qwenjax can read it."""
-    return (
-        "Prepare it once (on a machine with TensorFlow if the data set's code needs that): "
-        f'python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', file_format='array_record').download_and_prepare(file_format='array_record')\""
-    )
+    build = f"tfds.builder('{name}', file_format='array_record').download_and_prepare(file_format='array_record')"
+    return f'Prepare it once, if need be with TensorFlow: python -c "import tensorflow_datasets as tfds; {build}"'
 
 
 # ---- Hugging Face ----

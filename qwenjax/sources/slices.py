@@ -81,7 +81,7 @@ def text_document(text: str | bytes, origin: str, report: Report) -> Iterator[Do
 
 def rows_to_documents(rows: Iterable[tuple[str, Mapping]], piece: Slice, report: Report) -> Iterator[Document]:
     """The documents of a slice's rows, which come with their origins: one for each row, or for each group of rows."""
-    source, fields = piece.source, _TextFields(piece.source, report)
+    source = piece.source
     texts, first, key, size = [], "", None, 0  # of the current group
 
     def current_group() -> Iterator[Document]:
@@ -90,8 +90,7 @@ def rows_to_documents(rows: Iterable[tuple[str, Mapping]], piece: Slice, report:
         elif texts and piece.keeps(first):
             yield from text_document(source.join.join(texts), first, report)
 
-    for origin, row in rows:
-        text = fields.text(row, origin)
+    for origin, row, text in _rows_with_text(rows, source, report):
         if not source.group:
             if text is not None:
                 yield from text_document(text, origin, report)
@@ -105,56 +104,45 @@ def rows_to_documents(rows: Iterable[tuple[str, Mapping]], piece: Slice, report:
             if size <= LIMIT:  # a longer group is dropped: keep no more of it
                 texts.append(text)
     yield from current_group()
-    fields.close()
 
 
-@dataclass
-class _TextFields:
-    """Takes the text out of rows, and remembers their fields: a column that no row has is a mistake to report."""
+def _rows_with_text(
+    rows: Iterable[tuple[str, Mapping]], source: Source, report: Report
+) -> Iterator[tuple[str, Mapping, str | None]]:
+    """(origin, row, its columns joined); reports rows without text and, at the end, fields that no row had."""
+    wanted = (*source.column, *filter(None, [source.group]))
+    seen, names, first, without = set(), [], "", Report()
+    for origin, row in rows:
+        if not first:
+            names, first = [str(name) for name in row], origin
+        present = [name for name in wanted if row.get(name) is not None]
+        seen.update(present)
+        columns = [name for name in source.column if name in present]
+        if not columns:
+            without.note("no field " + " or ".join(map(repr, source.column)), origin)
+        yield origin, row, _joined(row, columns, source.join, origin, report) if columns else None
+    there = "there are: " + ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
+    for reason, (count, origin) in without.items():
+        report.note(reason if seen else f"{reason}; {there}", origin, count)
+    for name in wanted:
+        if seen and name not in seen:
+            report.note(f"field {name!r}, which no row has; {there}", first)
 
-    source: Source
-    report: Report
-    seen: set[str] = field(default_factory=set)  # wanted fields that some row has
-    known: list[str] | None = None  # fields of the first row
-    first: str = ""  # its origin
-    without: Report = field(default_factory=Report)  # rows without any of the columns
 
-    def text(self, row: Mapping, origin: str) -> str | None:
-        """The columns of a row, joined; None when it has none of them or one is not text."""
-        if self.known is None:
-            self.known, self.first = [str(name) for name in row], origin
-        values = {name: row.get(name) for name in self.source.column}
-        self.seen.update(name for name, value in values.items() if value is not None)
-        if self.source.group and row.get(self.source.group) is not None:
-            self.seen.add(self.source.group)
-        texts = []
-        for name, value in values.items():
-            if value is None:
-                continue
-            try:
-                texts.append(value.decode("utf-8") if isinstance(value, bytes) else value)
-            except UnicodeDecodeError:
-                self.report.note(NUL_BYTES if b"\0" in value else NOT_UTF8, origin)
-                return None
-            if not isinstance(texts[-1], str):
-                self.report.note(f"field {name!r} is {_kind(value)}, not text", origin)
-                return None
-        if not texts:
-            self.without.note("no text", origin)
+def _joined(row: Mapping, columns: list[str], join: str, origin: str, report: Report) -> str | None:
+    """The text of some columns; None if one is not text, which is reported."""
+    texts = []
+    for name in columns:
+        value = row[name]
+        try:
+            texts.append(value.decode("utf-8") if isinstance(value, bytes) else value)
+        except UnicodeDecodeError:
+            report.note(NUL_BYTES if b"\0" in value else NOT_UTF8, origin)
             return None
-        return texts[0] if len(texts) == 1 else self.source.join.join(text for text in texts if text.strip())
-
-    def close(self) -> None:
-        """Reports the rows without text and, by name, the fields that no row of this slice had."""
-        if self.known is None:
-            return
-        there = ", ".join(self.known[:MAX_NAMED]) + (", …" if len(self.known) > MAX_NAMED else "")
-        for count, origin in self.without.values():
-            reason = "no field " + " or ".join(map(repr, self.source.column))
-            self.report.note(reason if self.seen else f"{reason}; there are: {there}", origin, count)
-        for name in (*self.source.column, *filter(None, [self.source.group])):
-            if self.seen and name not in self.seen:
-                self.report.note(f"field {name!r}, which no row has; there are: {there}", self.first)
+        if not isinstance(texts[-1], str):
+            report.note(f"field {name!r} is {_kind(value)}, not text", origin)
+            return None
+    return texts[0] if len(texts) == 1 else join.join(text for text in texts if text.strip())
 
 
 def _kind(value: object) -> str:

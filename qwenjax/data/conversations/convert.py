@@ -104,10 +104,8 @@ def convert(
                 kind = schema.kind_of(row)
                 first = first or (kind, origin)
                 if kind != first[0]:
-                    raise ValueError(
-                        f"{origin} ({name}) is a {kind}, but {first[1]} a {first[0]}; a file holds one kind: "
-                        f"use --to={first[0]} or --to={kind}, or convert them separately"
-                    )
+                    advice = f"use --to={first[0]} or --to={kind}, or convert them separately"
+                    raise ValueError(f"{origin} ({name}) is a {kind}, but {first[1]} a {first[0]}: {advice}")
                 yield row
         if first is None:
             raise ValueError(f"no row could be converted: {'; '.join(report.skipped.lines()) or 'there is none'}")

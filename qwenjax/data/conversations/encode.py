@@ -138,9 +138,7 @@ def _preference(row: PreferenceRow, tokenizer, encoding: Encoding) -> Encoded:
         raise RowError("scores that are equal in float32", f"scores {row.scores} are not different in float32")
 
     limit = encoding.limit - max(map(len, answers))
-    _, (ids, mask), change = _truncate_turns(
-        row.prompt, lambda turns: _encode_prompt(turns, row.tools, tokenizer), encoding, limit
-    )
+    _, (ids, mask), change = _truncate_prompt(row.prompt, row.tools, tokenizer, encoding, limit)
     rated = zip(answers, ratings.tolist())
     return Encoded([Dialogue(ids + answer, mask + [1] * len(answer), rating) for answer, rating in rated], change)
 
@@ -150,9 +148,7 @@ def _prompt(row: Row, tokenizer, encoding: Encoding) -> Encoded:
         answer = row.messages[-1]["content"]
     else:
         answer = row.responses[0]["content"] if isinstance(row, PreferenceRow) else row.answer
-    turns, (ids, mask), change = _truncate_turns(
-        _prompt_turns(row), lambda turns: _encode_prompt(turns, row.tools, tokenizer), encoding, encoding.limit
-    )
+    turns, (ids, mask), change = _truncate_prompt(_prompt_turns(row), row.tools, tokenizer, encoding, encoding.limit)
     return Encoded([Dialogue(ids, mask)], change, {"prompt": turns, "answer": answer or None})
 
 
@@ -161,13 +157,17 @@ def _prompt_turns(row: Row) -> list[Turn]:
     return row.messages[:-1] if isinstance(row, ConversationRow) else row.prompt
 
 
-def _encode_prompt(turns: list[Turn], tools: list[dict], tokenizer) -> tuple[list[int], list[int]]:
-    """Ids up to where the assistant begins to write, and a mask of zeros."""
-    messages = _to_chatml(turns, tools)
-    open_turn = _open_assistant_turn(messages)
-    ids = chatml.encode_chat(tokenizer, messages[:-1] if open_turn else messages)
-    ids += tokenizer.encode_ordinary(open_turn)
-    return ids, [0] * len(ids)
+def _truncate_prompt(turns: list[Turn], tools: list[dict], tokenizer, encoding: Encoding, limit: int):
+    """`_truncate_turns` with ids up to where the assistant begins to write, and a mask of zeros."""
+
+    def encode_turns(turns: list[Turn]) -> tuple[list[int], list[int]]:
+        messages = _to_chatml(turns, tools)
+        open_turn = _open_assistant_turn(messages)
+        ids = chatml.encode_chat(tokenizer, messages[:-1] if open_turn else messages)
+        ids += tokenizer.encode_ordinary(open_turn)
+        return ids, [0] * len(ids)
+
+    return _truncate_turns(turns, encode_turns, encoding, limit)
 
 
 def _open_assistant_turn(messages: list[chatml.Message]) -> str:

@@ -28,6 +28,9 @@ from qwenjax.data.conversations.turns import (
 TURNS = ("messages", "conversations", "conversation")  # fields that hold turns
 IDS = ("id", "question_id", "task_id")
 ANSWERS = ("output", "answer", "std_answer", "response", "completion")  # fields that hold an answer as text
+_TEXTS = ("completion", "response")
+_PROMPT_USES = ("input", "context", "history", "system")
+_PROMPTS = ("prompt", *TURNS, "instruction", "question")  # fields that hold the prompt of a pair
 
 
 @dataclass
@@ -87,16 +90,13 @@ def _exchange(row: dict, turns: list[Turn], used: Iterable[str], **fields) -> Ex
 # ---- formats ----
 
 
-def _has(*names: str) -> Callable[[dict], bool]:
-    return lambda row: all(name in row for name in names)
+def _has(*wanted: str | tuple[str, ...]) -> Callable[[dict], bool]:
+    """Whether a row has all of these fields; of a tuple of fields, one."""
+    return lambda row: all(_first(row, (names,) if isinstance(names, str) else names) for names in wanted)
 
 
 def _first(row: dict, names: Iterable[str]) -> str | None:
     return next((name for name in names if name in row), None)
-
-
-def _has_one_of(name: str, others: Iterable[str]) -> Callable[[dict], bool]:
-    return lambda row: name in row and bool(_first(row, others))
 
 
 def _dialogue(row: dict, note_change: NoteChange) -> list[Exchange]:
@@ -131,10 +131,6 @@ def _prompt(row: dict, note_change: NoteChange, name: str) -> list[Turn]:
     for question, answer in pairs:
         before += [*_user(parse_text(question, "history")), _assistant(parse_text(answer, "history"))]
     return _with_system(row, before + _user("\n\n".join(filter(None, (text, more)))))
-
-
-_PROMPT_USES = ("input", "context", "history", "system")
-_PROMPTS = ("prompt", *TURNS, "instruction", "question")  # fields that hold the prompt of a pair
 
 
 def _instruction(row: dict, note_change: NoteChange) -> list[Exchange]:
@@ -225,19 +221,15 @@ def _pair(row: dict, chosen: list[Turn], rejected: list[Turn], used: Iterable[st
     if len(prompt) == len(chosen) == len(rejected):
         raise RowError("equal responses", "chosen and rejected are the same")
     if not len(prompt) == len(chosen) - 1 == len(rejected) - 1:
-        raise RowError(
-            "chosen and rejected differ before their last turn",
-            f"{len(chosen)} and {len(rejected)} turns have {len(prompt)} in common; wanted all but the last",
-        )
+        common = f"{len(chosen)} and {len(rejected)} turns have {len(prompt)} in common; wanted all but the last"
+        raise RowError("chosen and rejected differ before their last turn", common)
     return _exchange(row, prompt, used, responses=[chosen[-1], rejected[-1]], scores=scores)
 
 
 def _hh(row: dict, note_change: NoteChange) -> list[Exchange]:
-    sides = [
-        merge_speakers(_spoken(row[which], r"\n\n(Human|Assistant):", which), note_change)
-        for which in ("chosen", "rejected")
-    ]
-    return [_pair(row, *sides, ("chosen", "rejected"))]
+    names = ("chosen", "rejected")
+    sides = [merge_speakers(_spoken(row[name], r"\n\n(Human|Assistant):", name), note_change) for name in names]
+    return [_pair(row, *sides, names)]
 
 
 def _spoken(text: str, speakers: str, here: str) -> list[Turn]:
@@ -284,9 +276,6 @@ def _glaive_tools(system: str) -> list[dict]:
     return tools
 
 
-_TEXTS = ("completion", "response")
-
-
 def _plain(row: dict, note_change: NoteChange) -> list[Exchange]:
     name = _first(row, _TEXTS)
     turns = _prompt(row, note_change, "prompt")
@@ -305,10 +294,6 @@ def _is_kto(row: dict) -> bool:
     return "label" in row and (bool(_first(row, TURNS)) or {"prompt", "completion"} <= row.keys())
 
 
-def _is_sharegpt(row: dict) -> bool:
-    return bool(_first(row, TURNS[1:]))
-
-
 def _is_ranked(row: dict) -> bool:
     return {"prompt", "responses"} <= row.keys() or ("instruction" in row and isinstance(row.get("output"), list))
 
@@ -319,13 +304,13 @@ FORMATS: dict[str, Format] = {
     "hh": Format("preference", _is_hh, _hh, "chosen, rejected: texts with Human: and Assistant:"),
     "pairs": Format("preference", _has("chosen", "rejected"), _pairs, "chosen, rejected after a prompt of any form"),
     "ranked": Format("preference", _is_ranked, _ranked, "instruction and outputs, or prompt and responses; best first"),
-    "sharegpt": Format("conversation", _is_sharegpt, _dialogue, "conversations: from, value"),
+    "sharegpt": Format("conversation", _has(TURNS[1:]), _dialogue, "conversations: from, value"),
     "openai": Format("conversation", _has("messages"), _dialogue, "messages: role, content, tool_calls"),
     "seeds": Format("conversation", _has("instruction", "instances"), _seeds, "instruction with instances"),
-    "alpaca": Format("conversation", _has_one_of("instruction", ANSWERS), _instruction, "instruction, input, output"),
-    "question": Format("prompt", _has_one_of("question", ANSWERS), _question, "question, answer (GSM8K, BELLE)"),
+    "alpaca": Format("conversation", _has("instruction", ANSWERS), _instruction, "instruction, input, output"),
+    "question": Format("prompt", _has("question", ANSWERS), _question, "question, answer (GSM8K, BELLE)"),
     "mt_bench": Format("prompt", _has("turns"), _mt_bench, "turns: the first question is the prompt"),
-    "completion": Format("conversation", _has_one_of("prompt", _TEXTS), _plain, "prompt, completion"),
+    "completion": Format("conversation", _has("prompt", _TEXTS), _plain, "prompt, completion"),
     "prompt": Format("prompt", _has("prompt"), _plain, "prompt, answer"),
 }
 

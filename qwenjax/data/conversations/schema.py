@@ -99,11 +99,8 @@ def validate(row: object) -> Row:
     if not isinstance(row, dict):
         raise RowError("not an object", f"a row is {_short(row)}; wanted an object")
     if ("messages" in row) == ("prompt" in row):
-        raise RowError(
-            "not a row of the schema",
-            f"fields {', '.join(row) or 'none'}: wanted either 'messages' or 'prompt'; "
-            "`python -m qwenjax.data convert` converts other formats",
-        )
+        wanted = "wanted either 'messages' or 'prompt'; `python -m qwenjax.data convert` converts other formats"
+        raise RowError("not a row of the schema", f"fields {', '.join(row) or 'none'}: {wanted}")
     kind = "conversation" if "messages" in row else "preference" if "responses" in row else "prompt"
     known = [f.name for f in fields(CLASSES[kind])]
     for name in sorted(row.keys() - set(known)):
@@ -195,9 +192,7 @@ def _check_responses(row: dict, tools: Sequence[str]) -> None:
     if not isinstance(scores, list) or len(scores) != len(responses) or not all(map(_is_number, scores)):
         raise RowError("malformed scores", f"scores is {_short(scores)}; wanted one finite number for each response")
     if sorted(scores, reverse=True) != scores or len(set(scores)) < len(scores):
-        raise RowError(
-            "scores against the ranking", f"scores are {scores}; wanted falling scores: responses are ranked"
-        )
+        raise RowError("scores against the ranking", f"scores are {scores}; wanted falling scores, best first")
 
 
 def _check_common(row: dict) -> None:
