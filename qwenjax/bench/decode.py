@@ -73,11 +73,8 @@ class Case(NamedTuple):
 
 def prefill_and_decode_cases(prefill: int, prompt: int, max_new_tokens: int) -> list[Case]:
     """The measurements of a round, in order."""
-    return [
-        Case("prefill", 1, prefill, 1),
-        Case("decode", 1, prompt, max_new_tokens),
-        Case("decode", 8, prompt, max_new_tokens),
-    ]
+    decoding = [Case("decode", batch, prompt, max_new_tokens) for batch in (1, 8)]
+    return [Case("prefill", 1, prefill, 1), *decoding]
 
 
 def bench(

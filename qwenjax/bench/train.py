@@ -1,4 +1,4 @@
-"""The training step in tokens per second: ours, and transformers' Qwen2 of the same shape in eager PyTorch.
+"""The training step in tokens per second: ours, and transformers' model of the same shape in eager PyTorch.
 
 Both sides do the whole step on the same random tokens: forward, cross entropy over the full vocabulary, backward,
 clipping by global norm, AdamW. Where PyTorch has several implementations (attention, AdamW) the fastest one is used.
@@ -23,7 +23,7 @@ from qwenjax.config.lookup import experiment_arguments, experiment_from
 EXAMPLES = """
 examples:
   python -m qwenjax.bench train --against=torch
-      the quickstart's step against transformers' Qwen2 in eager PyTorch, about a minute
+      the quickstart's step against transformers in eager PyTorch, about a minute
   python -m qwenjax.bench train --exp=quickstart --set model.embed=256 --set model.heads=8 --set data.batch_size=8
       ours alone, at another shape
   python -m qwenjax.bench train --against=torch --rounds=11 --json > train.json
@@ -168,7 +168,7 @@ def ours(experiment: Experiment):
 
 
 def torch(experiment: Experiment):
-    """A `workers.Setup`: transformers' Qwen2ForCausalLM, eager PyTorch, with its faster attention and AdamW."""
+    """A `workers.Setup`: transformers' model, eager PyTorch, with its faster attention and AdamW."""
     import torch
 
     torch.manual_seed(experiment.seed)
@@ -224,28 +224,15 @@ def _torch_model(experiment: Experiment):
     """The same decoder in transformers, with float32 parameters.
 
     Raises:
-      ValueError: Qwen2 lacks an option of the model.
+      ValueError: transformers has no such model.
     """
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    cfg = experiment.model
-    if cfg.qk_norm or not cfg.qkv_bias:
-        raise ValueError("transformers' Qwen2 has QKV biases and no QK norm; compare with a model that has these")
+    from qwenjax.interop.huggingface.config import write_config
+
     if experiment.dropout:
-        raise ValueError("transformers' Qwen2 drops other things than ours; use --set dropout=0")
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=cfg.vocab,
-            hidden_size=cfg.embed,
-            intermediate_size=cfg.ffn,
-            num_hidden_layers=cfg.layers,
-            num_attention_heads=cfg.heads,
-            num_key_value_heads=cfg.kv,
-            head_dim=cfg.head_size,
-            max_position_embeddings=cfg.context,
-            rms_norm_eps=cfg.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_base},
-            tie_word_embeddings=cfg.tie_embeddings,
-            attention_dropout=0.0,
-        )
-    ).train()
+        raise ValueError("transformers drops other things than ours; use --set dropout=0")
+    values, left_out = write_config(experiment.model, "qwen2")
+    for line in left_out:
+        workers.log(line)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**values)).train()
