@@ -37,10 +37,11 @@ def main(name: str, description: str, commands: dict[str, ModuleType | object], 
 
 
 def main_of(name: str, module: ModuleType, argv: list[str] | None = None) -> int:
-    """The same for `python -m NAME …`, a command without subcommands."""
+    """The same for `python -m NAME …`, a command without subcommands. `options.argv` are its words."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", formatter_class=RAW)
     _declare(parser, module)
-    return _run(parser.parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    return _run(parser.parse_args(words, argparse.Namespace(argv=words)))
 
 
 def _declare(parser: argparse.ArgumentParser, module: ModuleType) -> None:

@@ -7,11 +7,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from qwenjax.common import command_line, storage
+from qwenjax.common import command_line, progress, storage
 from qwenjax.common.processes import keep_freed_memory, quiet_logs
 from qwenjax.config import lookup
 
-EPILOG = """examples:
+EXAMPLES = """examples:
   python -m qwenjax.train --exp=quickstart
       train a small Qwen on this machine's Python library, in minutes, without any download
   python -m qwenjax.train --exp=mid --set data.sources.0.text=books/ --workdir=runs/books
@@ -28,101 +28,69 @@ QWENJAX_TRACEBACK=1 in the environment shows where an error came from.
 """
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m qwenjax.train",
-        description=__doc__,
-        epilog=EPILOG + command_line.CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    lookup.experiment_arguments(parser.add_argument, required=True)
-    parser.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME)")
-    parser.add_argument(
-        "--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)"
-    )
-    parser.add_argument(
-        "--profile", metavar="START:STOP", help="record the steps after START until STOP with the XLA profiler"
-    )
-    parser.add_argument(
-        "--profiler-port",
-        type=command_line.positive,
-        metavar="PORT",
-        help="let a profiler attach to this port of every process's machine at any time",
-    )
-    parser.add_argument(
-        "--watchdog",
-        type=float,
-        metavar="SECONDS",
-        help="a step longer than this counts as hung: print all stacks, then give up"
-        " (default: 20 x the median step, at least 10 minutes; 0: never)",
-    )
-    parser.add_argument(
-        "--restarts",
-        type=command_line.natural,
-        default=0,
-        metavar="N",
-        help="start again after a crash or preemption, up to N times",
-    )
-    group = parser.add_argument_group("several processes (detected on TPU slices, SLURM and Open MPI)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (JAX_COORDINATOR_ADDRESS)")
-    group.add_argument(
-        "--processes", type=command_line.positive, metavar="N", help="how many there are (JAX_NUM_PROCESSES)"
-    )
-    group.add_argument(
-        "--process", type=command_line.natural, metavar="I", help="the number of this one, from 0 (JAX_PROCESS_ID)"
-    )
-    group.add_argument(
-        "--peer-timeout",
-        type=float,
-        default=float(os.environ.get("QWENJAX_PEER_TIMEOUT", 300)),
-        metavar="SECONDS",
-        help="how long to wait for the others at the start (QWENJAX_PEER_TIMEOUT; default: 300)",
-    )
-    parser.add_argument("--print-config", action="store_true", help="print the experiment as JSON and stop")
-    return parser.parse_args(argv)
+def arguments(add) -> None:
+    """Declares the options."""
+    lookup.experiment_arguments(add, required=True)
+    add("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME)")
+    add("--data-root", default="data", metavar="DIR", help="where data made from text is kept (default: data)")
+    text = "record the steps after START until STOP with the XLA profiler"
+    add("--profile", type=_steps, metavar="START:STOP", help=text)
+    text = "let a profiler attach to this port of every process's machine at any time"
+    add("--profiler-port", type=command_line.positive, metavar="PORT", help=text)
+    text = "a step longer than this counts as hung: print all stacks, then give up"
+    text += " (default: 20 x the median step, at least 10 minutes; 0: never)"
+    add("--watchdog", type=float, metavar="SECONDS", help=text)
+    text = "start again after a crash or preemption, up to N times"
+    add("--restarts", type=command_line.natural, default=0, metavar="N", help=text)
+    text = "address of process 0 of several (JAX_COORDINATOR_ADDRESS); detected on TPU slices, SLURM and Open MPI"
+    add("--coordinator", metavar="HOST:PORT", help=text)
+    add("--processes", type=command_line.positive, metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
+    text = "the number of this one, from 0 (JAX_PROCESS_ID)"
+    add("--process", type=command_line.natural, metavar="I", help=text)
+    text = "how long to wait for the others at the start (QWENJAX_PEER_TIMEOUT; default: 300)"
+    wait = float(os.environ.get("QWENJAX_PEER_TIMEOUT", 300))
+    add("--peer-timeout", type=float, default=wait, metavar="SECONDS", help=text)
+    add("--print-config", action="store_true", help="print the experiment as JSON and stop")
 
 
-def main(argv: list[str] | None = None) -> int:
+def _steps(text: str) -> tuple[int, int]:
+    start, _, stop = text.partition(":")
+    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise argparse.ArgumentTypeError(f"{text}: wanted START:STOP with START < STOP, e.g. 10:15")
+    return int(start), int(stop)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, or with --restarts starts processes that do."""
     from qwenjax import config
     from qwenjax.train.operations import launchers, restarts
 
-    args = parse(argv)
-    try:
-        experiment = lookup.experiment_from(args)
-        profile = None
-        if args.profile:
-            start, _, stop = args.profile.partition(":")
-            if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-                raise ValueError(f"--profile={args.profile}: wanted START:STOP with START < STOP, e.g. 10:15")
-            profile = int(start), int(stop)
-        if args.profiler_port and args.profiler_port > 65535:
-            raise ValueError(f"--profiler-port={args.profiler_port}: wanted 1 to 65535")
-        if args.print_config:
-            print(json.dumps(config.to_dict(experiment), indent=2), flush=True)
-            return command_line.DONE
-        rank = launchers.find(args.coordinator, args.processes, args.process)
-        workdir = storage.path(args.workdir or f"runs/{experiment.name}")
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
+    experiment = lookup.experiment_from(options)
+    if options.print_config:
+        print(json.dumps(config.to_dict(experiment), indent=2), flush=True)
         return command_line.DONE
+    try:
+        rank = launchers.find(options.coordinator, options.processes, options.process)
+        workdir = storage.path(options.workdir or f"runs/{experiment.name}")
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return command_line.USAGE
-    if args.restarts and not os.environ.get(restarts.CHILD):
-        return restarts.supervise(sys.argv[1:] if argv is None else argv, args.restarts, workdir)
-    return train(experiment, args, workdir, profile, rank)
+        raise command_line.Usage(str(error)) from None
+    if (options.profiler_port or 0) > 65535:
+        raise command_line.Usage(f"--profiler-port={options.profiler_port}: wanted 1 to 65535")
+    if options.restarts and not os.environ.get(restarts.CHILD):
+        return restarts.supervise(options.argv, options.restarts, workdir)
+    return train(experiment, options, workdir, rank)
 
 
-def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[int, int] | None, rank) -> int:
+def train(experiment, options: argparse.Namespace, workdir: Path, rank) -> int:
     """Runs the experiment, and turns its errors into messages and exit codes."""
     quiet_logs()
     keep_freed_memory()  # before jax makes its threads
-    if profile is None:  # a program from the cache leaves no names in a trace
+    if options.profile is None:  # a program from the cache leaves no names in a trace
         command_line.keep_programs()
     from qwenjax.train.operations import distributed, restarts
 
     try:
-        peers = distributed.join(rank, args.peer_timeout, lambda text: print(text, file=sys.stderr, flush=True))
+        peers = distributed.join(rank, options.peer_timeout, progress.printer())
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return restarts.exit_code(restarts.PERMANENT if isinstance(error, ValueError) else restarts.PEERS_LOST)
@@ -133,9 +101,10 @@ def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[in
     from qwenjax.train.rl.reward_function import RewardFailed
 
     try:
-        if args.profiler_port:
-            profiler.serve(args.profiler_port)
-        outcome = loop.fit(experiment, workdir, data_root=args.data_root, profile=profile, watchdog=args.watchdog)
+        if options.profiler_port:
+            profiler.serve(options.profiler_port)
+        settings = {"data_root": options.data_root, "profile": options.profile, "watchdog": options.watchdog}
+        outcome = loop.fit(experiment, workdir, **settings)
     except (ValueError, FloatingPointError, spikes.Diverged, RewardFailed, SaveFailed, OSError) as error:
         if os.environ.get("QWENJAX_TRACEBACK"):
             traceback.print_exc()
@@ -151,6 +120,11 @@ def train(experiment, args: argparse.Namespace, workdir: Path, profile: tuple[in
         return peers.leave(command_line.FAILED)
     peers.goodbye()
     return command_line.DONE if outcome.finished else command_line.INTERRUPTED
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return command_line.main_of("qwenjax.train", sys.modules[__name__], argv)
 
 
 if __name__ == "__main__":

@@ -73,18 +73,12 @@ class Task:
 
     def to_mesh(self, local: dict, batch: dict[str, jax.ShapeDtypeStruct], rows: np.ndarray | None = None) -> dict:
         """Global arrays with the shardings of `batch`. `local` holds this process's `rows`; None: all rows."""
-
-        def make(name, like):
-            array = local[name]
-            shape = array.shape if rows is None else like.shape
-
-            def block(index):
-                wanted = np.arange(shape[0])[index[0]]
-                return array[wanted if rows is None else np.searchsorted(rows, wanted)][(slice(None), *index[1:])]
-
-            return jax.make_array_from_callback(shape, like.sharding, block)
-
-        return {name: make(name, like) for name, like in batch.items()}
+        return {
+            name: jax.make_array_from_process_local_data(
+                like.sharding, local[name], local[name].shape if rows is None else like.shape
+            )
+            for name, like in batch.items()
+        }
 
     def describe(self, row: int) -> str:
         """Where a row of the training data came from, for an error message."""

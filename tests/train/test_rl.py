@@ -123,7 +123,7 @@ def test_prompts_with_tool_turns_are_shown_as_the_model_reads_them(iterated):
     examples = [{"prompt": [{"role": "user", "content": "2+2?"}, {"role": "tool", "content": "4"}], "answer": None}]
     ids = task.tokenizer.encode_ordinary("Observation: 4")
     prompts = {"prompts": np.array([[*ids, 0]], np.int32), "lengths": np.array([len(ids)])}
-    assert ResponseEvaluation(prompts, examples, None, task.decoder, task.mesh, 0).prompts == ["Observation: 4"]
+    assert ResponseEvaluation(task, prompts, examples).prompts == ["Observation: 4"]
 
 
 def test_before_an_iteration_ratios_are_1_and_at_first_the_policy_is_its_reference(ppo):

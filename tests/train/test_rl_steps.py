@@ -214,6 +214,18 @@ def test_a_score_of_0_7_lands_once_at_the_end_token_and_what_did_not_end_has_the
         np.testing.assert_allclose(back, want[row, at] * 0.5 ** np.arange(n)[::-1], atol=1e-6)
 
 
+@pytest.mark.parametrize("task", ALGORITHMS)
+def test_what_did_not_end_has_the_fixed_score_even_if_its_own_is_nan(some, task):
+    """Nothing of a NaN gets into advantages, returns, the running mean, the coefficient or metrics."""
+    rl = replace(RULES, normalize_std=True, missing_eos_score=-2.5)
+    scores, ended = np.arange(B) / 7, np.asarray(some.ended)
+    plain, found = (hand(some, np.where(ended, scores, other), rl, task) for other in (0.0, np.nan))
+    jax.tree.map(np.testing.assert_array_equal, found, plain)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+    normalised = (scores - scores[ended].mean()) / scores[ended].std(ddof=1)
+    assert found[3]["reward"] == pytest.approx(np.where(ended, normalised, -2.5).mean(), abs=1e-5)
+
+
 def test_advantages_are_whitened_gae_and_returns_are_of_the_raw_ones(some):
     """Against the double sum A_t = Σ_k (γλ)^k δ_{t+k}, in float64; std over n - 1."""
     rng = np.random.default_rng(3)

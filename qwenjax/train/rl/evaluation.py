@@ -4,60 +4,45 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from qwenjax.generate.rollout import Rollout
 from qwenjax.tokenizer import Tokenizer
-from qwenjax.train.rl.models import Models
 from qwenjax.train.rl.programs import Programs
-from qwenjax.train.step import State, StepProgram
+from qwenjax.train.step import State
 
 
-class ResponseDecoder:
-    """Turns rollouts that are split over a mesh into texts, in every process."""
+def gather(x: jax.Array) -> np.ndarray:
+    """All of a global array, in every process."""
+    return multihost_utils.process_allgather(x, tiled=True)
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[int, ...], program: StepProgram):
-        self.tokenizer, self.stops = tokenizer, stops
-        self._replicate = jax.jit(lambda x: x, out_shardings=program.shardings.step)
 
-    def gather(self, x: jax.Array) -> np.ndarray:
-        """All of a global array."""
-        return np.asarray(self._replicate(x))
-
-    def decode(self, rollout: Rollout) -> list[str]:
-        """The responses, without their stop tokens."""
-        tokens, mask = self.gather(rollout.tokens), self.gather(rollout.mask)
-        return [
-            self.tokenizer.decode([token for token in ids[is_response].tolist() if token not in self.stops])
-            for ids, is_response in zip(tokens, mask)
-        ]
+def decode(rollout: Rollout, tokenizer: Tokenizer, stops: tuple[int, ...]) -> list[str]:
+    """The texts of all responses, in every process, without their stop tokens."""
+    tokens, mask = gather(rollout.tokens), gather(rollout.mask)
+    responses = [ids[is_response].tolist() for ids, is_response in zip(tokens, mask)]
+    return [tokenizer.decode([token for token in ids if token not in stops]) for ids in responses]
 
 
 class ResponseEvaluation:
     """Held-out prompts and the latest responses to them.
 
     Args:
-      prompts: `prompts` [n p] and `lengths` [n]. examples: {"prompt": turns, "answer": text or None} of each.
+      task: the `RLTask`. prompts: `prompts` [n p] and `lengths` [n].
+      examples: {"prompt": turns, "answer": text or None} of each.
     Attributes:
       before, after: of the responses of the reference and of the policy: arrays [n] by name (`Iteration`'s, and
         scores of reward functions), and the texts as "answers".
       step: of the state that `after` belongs to; -1 if there is none yet.
     """
 
-    def __init__(
-        self,
-        prompts: dict[str, np.ndarray],
-        examples: list[dict],
-        models: Models,
-        decoder: ResponseDecoder,
-        mesh: jax.sharding.Mesh,
-        seed: int,
-    ):
-        self.examples, self.models, self.decoder, self.mesh = examples, models, decoder, mesh
-        devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    def __init__(self, task, prompts: dict[str, np.ndarray], examples: list[dict]):
+        self.task, self.examples = task, examples
+        devices = task.mesh.shape["data"] * task.mesh.shape["fsdp"]
         # the first prompts are repeated until the batch divides over the devices
         self._index = np.arange(-(-len(examples) // devices) * devices) % len(examples)
         self._prompts = prompts["prompts"][self._index], prompts["lengths"][self._index]
-        self._seeds = np.arange(len(self._index), dtype=np.uint32) + np.uint32(seed)
+        self._seeds = np.arange(len(self._index), dtype=np.uint32) + np.uint32(task.experiment.seed)
         self.before: dict[str, Any] = {}
         self.after: dict[str, Any] = {}
         self.step = -1
@@ -66,12 +51,12 @@ class ResponseEvaluation:
     def prompts(self) -> list[str]:
         """The prompts as the model reads them."""
         tokens, lengths = self._prompts
-        texts = [self.decoder.tokenizer.decode(ids[:n].tolist()) for ids, n in zip(tokens, lengths)]
+        texts = [self.task.tokenizer.decode(ids[:n].tolist()) for ids, n in zip(tokens, lengths)]
         return texts[: len(self.examples)]
 
     def run(self, programs: Programs, state: State) -> dict[str, float]:
         """Samples responses and scores them; returns metrics."""
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.task.mesh):
             if not self.before:
                 rollout = programs["sample_reference"](state.frozen, *self._prompts, self._seeds)
                 self.before = self._scored(rollout, programs["evaluate_reference"](state.frozen, rollout))
@@ -82,9 +67,9 @@ class ResponseEvaluation:
 
     def _scored(self, rollout: Rollout, numbers: dict[str, jax.Array]) -> dict[str, Any]:
         """`before` or `after`: the given numbers, scores of reward functions, and texts."""
-        answers, n = self.decoder.decode(rollout), len(self.examples)
-        arrays = {name: self.decoder.gather(x) for name, x in numbers.items()}
-        for name, function in self.models.functions.items():
+        answers, n = decode(rollout, self.task.tokenizer, self.task.stops), len(self.examples)
+        arrays = {name: gather(x) for name, x in numbers.items()}
+        for name, function in self.task.models.functions.items():
             arrays[name] = function([self.examples[i] for i in self._index], answers)
         return {name: x[:n] for name, x in arrays.items()} | {"answers": answers[:n]}
 
@@ -95,9 +80,8 @@ def summary(responses: dict[str, Any]) -> dict[str, float]:
     Scores are averaged over the responses that ended, if there are any.
     """
     scores = {"reward": "eval_score", "gold_reward": "eval_gold"}
-    means = {
-        f"eval_{name}": float(np.mean(x)) for name, x in responses.items() if name != "answers" and name not in scores
-    }
+    others = {name: x for name, x in responses.items() if name not in ("answers", *scores)}
+    means = {f"eval_{name}": float(np.mean(x)) for name, x in others.items()}
     ended = responses["ended"] if responses["ended"].any() else slice(None)
     means |= {name: float(np.mean(responses[key][ended])) for key, name in scores.items() if key in responses}
     return means | {"eval_unique": len(set(responses["answers"])) / len(responses["answers"])}

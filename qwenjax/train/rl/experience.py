@@ -118,7 +118,7 @@ class Experience(NamedTuple):
 
 
 class Algorithm:
-    """The interface of an algorithm (`ppo.py`, `grpo.py`, `reinforce.py`): their advantages and losses.
+    """The interface of an algorithm (`algorithms.py`): its advantages and losses.
 
     Attributes:
       critic: whether a value model is trained.

@@ -1,9 +1,7 @@
 """Reinforcement learning from scores (report §3.2.2): ppo, grpo and reinforce.
 
 A step of the run is an iteration: sample responses, score them, compute advantages, and update the policy and the
-value model on minibatches (`programs.py`). What differs between the algorithms is in `ppo.py`, `grpo.py` and
-`reinforce.py`. A checkpoint holds the policy, the value model, both optimizers, the running mean and the KL
-coefficient. Random draws depend on the seed and the iteration only. A killed run repeats from its last checkpoint and
+value model on minibatches (`programs.py`). Random draws depend on the seed and the iteration only, so a killed run
 ends bit-identical.
 """
 
@@ -26,17 +24,13 @@ from qwenjax.data.conversations.encode import Encoding
 from qwenjax.data.shards import prepare as preparation
 from qwenjax.train.backbone import Loaded
 from qwenjax.train.rl import report
-from qwenjax.train.rl.evaluation import ResponseDecoder, ResponseEvaluation
+from qwenjax.train.rl.algorithms import ALGORITHMS
+from qwenjax.train.rl.evaluation import ResponseEvaluation, decode, gather
 from qwenjax.train.rl.experience import Experience
-from qwenjax.train.rl.grpo import GRPO
 from qwenjax.train.rl.models import REWARD, Models
-from qwenjax.train.rl.ppo import PPO
 from qwenjax.train.rl.programs import Programs, TokenIds, jit_programs, lowered
-from qwenjax.train.rl.reinforce import Reinforce
 from qwenjax.train.step import State, TrainState, sharded_batch
 from qwenjax.train.task import Step, Task
-
-ALGORITHMS = {"ppo": PPO, "grpo": GRPO, "reinforce": Reinforce}
 
 
 class RLTask(Task):
@@ -81,17 +75,15 @@ class RLTask(Task):
         # prompts that leave too few tokens for a response are refused: context extension is off in training
         files = self.open_files(Encoding("assistant", self.max_prompt_length, chat.truncate, "prompt"), root)
         self.mixture = PromptMixture(files, [file.weight for file in chat.files], seed, chat.validation)
-        self.decoder = ResponseDecoder(self.tokenizer, self.stops, self.program)
-        prompts, examples = self.mixture.held_out(self.rl.eval_prompts)
-        self.evaluation = ResponseEvaluation(prompts, examples, self.models, self.decoder, self.mesh, seed)
+        self.evaluation = ResponseEvaluation(self, *self.mixture.held_out(self.rl.eval_prompts))
         lines = self.file_lines()
         if self.mixture.files_without_held_out:
             names = ", ".join(self.mixture.files_without_held_out)
             lines.append(f"{names}: too few prompts to hold some out; the evaluation uses prompts of the training data")
         samples = self.rl.num_samples
         count = self.experiment.steps * self.experiment.data.batch_size // samples
-        epochs = self.epochs_text(count)
-        return [*lines, f"this run reads {count:,} prompts ({epochs} epochs), {samples} responses to each"]
+        read = f"this run reads {count:,} prompts ({self.epochs_text(count)} epochs), {samples} responses to each"
+        return [*lines, read]
 
     def _prepare_text(self, root: Path) -> list[str]:
         """Pretraining data, for the pretrained gradient (`rl.ptx_coef`) and for the held-out loss."""
@@ -209,11 +201,11 @@ class RLTask(Task):
         """Outputs of the models for a rollout, scores [b], and metrics of the sampler."""
         value = state.opt_state["value"].params if self.algorithm.critic else ()
         function = self.models.functions.get(REWARD)
-        responses = self.decoder.decode(rollout) if function else []
+        responses = decode(rollout, self.tokenizer, self.stops) if function else []
         outputs, metrics = self._compiled["forward_models"](state.params, value, state.frozen, rollout)
         if function is None:
             return outputs, outputs.scores, metrics
-        prompts = self.mixture.texts(self.decoder.gather(batch["rows"]) // self.rl.num_samples)
+        prompts = self.mixture.texts(gather(batch["rows"]) // self.rl.num_samples)
         scores = function(prompts, responses)  # while the devices compute the outputs
         return outputs, jax.device_put(scores, outputs.scores.sharding), metrics
 
