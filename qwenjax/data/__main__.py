@@ -233,7 +233,7 @@ assistant says), finetune_py (the released code), all_but_user_content (the tech
             raise Usage("wanted --step=N or --row=R, one of them")
         exp = experiment_from(options)
         if not exp.data.sources:
-            raise Usage(f"{exp.name} reads no text, and --exp shows pretraining rows. For chat data: data show FILE")
+            raise Usage(f"{exp.name}: --step and --row show pretraining rows. For chat data: data show FILE")
         from qwenjax.config import INIT_FROM
         from qwenjax.data.batches.text import TextMixture
         from qwenjax.data.inspect.show import draw_rows, text_row

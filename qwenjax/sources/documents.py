@@ -5,8 +5,7 @@
     python-stdlib    modules and reference of the running Python
     tfds:… hf:…      see `records`; a folder that TFDS has prepared needs no prefix
 
-Input is cut into `Slice`s (a file, or a part of one), each of which any process can read on its own. Broken input is
-skipped, and counted in a `Report`.
+Any process can read a `Slice` of it on its own. Broken input is skipped, and counted in a `Report`.
 """
 
 import importlib.util

@@ -1,8 +1,7 @@
 """Batches from chat files: what their three mixtures share, and the conversations that fine-tuning reads.
 
 b rows per batch, L inputs per row. A file is divided into bins once, and a bin is a row: some packed conversations, the
-responses to one prompt (`preferences`), or one prompt (`prompts`). Bins are read in the order of `order`, with bins in
-place of windows. So row r of a run is a pure function of (seed, r), and each bin is read once per epoch of its file.
+responses to one prompt (`preferences`), or one prompt (`prompts`). `order` has bins in place of windows.
 """
 
 from collections.abc import Sequence
@@ -124,8 +123,7 @@ class ConversationMixture(ChatMixture):
 def pack(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], seq_len: int, eot: int) -> dict[str, np.ndarray]:
     """Rows of conversations, each (ids int32 [n], mask [n]), as a batch: see `text.batch_shapes`.
 
-    A conversation of n tokens takes n - 1 positions: its first token is no target, its last no input. `weights` is
-    the mask of the target. `segments` counts conversations from 1; 0 is padding, whose ids are `eot`.
+    A conversation of n tokens takes n - 1 positions. `segments` counts from 1; 0 is padding, whose ids are `eot`.
     """
     batch = {name: np.zeros(shape, dtype) for name, (shape, dtype) in text.batch_shapes(len(rows), seq_len).items()}
     for name, fill in (("inputs", eot), ("targets", eot), ("positions", -1)):
@@ -172,10 +170,7 @@ def _conversation_bins(file: ChatDataset, numbers: np.ndarray, packed: bool) -> 
 
 
 def sample_held_out(files: Sequence[ChatDataset], limit: int, validation: float) -> list[np.ndarray]:
-    """Held-out rows of each file, together of `limit` tokens at most, but at least one of each file that has any.
-
-    Every file gives rows in proportion to its size, in the order of their hashes.
-    """
+    """Held-out rows of each file in the order of their hashes, together of `limit` tokens at most, but at least one."""
     held = [np.flatnonzero(file.held_out(validation)) for file in files]
     sizes = [file.per_row("tokens")[rows].astype(np.int64) for file, rows in zip(files, held)]
     share = min(1.0, limit / max(sum(int(size.sum()) for size in sizes), 1))

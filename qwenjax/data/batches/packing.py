@@ -1,8 +1,7 @@
 """Packing: items of known lengths into bins of one capacity, by best-fit decreasing over all items at once.
 
-Longest first, each item goes into the fullest bin that it still fits. That never takes more than 11/9 of the fewest
-possible bins + 6/9 (Dósa, Sgall 2007, for first fit and best fit alike). Items of one length and bins of one remaining
-space are handled together, so the work grows with the number of lengths, not of items: millions take seconds.
+Longest first, each item goes into the fullest bin that it still fits: at most 11/9 of the fewest possible bins + 6/9
+(Dósa, Sgall 2007). Items of one length and bins of one remaining space are handled together: millions take seconds.
 """
 
 from bisect import bisect_left, insort

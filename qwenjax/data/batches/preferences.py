@@ -18,8 +18,7 @@ def batch_shapes(batch_size: int, responses: int, seq_len: int) -> BatchShapes:
 
     `tokens` [b k L]: a prompt and a response, then end of text. `positions` [b k L]: from 0; -1 on padding.
     `mask` [b k L]: 1 on the response's tokens and its <|im_end|>. `end` [b k]: where that <|im_end|> is.
-    `ratings` [b k]: higher is better. `real` [b k]: False where a list has fewer than k responses. There its last
-    response is repeated (an attention kernel may answer an empty row with NaN), with mask, end and rating 0.
+    `ratings` [b k]: higher is better. `real` [b k]: False where the last of fewer than k responses is repeated, mask 0.
     """
     lists = (batch_size, responses)
     per_token = {"tokens": np.int32, "positions": np.int32, "mask": np.float32}
@@ -68,7 +67,7 @@ def pack(lists: Sequence[tuple[ChatDataset, np.ndarray]], k: int, seq_len: int, 
     batch["tokens"][:], batch["positions"][:] = eot, -1
     for r, (file, numbers) in enumerate(lists):
         for j in range(k):
-            i = int(numbers[min(j, len(numbers) - 1)])
+            i = int(numbers[min(j, len(numbers) - 1)])  # no empty row: an attention kernel may answer it with NaN
             ids, mask = file.read(i)
             n = len(ids)
             batch["tokens"][r, j, :n], batch["positions"][r, j, :n] = ids, np.arange(n)

@@ -21,9 +21,8 @@ BatchShapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # (shape, dtype) of e
 def batch_shapes(batch_size: int, seq_len: int, document_mask: bool = True) -> BatchShapes:
     """The arrays of a batch for next-token prediction, of text or of conversations; all are [b L].
 
-    `inputs`, `targets`: token ids. `weights`: of each target's loss; 0 on padding and on what is not trained.
-    `positions`: from 0 in each row or document; -1 on padding, which attention leaves out. `segments`: the number of
-    the document in its row, for attention that sees one document only (`document_mask`).
+    `inputs`, `targets`: token ids. `weights`: of each target's loss. `positions`: from 0 in each row or document; -1 on
+    padding. `segments`: the number of the document in its row, for attention that sees one only (`document_mask`).
     """
     names = {"inputs": np.int32, "targets": np.int32, "weights": np.float32, "positions": np.int32}
     if document_mask:
@@ -59,9 +58,8 @@ class TextMixture(Mixture):
 def pack(tokens: np.ndarray, eot: int, document_mask: bool) -> dict[str, np.ndarray]:
     """Rows of tokens, int32 [b L+1], as a batch: see `batch_shapes`. All weights are 1.
 
-    With `document_mask` every document of a row is to see only itself: `positions` begin at 0 in each, and `segments`
-    is its number in the row. Without it `segments` is 0. End-of-text is the last target of the document that it ends
-    and the first input of the next one, as in sampling, where a text begins after end-of-text.
+    Without `document_mask` all `segments` are 0. End-of-text is the last target of the document that it ends and the
+    first input of the next one, as in sampling, where a text begins after end-of-text.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     positions = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
@@ -131,20 +129,18 @@ def validation_batches(
     sizes = [s.tokens("validation") for s in shards]
     share = min(1.0, limit / max(sum(sizes), 1))
     taken = [s.read("validation", 0, int(n * share)) for s, n in zip(shards, sizes)]
-    rows, lengths = [], []
-    for source, tokens in zip(shards, taken):
-        eot = source.tokenizer["eot"]
-        for at in range(0, len(tokens), seq_len):
-            first = eot if at == 0 else tokens[at - 1]
-            part = tokens[at : at + seq_len]
-            rows.append(np.concatenate([[first], part, np.full(seq_len - len(part), eot)]))
-            lengths.append(len(part))
+    eot, rows, weights = shards[0].tokenizer["eot"], [], []
+    for tokens in taken:
+        targets = np.arange(-(-len(tokens) // seq_len) * seq_len).reshape(-1, seq_len)
+        padded = np.full(targets.size + 1, eot, np.int32)  # its first token, too, is predicted from end-of-text
+        padded[1 : len(tokens) + 1] = tokens
+        rows += [padded[at : at + seq_len + 1] for at in range(0, targets.size, seq_len)]
+        weights += [*(targets < len(tokens))]
     missing = -len(rows) % batch_size
     rows += rows[-1:] * missing
-    lengths += [0] * missing
+    weights += [np.zeros(seq_len)] * missing
     batches = []
     for at in range(0, len(rows), batch_size):
-        packed = pack(np.stack(rows[at : at + batch_size]).astype(np.int32), shards[0].tokenizer["eot"], document_mask)
-        packed["weights"] *= np.arange(seq_len) < np.array(lengths[at : at + batch_size])[:, None]
-        batches.append(packed)
+        batches.append(pack(np.stack(rows[at : at + batch_size]), eot, document_mask))
+        batches[-1]["weights"] *= np.stack(weights[at : at + batch_size])
     return HeldOut(batches, taken)

@@ -1,8 +1,7 @@
 """Functions of Python's standard library and their docstrings: alignment data that needs no download.
 
 A row asks for a function's docstring. Three answers are scored: the first sentence of its own docstring (3), that of
-another function of the same module (2), and the words of that other sentence shuffled (0). Each sentence is the best
-answer to one prompt and the second best to another, so only a model that reads the prompt tells these two apart.
+another function of the same module (2), and the words of that other sentence shuffled (0).
 """
 
 import ast

@@ -1,8 +1,7 @@
 """Rows of the chat schema as dialogues: token ids and loss mask, cut to a maximum length. ChatML, tools as ReAct.
 
 conversation  one dialogue
-preference    one dialogue per response, all with the same prompt ids. Each ends with the response's <|im_end|>, where a
-              reward model reads its score; these are the ids that a rollout has there
+preference    one dialogue per response, which ends with <|im_end|>, as a rollout does: there its score is read
 prompt        one dialogue, which ends where the assistant begins to write
 """
 
@@ -18,16 +17,8 @@ from qwenjax.chat_format import chatml
 from qwenjax.chat_format.chatml import LOSS_MASKS, encode_with_mask
 from qwenjax.chat_format.react import react_messages
 from qwenjax.common.hashing import keyed_hash
-from qwenjax.data.conversations.schema import (
-    KINDS,
-    ConversationRow,
-    PreferenceRow,
-    Row,
-    RowError,
-    Turn,
-    kind_of,
-    validate,
-)
+from qwenjax.data.conversations import schema
+from qwenjax.data.conversations.schema import RowError, Turn
 from qwenjax.data.shards.format import token_dtype
 from qwenjax.sources.slices import Report
 
@@ -59,7 +50,7 @@ class Encoding:
     kind: str = "conversation"  # one of `schema.KINDS`: what the rows are used as
 
     def __post_init__(self):
-        for name, known in (("loss_mask", LOSS_MASKS), ("truncate", TRUNCATIONS), ("kind", KINDS)):
+        for name, known in (("loss_mask", LOSS_MASKS), ("truncate", TRUNCATIONS), ("kind", schema.KINDS)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(known)}")
         if self.length < 2:
@@ -94,18 +85,18 @@ class Encoded(NamedTuple):
     text: dict | None = None  # of a prompt: the turns that the ids hold, and its answer
 
 
-def encode(row: Row, tokenizer, encoding: Encoding) -> Encoded:
+def encode(row: schema.Row, tokenizer, encoding: Encoding) -> Encoded:
     """The dialogues of a valid row; RowError if it cannot be used.
 
     Rows of every kind can be used as prompts: a conversation's last turn or the best response is then the answer.
     """
-    if encoding.kind not in ("prompt", kind_of(row)):
-        raise RowError(f"a {kind_of(row)}, not a {encoding.kind}")
+    if encoding.kind not in ("prompt", schema.kind_of(row)):
+        raise RowError(f"a {schema.kind_of(row)}, not a {encoding.kind}")
     kinds = {"conversation": _conversation, "preference": _preference, "prompt": _prompt}
     return kinds[encoding.kind](row, tokenizer, encoding)
 
 
-def _conversation(row: ConversationRow, tokenizer, encoding: Encoding) -> Encoded:
+def _conversation(row: schema.ConversationRow, tokenizer, encoding: Encoding) -> Encoded:
     def encode_turns(turns: list[Turn]) -> tuple[list[int], list[int]]:
         return encode_with_mask(tokenizer, _to_chatml(turns, row.tools), encoding.loss_mask)
 
@@ -122,7 +113,7 @@ def _conversation(row: ConversationRow, tokenizer, encoding: Encoding) -> Encode
     return Encoded([Dialogue(ids, mask)], change)
 
 
-def _preference(row: PreferenceRow, tokenizer, encoding: Encoding) -> Encoded:
+def _preference(row: schema.PreferenceRow, tokenizer, encoding: Encoding) -> Encoded:
     open_turn, answers = _open_assistant_turn(_to_chatml(row.prompt, row.tools)), []
     for response in row.responses:
         text = _to_chatml([*row.prompt, response], row.tools)[-1]["content"]
@@ -143,18 +134,18 @@ def _preference(row: PreferenceRow, tokenizer, encoding: Encoding) -> Encoded:
     return Encoded([Dialogue(ids + answer, mask + [1] * len(answer), rating) for answer, rating in rated], change)
 
 
-def _prompt(row: Row, tokenizer, encoding: Encoding) -> Encoded:
-    if isinstance(row, ConversationRow):
+def _prompt(row: schema.Row, tokenizer, encoding: Encoding) -> Encoded:
+    if isinstance(row, schema.ConversationRow):
         answer = row.messages[-1]["content"]
     else:
-        answer = row.responses[0]["content"] if isinstance(row, PreferenceRow) else row.answer
+        answer = row.responses[0]["content"] if isinstance(row, schema.PreferenceRow) else row.answer
     turns, (ids, mask), change = _truncate_prompt(_prompt_turns(row), row.tools, tokenizer, encoding, encoding.limit)
     return Encoded([Dialogue(ids, mask)], change, {"prompt": turns, "answer": answer or None})
 
 
-def _prompt_turns(row: Row) -> list[Turn]:
+def _prompt_turns(row: schema.Row) -> list[Turn]:
     """The turns that the last assistant turn, or each response, answers."""
-    return row.messages[:-1] if isinstance(row, ConversationRow) else row.prompt
+    return row.messages[:-1] if isinstance(row, schema.ConversationRow) else row.prompt
 
 
 def _truncate_prompt(turns: list[Turn], tools: list[dict], tokenizer, encoding: Encoding, limit: int):
@@ -225,7 +216,7 @@ def encode_part(objects: Sequence[tuple[str, object]], tokenizer, encoding: Enco
     table, origins, texts, group = [], [], [], 0
     for origin, value in objects:
         try:
-            row = validate(value)
+            row = schema.validate(value)
             dialogues, change, text = encode(row, tokenizer, encoding)
         except RowError as error:
             left_out.note(error.reason, error.at(origin))
@@ -245,7 +236,7 @@ def encode_part(objects: Sequence[tuple[str, object]], tokenizer, encoding: Enco
     return EncodedPart(ids, np.array(all_mask, np.uint8), np.array(table, TABLE), origins, texts, left_out, shortened)
 
 
-def _hashes(row: Row, encoding: Encoding) -> tuple[int, int]:
+def _hashes(row: schema.Row, encoding: Encoding) -> tuple[int, int]:
     """Hashes of the text, not the ids, of a row and of its prompt: every vocabulary and length holds out the same."""
 
     def hashed(*parts: object) -> int:
@@ -254,4 +245,6 @@ def _hashes(row: Row, encoding: Encoding) -> tuple[int, int]:
     prompt = hashed(_prompt_turns(row))
     if encoding.kind == "prompt":
         return prompt, prompt
-    return hashed(row.messages) if isinstance(row, ConversationRow) else hashed(row.prompt, row.responses), prompt
+    if isinstance(row, schema.ConversationRow):
+        return hashed(row.messages), prompt
+    return hashed(row.prompt, row.responses), prompt

@@ -1,8 +1,7 @@
 """Rows of known chat data formats, each read as one `Exchange`: a prompt and the responses to it.
 
-`FORMATS` lists the formats in the order of recognition: a row is of the first format whose fields it has. Texts lose
-leading empty lines and trailing whitespace, as the released openai_api.py does to messages for a chat model. Every
-change is reported to `note_change`. What cannot be used raises `RowError`. Fields that are not read go into `meta`.
+A row is of the first of `FORMATS` whose fields it has. Every change is reported to `note_change`. What cannot be used
+raises `RowError`. Fields that are not read go into `meta`.
 """
 
 import json

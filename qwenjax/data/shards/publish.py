@@ -23,8 +23,6 @@ FILE_BYTES = 256 << 20  # text per output file, about
 def publish(shards: Shards, tokenizer, out: str | Path, name: str, progress: bool = True) -> Path:
     """Writes OUT/NAME/1.0.0 in array_record format and returns that folder; a finished one is returned at once.
 
-    The folder appears when it is complete. Memory does not grow with the text. `name` is in snake_case.
-
     Raises:
       ValueError: another tokenizer, a name that TFDS does not take, or OUT/NAME holds another data set.
     """
