@@ -67,11 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def bench(text: str, tokenizer: Tokenizer, workers: int, rounds: int, appetite: int) -> dict:
-    """Measures everything; see `table` for what is in the result. Progress on stderr.
-
-    Raises:
-      ValueError: there is no text, or fewer than two rows of it.
-    """
+    """Measures everything, with progress on stderr. ValueError: there is no text, or fewer than two rows of it."""
     with tempfile.TemporaryDirectory(prefix="qwenjax-bench-") as folder:
         lines = Path(folder, "text.jsonl")
         text_bytes, samples = _write_jsonl(text, lines)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwenjax.bench import workers
-from qwenjax.bench.workers import BenchTurn, BenchWorker, rate, ratio, spread
+from qwenjax.bench.workers import BenchTurn, rate, ratio, spread
 from qwenjax.common.command_line import DONE, Usage, positive
 from qwenjax.common.figures import aligned
 from qwenjax.common.processes import cores, quiet_logs
@@ -95,7 +95,7 @@ def bench(
         job = DecodeJob(model, dtype, cases, str(Path(folder, "exported")))
         if against:
             workers.log("exporting the model")
-            with BenchWorker("export", export, job, threads):
+            with workers.worker("export", export, job, threads):
                 pass
         sides = SETUPS if against else {"ours": ours}
         facts, turns = workers.take_turns(sides, job, threads, rounds, line)

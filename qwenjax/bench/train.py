@@ -70,18 +70,17 @@ def bench(experiment: Experiment, against: str | None = None, rounds: int = 5, t
         "length": experiment.data.seq_len,
         "threads": threads,
         "load_average": round(os.getloadavg()[0], 2),
-        **{side: summary(experiment, facts[side], turns[side][0]) for side in facts},
+        **{side: facts[side] | summary(experiment, turns[side][0]) for side in facts},
     }
     if against:
         result["ratio"] = {clock: ratio(turns["ours"][0], turns[against][0], clock) for clock in ("wall", "cpu")}
     return result
 
 
-def summary(experiment: Experiment, facts: dict, turns: list[BenchTurn]) -> dict:
-    """One side's facts and rates."""
+def summary(experiment: Experiment, turns: list[BenchTurn]) -> dict:
+    """One side's rates."""
     wall, cpu = (spread([rate(turn, experiment.tokens_per_step, clock) for turn in turns]) for clock in ("wall", "cpu"))
     return {
-        **facts,
         "tokens_per_second": wall,
         "tokens_per_cpu_second": cpu,
         "model_tflops": wall["median"] * experiment.model.flops_per_token(experiment.data.seq_len) / 1e12,
@@ -221,11 +220,7 @@ SETUPS = {"ours": ours, "torch": torch}
 
 
 def _torch_model(experiment: Experiment):
-    """The same decoder in transformers, with float32 parameters.
-
-    Raises:
-      ValueError: transformers has no such model.
-    """
+    """The same decoder in transformers, with float32 parameters. ValueError: it has no such model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from qwenjax.interop.huggingface.config import write_config

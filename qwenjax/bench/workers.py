@@ -12,8 +12,8 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -34,42 +34,37 @@ class BenchTurn(NamedTuple):
     cpu: float  # seconds, summed over the worker's threads; hardly depends on the load of the machine
 
 
-class BenchWorker:
-    """A child process that has built `setup(specification)`, with the `facts` about it; a context manager.
+Turn = Callable[[int, int], BenchTurn]  # of a worker, from the case and the number of steps
+
+
+@contextmanager
+def worker(name: str, setup: Setup, specification: Any, threads: int) -> Iterator[tuple[dict, Turn]]:
+    """A child process that has built `setup(specification)`: yields the facts about it, and its turns.
 
     Raises:
       ValueError: the program could not be built, or a turn failed; the message is the child's.
     """
+    context = multiprocessing.get_context("spawn")
+    pipe, child_end = context.Pipe()
+    child = context.Process(target=_serve, args=(child_end, threads), daemon=True)
+    child.start()
+    child_end.close()
 
-    def __init__(self, name: str, setup: Setup, specification: Any, threads: int):
-        self.name = name
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child_end = context.Pipe()
-        self._child = context.Process(target=_serve, args=(child_end, threads), daemon=True)
-        self._child.start()
-        child_end.close()
-        self.facts: dict = self._ask(setup, specification)
-
-    def __enter__(self) -> "BenchWorker":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._child.kill()
-        self._child.join()
-
-    def turn(self, case: int, steps: int) -> BenchTurn:
-        """Lets the worker run."""
-        return self._ask(case, steps)
-
-    def _ask(self, *question: Any) -> Any:
+    def ask(*question: Any) -> Any:
         try:
-            self._pipe.send(question)
-            answer = self._pipe.recv()
+            pipe.send(question)
+            answer = pipe.recv()
         except (EOFError, OSError):
-            raise ValueError(f"the {self.name} worker ended early; its last lines of output are above") from None
+            raise ValueError(f"the {name} worker ended early; its last lines of output are above") from None
         if isinstance(answer, ValueError):
-            raise ValueError(f"{self.name}: {answer}")
+            raise ValueError(f"{name}: {answer}")
         return answer
+
+    try:
+        yield ask(setup, specification), ask
+    finally:
+        child.kill()
+        child.join()
 
 
 def _serve(pipe: Connection, threads: int) -> None:
@@ -107,19 +102,18 @@ def take_turns(
       ValueError: a worker failed.
     """
     with ExitStack() as stack:
-        workers = {}
+        facts, ask = {}, {}
         for side, setup in setups.items():  # one after the other, so that no compilation disturbs a warm-up
             log(f"{side}: building and warming up")
-            workers[side] = stack.enter_context(BenchWorker(side, setup, specification, threads))
-        facts = {side: worker.facts for side, worker in workers.items()}
+            facts[side], ask[side] = stack.enter_context(worker(side, setup, specification, threads))
         turns: dict[str, list[list[BenchTurn]]] = {side: [[] for _ in facts[side]["seconds"]] for side in facts}
         for number in range(rounds):
             # the order alternates, so that a steady drift of the machine favours neither side
-            order = list(workers) if number % 2 == 0 else list(reversed(workers))
+            order = list(setups) if number % 2 == 0 else list(reversed(setups))
             for case in range(len(turns[order[0]])):
                 for side in order:
                     steps = max(1, round(TURN_SECONDS / facts[side]["seconds"][case]))
-                    turns[side][case].append(workers[side].turn(case, steps))
+                    turns[side][case].append(ask[side](case, steps))
             lines = ", ".join(line(side, [case[-1] for case in turns[side]]) for side in turns)
             log(f"round {number + 1}/{rounds}, tokens/s: {lines}")
     return facts, turns

@@ -85,11 +85,7 @@ def likely(experiment: Experiment, topology: Topology) -> list[Candidate]:
 def search(
     experiment: Experiment, topology: Topology, tries: int, say: Callable[[str], None]
 ) -> tuple[Candidate, Plan]:
-    """Compiles the most promising candidates until `tries` of them fit, and returns the quickest.
-
-    Raises:
-      DoesNotFit: no candidate fits.
-    """
+    """Compiles candidates, the most promising first, until `tries` fit; returns the quickest. DoesNotFit: none fits."""
     fitting: list[tuple[Candidate, Plan]] = []
     for candidate in likely(experiment, topology):
         predicted = f"predicted {candidate.memory / GIB:.1f} GiB, {candidate.seconds:.2f} s"

@@ -67,36 +67,31 @@ class Summary:
 
 
 def summarize(path: str | Path) -> Summary:
-    """Summarizes the newest recording in `path`.
-
-    Raises:
-      ValueError: no trace, a broken one, or xprof is not installed.
-    """
+    """Summarizes the newest recording in `path`. ValueError: no trace, a broken one, or xprof is not installed."""
     capture = traces.read(traces.find(path))
     first = capture.devices[0]
     program = timeline.main_program(first)
-    windows = [timeline.complete_steps(device, program) for device in capture.devices]
-    count = len(windows[0][1])
-    pieces = [_pieces(device, bounds) for device, (_, _, bounds) in zip(capture.devices, windows)]
+    step_names, steps, _ = timeline.complete_steps(first, program)
+    pieces = [_pieces(device, timeline.complete_steps(device, program)[2]) for device in capture.devices]
     totals: Counter[tuple[str, str]] = Counter()
     counts: Counter[tuple[str, str]] = Counter()
-    for device, one, (*_, bounds) in zip(capture.devices, pieces, windows):
+    for device, one in zip(capture.devices, pieces):
         for key, time in zip(one.ops, timeline.shares(one.spans)):
             totals[key] += time
-        ops = (op for lane in device.lanes for op in lane if bounds[0] <= op.start < bounds[-1])
+        ops = (op for lane in device.lanes for op in lane if one.bounds[0] <= op.start < one.bounds[-1])
         counts.update((op.module, op.name) for op in ops)
-    per_step = 1e-9 / (len(capture.devices) * count)
+    per_step = 1e-9 / (len(capture.devices) * len(steps))
     with xprof_tools.converters(capture.files[0]) as tool:
         known = _known_ops(tool, capture, totals)
         memory, measured = xprof_tools.memory(tool, program), xprof_tools.measured_memory(tool)
     collectives: dict[str, dict[str, float]] = {}
-    for device, one, (*_, bounds) in zip(capture.devices, pieces, windows):
-        for kind, (exposed, hidden) in _collectives(device, one, bounds, known).items():
+    for device, one in zip(capture.devices, pieces):
+        for kind, (exposed, hidden) in _collectives(device, one, known).items():
             sums = collectives.setdefault(kind, {"exposed": 0.0, "overlapped": 0.0})
             sums["exposed"] += exposed * per_step
             sums["overlapped"] += hidden * per_step
     rows = _rows(known, {key: (time * per_step, counts[key] * per_step * 1e9) for key, time in totals.items()})
-    wall = sum(float(bounds[-1] - bounds[0]) for *_, bounds in windows) * per_step
+    wall = sum(float(one.bounds[-1] - one.bounds[0]) for one in pieces) * per_step
     busy = sum(row.seconds for row in rows)
     executed = timeline.executions(first, program)
     between, host, input_wait = timeline.host_between_programs(first.host, executed)
@@ -112,8 +107,8 @@ def summarize(path: str | Path) -> Summary:
         captured=capture.seconds,
         program=program,
         executions=len(executed),
-        step_names=windows[0][0],
-        steps=[float(t) * 1e-9 for t in windows[0][1]],
+        step_names=step_names,
+        steps=(steps * 1e-9).tolist(),
         busy=busy,
         program_seconds=float(np.median([end - start for start, end in executed])) * 1e-9 if executed else 0.0,
         kinds=kinds | {"idle": max(wall - busy, 0.0)},
@@ -135,6 +130,7 @@ class _Pieces(NamedTuple):
 
     ops: list[tuple[str, str]]  # program and name
     spans: np.ndarray  # [n 2] ns, clipped to the steps
+    bounds: np.ndarray  # of the steps
 
 
 def _pieces(device: Device, bounds: np.ndarray) -> _Pieces:
@@ -143,7 +139,7 @@ def _pieces(device: Device, bounds: np.ndarray) -> _Pieces:
         for index, start, end in timeline.split_by_innermost([(op.start, op.end) for op in lane]):
             ops.append((lane[index].module, lane[index].name))
             spans.append((start, end))
-    return _Pieces(ops, np.clip(np.array(spans).reshape(-1, 2), bounds[0], bounds[-1]))
+    return _Pieces(ops, np.clip(np.array(spans).reshape(-1, 2), bounds[0], bounds[-1]), bounds)
 
 
 def _known_ops(tool: xprof_tools.Tool, capture: Capture, totals: Counter) -> dict[tuple[str, str], scopes.ScopedOp]:
@@ -182,15 +178,15 @@ def _parts(rows: list[SummaryRow]) -> dict[str, dict[str, float]]:
     return {part: dict(parts[part]) for part in sorted(parts, key=lambda part: -sum(parts[part].values()))}
 
 
-def _collectives(device: Device, pieces: _Pieces, bounds: np.ndarray, known: dict) -> dict[str, tuple[float, float]]:
+def _collectives(device: Device, pieces: _Pieces, known: dict) -> dict[str, tuple[float, float]]:
     """Time of each kind of collective with no other work at the same time (exposed), and with some (hidden), in ns.
 
     A collective lasts from its -start to its -done op, or as long as the device records it as in flight.
     """
     kinds = {}
-    for module, name in set(pieces.ops):
-        op = known.get((module, name), scopes.ScopedOp())
-        kinds[module, name] = scopes.collective(name, op.category), scopes.kind(name, op)
+    for key in set(pieces.ops):
+        op = known.get(key, scopes.ScopedOp())
+        kinds[key] = scopes.collective(key[1], op.category), scopes.kind(key[1], op)
     in_flight, starts = defaultdict(list), {}
     for key, (start, end) in zip(pieces.ops, pieces.spans):
         if kind := kinds[key][0]:
@@ -203,7 +199,7 @@ def _collectives(device: Device, pieces: _Pieces, bounds: np.ndarray, known: dic
             in_flight[kind].append((start, end))
     for event in device.flights:
         if kind := scopes.collective(event.name):
-            in_flight[kind].append(np.clip((event.start, event.end), bounds[0], bounds[-1]))
+            in_flight[kind].append(np.clip((event.start, event.end), pieces.bounds[0], pieces.bounds[-1]))
     work = pieces.spans[[not kinds[key][0] and kinds[key][1] != scopes.CONTROL for key in pieces.ops]]
     times = {}
     for kind, spans in in_flight.items():

@@ -24,23 +24,17 @@ def split_by_innermost(spans: Sequence[tuple[float, float]]) -> list[tuple[int, 
     A piece belongs to the innermost span at that time, so the pieces of a span add up to its self time.
     """
     pieces, open_spans, now = [], [], 0.0
-
-    def close(until: float) -> None:
-        nonlocal now
-        while open_spans and spans[open_spans[-1]][1] <= until:
-            index = open_spans.pop()
-            if spans[index][1] > now:
-                pieces.append((index, now, spans[index][1]))
-                now = spans[index][1]
-
-    for index in sorted(range(len(spans)), key=lambda i: (spans[i][0], -spans[i][1])):
-        start = spans[index][0]
-        close(start)
+    order = sorted(range(len(spans)), key=lambda i: (spans[i][0], -spans[i][1]))
+    for index, start in [*((i, spans[i][0]) for i in order), (-1, float("inf"))]:
+        while open_spans and spans[open_spans[-1]][1] <= start:
+            ended = open_spans.pop()
+            if spans[ended][1] > now:
+                pieces.append((ended, now, spans[ended][1]))
+                now = spans[ended][1]
         if open_spans and start > now:
             pieces.append((open_spans[-1], now, start))
         now = max(start, now)
         open_spans.append(index)
-    close(float("inf"))
     return pieces
 
 
@@ -68,10 +62,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def shares(spans: np.ndarray) -> np.ndarray:
-    """The time of each interval [n], where every moment is shared equally by the intervals that are open in it.
-
-    They add up to `length(spans)`, so shares of ops on several threads or streams add up to 100 %.
-    """
+    """The time of each interval [n], every moment shared equally by those open in it. Adds up to `length(spans)`."""
     times = np.unique(spans)
     if len(times) < 2:
         return np.zeros(len(spans))
@@ -116,8 +107,7 @@ def executions(device: Device, program: str) -> list[tuple[float, float]]:
 def complete_steps(device: Device, program: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, durations [n] and bounds [n + 1] of the complete steps on a device, in ns.
 
-    Annotated steps are taken as they are. Without annotations a step lasts from one execution of the program to the
-    next, so the last execution only ends a step: how long its own step took is not recorded.
+    Without annotated steps, a step lasts from one execution of the program to the next; the last one only ends a step.
     """
     annotated = sorted(device.steps, key=lambda event: event.start)
     if annotated:

@@ -46,11 +46,7 @@ class Capture(NamedTuple):
 
 
 def find(path: str | Path) -> list[Path]:
-    """The trace files, one per host, of the newest recording in a run or its profile folder; or the one file.
-
-    Raises:
-      ValueError: there is no such path, or no trace in it.
-    """
+    """The traces, one per host, of the newest recording in a run or its profile folder. ValueError: there is none."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; {HOW_TO_RECORD}")
@@ -64,11 +60,7 @@ def find(path: str | Path) -> list[Path]:
 
 
 def read(files: list[Path]) -> Capture:
-    """Reads the traces of all hosts of one recording.
-
-    Raises:
-      ValueError: a file is truncated or is no trace, or contains no op.
-    """
+    """Reads the traces of all hosts of one recording. ValueError: one is truncated or no trace, or none has an op."""
     from jax.profiler import ProfileData  # 5 times as fast as xprof.profile_data, the same reader in Python
 
     devices, seconds, jax_version = [], 0.0, "?"
