@@ -50,7 +50,11 @@ Use the result as --tokenizer=mine.tiktoken, or as qwenjax.load_tokenizer("mine.
         add("--out", required=True, metavar="FILE", help="file to write: .model, or .tiktoken for --kind=bytes")
         add("--size", required=True, type=positive, metavar="N", help="number of ids, control tokens included")
         add("--kind", choices=["bpe", "unigram", "bytes"], default="bpe", help="see above (default: bpe)")
-        add("--continue-from", metavar="VOCAB", help="for --kind=bytes: qwen or a .tiktoken file (default: 256 bytes)")
+        add(
+            "--continue-from",
+            metavar="VOCAB",
+            help="for --kind=bytes: qwen, a .tiktoken file or its folder",
+        )
         reading_arguments(add)
 
     def run(self, options: argparse.Namespace) -> int:
@@ -198,7 +202,7 @@ def as_text(compared: "Comparison") -> str:
 
 def draw(compared: "Comparison", path: Path) -> None:
     """Writes a PNG: a group of bars per language, a bar per vocabulary; the base is the line at 1."""
-    base, *names = [vocabulary.name for vocabulary in compared.vocabularies]
+    base, *names = [vocabulary.name.replace("$", r"\$") for vocabulary in compared.vocabularies]  # no mathematics
     figure, [axis] = canvas(max(8.0, 0.8 * len(compared.languages)), 5)
     width = 0.84 / max(len(names), 1)
     for v, name in enumerate(names):

@@ -58,7 +58,11 @@ _PROBES = (
 
 
 class QwenBPE(Tokenizer):
-    """A .tiktoken vocabulary with the 208 control tokens of Qwen after its ranks."""
+    """A .tiktoken vocabulary with the 208 control tokens of Qwen after its ranks.
+
+    Attributes:
+      ranks: token -> id of all tokens but the control tokens, in the order in which they merge.
+    """
 
     file = "qwen.tiktoken"
 
@@ -76,6 +80,7 @@ class QwenBPE(Tokenizer):
         super().__init__(data if published else write_ranks(ranks), f"bpe-{len(pieces)}", pieces, special)
         if self.fingerprint == PUBLISHED:
             self.name = "qwen"
+        self.ranks = ranks
         self._engine = tiktoken.Encoding(self.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
     def _normalize(self, text: str) -> str:
@@ -143,13 +148,12 @@ class ExtendedBPE(QwenBPE):
         import tiktoken
 
         super().__init__(data, source)
-        ranks = {token: rank for rank, token in enumerate(self._pieces[: self.eot])}
         used = set(range(self.size))
         self.extra: dict[bytes, int] = {}
         self.skipped: list[tuple[bytes, int, str]] = []
         for token, index in read_extra(extra, extra_source):
-            if token in ranks or token in self.extra:
-                self.skipped.append((token, index, f"the token exists, with id {(ranks | self.extra)[token]}"))
+            if token in self.ranks or token in self.extra:
+                self.skipped.append((token, index, f"the token exists, with id {(self.ranks | self.extra)[token]}"))
             elif index in used:
                 self.skipped.append((token, index, "the id is in use"))
             elif index >= MAX_EMBEDDING_ROWS:
@@ -171,8 +175,9 @@ class ExtendedBPE(QwenBPE):
         self._unused = frozenset(range(len(pieces))) - used
         Tokenizer.__init__(self, b"".join(files.values()), f"{self.name}+{len(self.extra)}", pieces, self.special)
         self._files = files
+        self.ranks = self.ranks | self.extra
         self._engine = tiktoken.Encoding(
-            self.name, pat_str=PATTERN, mergeable_ranks=ranks | self.extra, special_tokens=self.special
+            self.name, pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special
         )
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:

@@ -74,6 +74,21 @@ def test_a_tokenizer_of_the_published_ranks_continues_them(command, corpus, tmp_
     )
 
 
+def test_extra_tokens_of_the_base_are_kept(command, corpus, tmp_path):
+    """A folder with an extra.tiktoken, as `extend` leaves it: its tokens follow the ranks, and merge as they did."""
+    base, out = tmp_path / "base", tmp_path / "v.tiktoken"
+    base.mkdir()
+    (base / "qwen.tiktoken").write_bytes(write_ranks({token: i for i, token in enumerate([*byte_order(), b"qz"])}))
+    (tmp_path / "words.tsv").write_text("qzqz\t3\nqzx\t2\n")
+    command("extend", "--vocab", base, "--words", tmp_path / "words.tsv", "--out", base / "extra.tiktoken")
+    code, stdout, _ = command("train", corpus, "--out", out, "--size=500", "--kind=bytes", "--continue-from", base)
+    assert code == 0
+    assert "259 initial tokens, 33 learned" in stdout
+    tokenizer = load_tokenizer(out)
+    assert [tokenizer.decode_bytes([i]) for i in range(259)] == [*byte_order(), b"qz", b"qzqz", b"qzx"]
+    assert [tokenizer.encode(word) for word in ("qz", "qzqz", "qzx")] == [[256], [257], [258]]
+
+
 @pytest.fixture(scope="module")
 def unigram(tmp_path_factory):
     texts = [inspect.getsource(argparse), "天地玄黄，宇宙洪荒。" * 50]

@@ -15,7 +15,7 @@ from qwenjax.interop.huggingface.layout import Table
 from qwenjax.interop.huggingface.load import check
 from qwenjax.interop.huggingface.tokenizer import sentencepiece_model
 from qwenjax.tokenizer.base import Tokenizer
-from qwenjax.tokenizer.bpe import merges, spell
+from qwenjax.tokenizer.bpe import QwenBPE, merges, spell
 from qwenjax.tokenizer.gguf import CONTROL_TYPE, NORMAL, UNUSED, hub_facts
 from qwenjax.tokenizer.hub import HubTokenizer
 
@@ -190,11 +190,9 @@ def vocabulary(tokenizer: Tokenizer, rows: int, chat_template: str = "") -> dict
     return metadata | ({"tokenizer.chat_template": chat_template} if chat_template else {})
 
 
-def _ranks(tokenizer: Tokenizer) -> dict[str, Any]:
+def _ranks(tokenizer: QwenBPE) -> dict[str, Any]:
     """Byte-level BPE as GPT-2 writes it: bytes as printable characters, and the pair that each token is merged of."""
-    extra: dict[bytes, int] = getattr(tokenizer, "extra", {})
-    ranks = {tokenizer.decode_bytes([i]): i for i in range(tokenizer.eot)} | extra
-    ids = {index: (spell(token), NORMAL) for token, index in ranks.items()}
+    ids = {index: (spell(token), NORMAL) for token, index in tokenizer.ranks.items()}
     ids |= {index: (surface, CONTROL_TYPE) for surface, index in tokenizer.special.items()}
     every = [ids.get(i, (f"[PAD{i}]", UNUSED)) for i in range(tokenizer.size)]
     return {
@@ -202,7 +200,7 @@ def _ranks(tokenizer: Tokenizer) -> dict[str, Any]:
         "pre": "qwen2",
         "tokens": [token for token, _ in every],
         "token_type": [kind for _, kind in every],
-        "merges": [f"{spell(left)} {spell(right)}" for left, right in merges(ranks)],
+        "merges": [f"{spell(left)} {spell(right)}" for left, right in merges(tokenizer.ranks)],
     }
 
 

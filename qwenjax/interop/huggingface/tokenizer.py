@@ -131,11 +131,10 @@ def _byte_level(tokenizer: QwenBPE) -> Any:
     import tokenizers
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    ranks = {tokenizer.decode_bytes([i]): i for i in range(tokenizer.eot)} | getattr(tokenizer, "extra", {})
-    vocab = {spell(token): i for token, i in ranks.items()}
+    vocab = {spell(token): i for token, i in tokenizer.ranks.items()}
     # control tokens between the ranks and extra tokens keep their ids only if they are in the table
     vocab |= {surface: i for surface, i in tokenizer.special.items() if surface not in vocab}
-    pairs = [(spell(left), spell(right)) for left, right in merges(ranks)]
+    pairs = [(spell(left), spell(right)) for left, right in merges(tokenizer.ranks)]
     engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, pairs))
     engine.normalizer = normalizers.NFC()
     engine.pre_tokenizer = pre_tokenizers.Sequence(

@@ -10,55 +10,47 @@ from qwenjax.common.command_line import Usage
 from qwenjax.common.progress import meter
 from qwenjax.config import Source
 from qwenjax.sources.documents import Report, documents
-from qwenjax.tokenizer import Tokenizer, load_tokenizer
-from qwenjax.tokenizer.bpe import SPECIAL, ExtendedBPE, QwenBPE, byte_order, write_ranks
+from qwenjax.tokenizer import Tokenizer, load_tokenizer, sentencepiece
+from qwenjax.tokenizer.bpe import SPECIAL, QwenBPE, byte_order, write_ranks
 from qwenjax.tokenizer.vocabulary import merges
 
 MIN_FREQUENCY = 2  # a pair of tokens that occurs less often is not worth an id
 
 
 def train(
-    sources: Iterable[str | Source],
-    out: str | Path,
-    size: int,
-    kind: str = "bpe",
-    base: str | None = None,
-    report: Report | None = None,
+    sources: Iterable[str | Source], out: str, size: int, kind: str, base: str | None, report: Report
 ) -> tuple[Tokenizer, list[str]]:
     """Trains a vocabulary and writes it; the same text gives the same file.
 
     Args:
-      sources: as `sources.documents.documents` takes them.
+      sources: as `sources.documents.documents` takes them; `report` receives what could not be read.
       out: the file to write, .model, or .tiktoken for kind 'bytes'.
       size: number of ids, control tokens included.
       kind: 'bpe', 'unigram' or 'bytes'.
-      base: for 'bytes', the vocabulary to continue: 'qwen' or a .tiktoken file.
-      report: receives what could not be read.
+      base: for 'bytes', the vocabulary to continue; its extra tokens become ordinary ones.
     Returns: the tokenizer, and lines for people that say how it was made.
     Raises:
       Usage: options that do not fit together, or a file that exists.
       ValueError: no text, or a size that the text is too small for.
     """
-    out = _new_file(out, ".tiktoken" if kind == "bytes" else ".model", f" for --kind={kind}")
+    path = _new_file(out, ".tiktoken" if kind == "bytes" else ".model", f" for --kind={kind}")
     if base and kind != "bytes":
         raise Usage(f"--continue-from={base} needs --kind=bytes")
-    texts = _texts(sources, Report() if report is None else report)
+    texts = _texts(sources, report)
     if kind == "bytes":
-        return _bytes(texts, out, size, base)
-    from qwenjax.tokenizer import sentencepiece
-
-    return sentencepiece.train(texts, size, out, kind=kind), []
+        return _bytes(texts, path, size, base)
+    return sentencepiece.train(texts, size, path, kind=kind), []
 
 
-def _new_file(out: str | Path, suffix: str, reason: str = "") -> Path:
+def _new_file(out: str, suffix: str, reason: str = "") -> Path:
     """The path, if a file with this suffix can be written there."""
-    out = Path(out)
-    if out.suffix != suffix:
+    path = Path(out)
+    if path.suffix != suffix:
         raise Usage(f"--out={out}: wanted a file that ends in {suffix}{reason}")
-    if out.exists():
+    if path.exists():
         raise Usage(f"{out} exists; remove it or give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _texts(sources: Iterable[str | Source], report: Report) -> Iterator[str]:
@@ -71,13 +63,12 @@ def _texts(sources: Iterable[str | Source], report: Report) -> Iterator[str]:
 
 
 def _bytes(texts: Iterable[str], out: Path, size: int, base: str | None) -> tuple[Tokenizer, list[str]]:
+    """`train` of kind 'bytes'."""
     lines, initial = [], byte_order()
     if base:
-        start = load_tokenizer(base)
-        if not isinstance(start, QwenBPE):
-            raise Usage(f"--continue-from={base}: wanted qwen or a .tiktoken file")
-        initial = merges.without_numbers(start.decode_bytes([i]) for i in range(start.eot))
-        if numbers := start.eot - len(initial):
+        start = _byte_level(f"--continue-from={base}", base)
+        initial = merges.without_numbers(start.ranks)
+        if numbers := len(start.ranks) - len(initial):
             lines.append(f"{base}: {numbers:,} tokens of several digits left out, the order kept")
     wanted = size - len(SPECIAL) - len(initial)
     if wanted < 1:
@@ -100,10 +91,15 @@ def _bytes(texts: Iterable[str], out: Path, size: int, base: str | None) -> tupl
     return load_tokenizer(out), lines
 
 
-# ---- extra tokens ----
+def _byte_level(option: str, vocabulary: str) -> QwenBPE:
+    """The tokenizer that an option names."""
+    tokenizer = load_tokenizer(vocabulary)
+    if not isinstance(tokenizer, QwenBPE):
+        raise Usage(f"{option}: only byte-level vocabularies, qwen or of a .tiktoken file, can be continued")
+    return tokenizer
 
 
-def extend(vocab: str, words: str | Path, out: str | Path) -> list[str]:
+def extend(vocab: str, words: str, out: str) -> list[str]:
     """Writes a file of extra tokens with which each word is one token.
 
     The extra tokens of an extended vocabulary are copied, so the new file replaces the old one.
@@ -113,20 +109,16 @@ def extend(vocab: str, words: str | Path, out: str | Path) -> list[str]:
       Usage: a vocabulary that cannot be extended, a path that does not end in .tiktoken, or a file that exists.
       ValueError: a line that is not a word and a frequency, or no word to add.
     """
-    out = _new_file(out, ".tiktoken")
-    tokenizer = load_tokenizer(vocab)
-    if not isinstance(tokenizer, QwenBPE):
-        raise Usage(f"--vocab={vocab}: only byte-level vocabularies (.tiktoken) can be extended")
-    extra = dict(tokenizer.extra) if isinstance(tokenizer, ExtendedBPE) else {}
-    tokens = [*(tokenizer.decode_bytes([i]) for i in range(tokenizer.eot)), *extra]
+    path = _new_file(out, ".tiktoken")
+    tokenizer = _byte_level(f"--vocab={vocab}", vocab)
     report = Report()
-    chosen = read_words(words, set(tokens), report)
+    chosen = read_words(words, set(tokenizer.ranks), report)
     if not chosen:
         raise ValueError("; ".join([f"{words} has no word to add", *report.lines()]))
     with meter("learning", unit="merge") as step:
-        learned = merges.learn(chosen, tokens, watch=lambda n: step(1))
-    new = {token: tokenizer.size + i for i, token in enumerate(learned)}
-    out.write_bytes(write_ranks(extra | new))
+        learned = merges.learn(chosen, list(tokenizer.ranks), watch=lambda n: step(1))
+    new = {token: index for index, token in enumerate(learned, start=tokenizer.size)}
+    path.write_bytes(write_ranks(getattr(tokenizer, "extra", {}) | new))
     total = tokenizer.size + len(new)
     return [
         *report.lines(),

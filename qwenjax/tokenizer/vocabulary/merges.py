@@ -8,15 +8,13 @@ corpus is read only once.
 
 import heapq
 import unicodedata
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 
 from qwenjax.tokenizer.bpe import LONG, PATTERN
 
 WORDS = 2_000_000  # different words kept while counting; learning from these takes about 3 GB
-BITS = 32  # a pair of token numbers is one integer: first << BITS | second
-MASK = (1 << BITS) - 1
 
 
 def without_numbers(tokens: Iterable[bytes]) -> list[bytes]:
@@ -70,103 +68,63 @@ def learn(
       least: a pair below this frequency gets no token.
       watch: is called after each token with their number.
     """
-    corpus = _Corpus(words, tokens, least)
-    learned: list[bytes] = []
-    while (most is None or len(learned) < most) and (pair := corpus.best()) is not None:
-        learned.append(corpus.merge(pair))
+    import tiktoken
+
+    tokens, known, learned = list(tokens), set(tokens), []
+    # This pattern matches any text as one piece: the words are already split
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    engine = tiktoken.Encoding("words", pat_str=r"[\s\S]+", mergeable_ranks=ranks, special_tokens={})
+    cut = [(engine.encode_ordinary(word), count) for word, count in words.items() if len(word) < LONG]
+    counts: Counter[tuple[int, int]] = Counter()  # frequency of each pair
+    users: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # numbers of words that hold it, or did
+    queue: list[tuple] = []  # pairs as a heap by the rule above
+
+    def push(pair: tuple[int, int]) -> None:
+        joined = tokens[pair[0]] + tokens[pair[1]]
+        # A join that is a token cannot be learned. This happens only if that token does not join two earlier ones or
+        # cannot be reached from its own bytes, as in no published vocabulary.
+        if counts[pair] >= least and joined not in known:
+            text = joined.decode("utf-8", "replace")
+            heapq.heappush(queue, (-counts[pair], len(text), len(joined), text, joined, pair))
+
+    for number, (ids, count) in enumerate(cut):
+        for pair in pairwise(ids):
+            counts[pair] += count
+            users[pair].append(number)
+    for pair in counts:
+        push(pair)
+    while queue and (most is None or len(learned) < most):
+        negative, *_, joined, pair = heapq.heappop(queue)
+        if -negative != counts[pair]:  # after the merge that created a pair its frequency only falls
+            push(pair)
+            continue
+        created = set()
+        for number in set(users.pop(pair)):
+            ids, count = cut[number]
+            for old, new in _merge(ids, pair, len(tokens)):
+                counts[old] -= count
+                counts[new] += count
+                users[new].append(number)
+                created.add(new)
+        del counts[pair]
+        tokens.append(joined)
+        known.add(joined)
+        learned.append(joined)
+        for new in created:
+            push(new)
         watch(len(learned))
     return learned
 
 
-class _Corpus:
-    """The words as chains of tokens, and the positions of each pair of neighbours.
-
-    Tokens lie in flat arrays, each linked to its neighbours in the word, so the cost of a merge is the number of the
-    pair's occurrences, however long the words. After the merge that created a pair its frequency only falls, so a pair
-    is checked when it comes up in the queue, and put back if necessary.
-    """
-
-    def __init__(self, words: Mapping[str, int], tokens: list[bytes], least: int):
-        import tiktoken
-
-        self.tokens = list(tokens)
-        self.known = {token: number for number, token in enumerate(tokens)}
-        self.least = least
-        self.ids = array("i")  # -1: merged into its neighbour
-        self.left, self.right = array("i"), array("i")  # positions of the neighbours; -1: none
-        self.weight = array("q")  # frequency of the word, at each of its tokens
-        self.counts: Counter[int] = Counter()  # frequency of each pair
-        self.positions: defaultdict[int, array] = defaultdict(
-            lambda: array("i")
-        )  # where it begins; outdated are skipped
-        self.queue: list[tuple] = []  # pairs as a heap by the rule of `learn`
-        # This pattern matches any text as one piece: the words are already split
-        engine = tiktoken.Encoding("words", pat_str=r"[\s\S]+", mergeable_ranks=self.known, special_tokens={})
-        for word, count in words.items():
-            ids = engine.encode_ordinary(word) if len(word) < LONG else ()  # the engine cannot take a longer one
-            for i, token in enumerate(ids):
-                position = len(self.ids)
-                self.ids.append(token)
-                self.left.append(position - 1 if i else -1)
-                self.right.append(position + 1 if i + 1 < len(ids) else -1)
-                self.weight.append(count)
-                if i:
-                    self._count(ids[i - 1] << BITS | token, count, position - 1)
-        for pair in self.counts:
-            self._push(pair)
-
-    def _count(self, pair: int, count: int, position: int) -> None:
-        self.counts[pair] += count
-        self.positions[pair].append(position)
-
-    def _push(self, pair: int) -> None:
-        """Puts a pair into the queue, unless it is too rare."""
-        if self.counts[pair] >= self.least:
-            joined = self._joined(pair)
-            text = joined.decode("utf-8", "replace")
-            heapq.heappush(self.queue, (-self.counts[pair], len(text), len(joined), text, joined, pair))
-
-    def _joined(self, pair: int) -> bytes:
-        return self.tokens[pair >> BITS] + self.tokens[pair & MASK]
-
-    def best(self) -> int | None:
-        """The pair to merge next."""
-        while self.queue:
-            negative, *_, pair = heapq.heappop(self.queue)
-            if -negative == self.counts[pair]:
-                return pair
-            self._push(pair)
-        return None
-
-    def merge(self, pair: int) -> bytes:
-        """Joins a pair at all its positions, from left to right; returns the new token."""
-        first, second, new = pair >> BITS, pair & MASK, len(self.tokens)
-        ids, left, right, weight, counts = self.ids, self.left, self.right, self.weight, self.counts
-        token = self._joined(pair)
-        self.tokens.append(token)
-        self.known[token] = new
-        created: set[int] = set()
-        for i in self.positions.pop(pair):
-            j = right[i]
-            if ids[i] != first or j < 0 or ids[j] != second:
-                continue
-            before, after, count = left[i], right[j], weight[i]
-            if before >= 0:
-                counts[ids[before] << BITS | first] -= count
-                fresh = ids[before] << BITS | new
-                self._count(fresh, count, before)
-                created.add(fresh)
-            if after >= 0:
-                counts[second << BITS | ids[after]] -= count
-                fresh = new << BITS | ids[after]
-                self._count(fresh, count, i)
-                created.add(fresh)
-                left[after] = i
-            ids[i], ids[j], right[i] = new, -1, after
-        del counts[pair]
-        for fresh in created:
-            # A join that is already a token cannot be learned. This happens only if that token does not join two
-            # earlier ones or cannot be reached from its own bytes, as in no published vocabulary.
-            if self._joined(fresh) not in self.known:
-                self._push(fresh)
-        return token
+def _merge(ids: list[int], pair: tuple[int, int], new: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Joins a pair wherever it occurs in a word, from left to right; yields each pair of neighbours that changes."""
+    first, second = pair
+    i = 0
+    while i + 1 < len(ids):
+        if ids[i] == first and ids[i + 1] == second:
+            ids[i : i + 2] = [new]
+            if i:
+                yield (ids[i - 1], first), (ids[i - 1], new)
+            if i + 1 < len(ids):
+                yield (second, ids[i + 1]), (new, ids[i + 1])
+        i += 1
