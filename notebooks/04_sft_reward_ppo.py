@@ -75,7 +75,7 @@ _ = (OUT / "talk.jsonl").write_text(json.dumps({"messages": turns}))
 # ## Fine-tuning, and what PMP does for a reward model
 #
 # The reward model learns from 200 comparisons of docstrings, once from the preference model that read 5,000 of other
-# modules before, once from the fine-tuned model alone; both are judged on 500 that neither has read.
+# modules before, once from the fine-tuned model alone; both are tested on 500 that neither has read.
 
 # %%
 sft = qwenjax.experiment(
@@ -93,8 +93,8 @@ for name, some in {"few": rows[:few], "test": rows[few:test], "many": rows[test:
 reward = {**SHAPE, **SHORT, "chat.files.0.path": OUT / "many.jsonl", "init_from": SFT}
 PMP = qwenjax.sweep(qwenjax.experiment("tiny_rm", reward), {"pmp": {}}, (0,), OUT).runs[0].workdir
 rm = qwenjax.experiment("tiny_rm", {"steps": 100, **reward, "chat.files.0.path": OUT / "few.jsonl"})
-judges = qwenjax.sweep(rm, {"from SFT": {}, "PMP, then RM": {"init_from": PMP}}, SEEDS, OUT / "rm")
-measured = judges.evaluate("table4", data=(str(OUT / "test.jsonl"),))
+reward_models = qwenjax.sweep(rm, {"from SFT": {}, "PMP, then RM": {"init_from": PMP}}, SEEDS, OUT / "rm")
+measured = reward_models.evaluate("table4", data=(str(OUT / "test.jsonl"),))
 accuracy = {name: [one.result["sets"][0]["accuracy"] for one in of] for name, of in measured.items()}
 figure, (axis,) = figures.canvas(7, 1.8)
 figures.dots(axis, accuracy)
@@ -137,7 +137,7 @@ ppo = qwenjax.experiment(
             else {"steps": 40, "eval_every": 10, "save_every": 40, "data.batch_size": 16, "rl.ptx_batch": 8}
         ),
         "init_from": SFT,
-        "rl.reward": judges.variants["PMP, then RM"][0].workdir,
+        "rl.reward": reward_models.variants["PMP, then RM"][0].workdir,
         "chat.files.0.path": OUT / "prompt.jsonl",
     },
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.studies.alignment import __main__ as command
-from experiments.studies.alignment import directed, harness, judge, outcome, sentiment, stages
+from experiments.studies.alignment import directed, harness, outcome, scoring, sentiment, stages
 from experiments.studies.alignment.data import RatedPair
 from experiments.studies.alignment.outcome import Wanted
 from experiments.studies.alignment.stages import Stage, Stages
@@ -19,7 +19,7 @@ from qwenjax.common import command_line
 def test_accuracy_by_gap(texts):
     one = texts[0]
     some = [RatedPair(one._replace(rating=r), one._replace(rating=0.0)) for r in (0.5, 0.9, 1.0, 3.0)]
-    found = judge.accuracy(np.array([1.0, -2.0, 0.0, 4.0]), some)
+    found = scoring.accuracy(np.array([1.0, -2.0, 0.0, 4.0]), some)
     assert found == {"0.5": 0.625, "1": 0.75, "2": 1.0}  # a tie is half right
 
 
@@ -27,28 +27,28 @@ def test_gains_are_in_deviations_of_before():
     def rows(gold, vader, texts):
         return [{"gold": g, "vader": v, "text": t, "ended": True, "tokens": 3} for g, v, t in zip(gold, vader, texts)]
 
-    found = judge.gains(rows([0, 2], [0.0, 0.2], "ab"), rows([3, 5], [0.5, 0.5], "aa"), ["gold"])
+    found = scoring.gains(rows([0, 2], [0.0, 0.2], "ab"), rows([3, 5], [0.5, 0.5], "aa"), ["gold"])
     assert found["gold_z"] == pytest.approx(3 / np.sqrt(2))
     assert found["vader_rise"] == pytest.approx(0.4)
     assert found["vader_error"] == pytest.approx(0.1)
     assert (found["unique_before"], found["unique"]) == (1.0, 0.5)
 
 
-def test_what_was_run_again_is_judged_again(tmp_path):
+def test_what_was_run_again_is_scored_again(tmp_path):
     file, run = tmp_path / "answers.jsonl", tmp_path / "run"
     run.mkdir()
     (run / "report.md").write_text("old")
-    assert not judge.fresh(file, [run])
+    assert not scoring.fresh(file, [run])
     file.write_text("")
     os.utime(run / "report.md", ns=(0, 0))
-    assert judge.fresh(file, [run])
+    assert scoring.fresh(file, [run])
     os.utime(run / "report.md")
     os.utime(file, ns=(1, 1))
-    assert not judge.fresh(file, [run])
+    assert not scoring.fresh(file, [run])
 
 
 def test_the_lexicon_knows_good_from_bad():
-    good, bad = judge.lexicon(["A wonderful, lovely film.", "A horrible, ugly film."])
+    good, bad = scoring.lexicon(["A wonderful, lovely film.", "A horrible, ugly film."])
     assert good > 0.5 > -0.5 > bad
 
 
@@ -263,7 +263,7 @@ def test_the_command_prints_claims_and_fails_with_one_of_them(ratings, tmp_path,
 
 
 def test_curves_of_seeds_meet_at_the_same_iteration(monkeypatch, tmp_path):
-    """One of them was judged before the first iteration, too."""
+    """One of them was scored before the first iteration, too."""
     early = {"step": [0, 5, 10], **{name: [9.0, 0.0, 1.0] for name in outcome.PANELS}}
     late = {"step": [5, 10], **{name: [0.0, 3.0] for name in outcome.PANELS}}
     drawn = []

@@ -1,4 +1,4 @@
-"""What the experiments of alignment read: parts, pairs, directions, and the floors that judges must beat."""
+"""What the experiments of alignment read: parts, pairs, directions, and the floors that reward models must beat."""
 
 import json
 from collections import Counter
@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from experiments.studies.alignment import data, directed, floor, judge, sentiment
+from experiments.studies.alignment import data, directed, floor, scoring, sentiment
 from experiments.studies.alignment.data import RatedPair
 from qwenjax.data.conversations.schema import validate
 
@@ -125,16 +125,16 @@ def test_tuning_has_other_kinds_than_pretraining(texts):
 
 def test_the_linear_floor_learns_what_words_say(texts):
     parts = {name: data.pairs([t for t in texts if t.part == name]) for name in data.PARTS}
-    found = judge.accuracy(floor.linear_margins(parts["proxy"], parts["test"]), parts["test"])
+    found = scoring.accuracy(floor.linear_margins(parts["proxy"], parts["test"]), parts["test"])
     assert found["0.5"] > 0.97
     shuffled = data.pairs(data.relabelled([t for t in texts if t.part == "proxy"]))
-    assert judge.accuracy(floor.linear_margins(shuffled, parts["test"]), parts["test"])["0.5"] < 0.8
+    assert scoring.accuracy(floor.linear_margins(shuffled, parts["test"]), parts["test"])["0.5"] < 0.8
 
 
 def test_the_linear_floor_knows_what_was_asked_for(texts):
     found = {part: data.both_directions(data.pairs([t for t in texts if t.part == part])) for part in data.PARTS}
-    assert judge.accuracy(floor.linear_margins(found["proxy"], found["test"]), found["test"])["0.5"] > 0.97
-    assert judge.accuracy(floor.length_margins(found["test"]), found["test"])["0.5"] == 0.5  # one direction wins
+    assert scoring.accuracy(floor.linear_margins(found["proxy"], found["test"]), found["test"])["0.5"] > 0.97
+    assert scoring.accuracy(floor.length_margins(found["test"]), found["test"])["0.5"] == 0.5  # one direction wins
 
 
 @pytest.mark.parametrize(
@@ -153,4 +153,4 @@ def test_the_real_ratings_make_what_the_experiments_need(shared):
     assert len(texts) == 20_047
     assert len({(t.kind, t.word) for t in texts}) > 250  # enough requests to hold some out
     test = data.pairs([t for t in texts if t.part == "test"])
-    assert 0.45 < judge.accuracy(floor.length_margins(test), test)["1"] < 0.6
+    assert 0.45 < scoring.accuracy(floor.length_margins(test), test)["1"] < 0.6

@@ -1,7 +1,7 @@
 """Alignment experiments: SFT, reward models and PPO on people's ratings, with claims that hold or not.
 
 Experiment A makes texts more positive, with and without the pretraining loss and with shuffled scores as a control;
-two reward models and a lexicon that the policy never learnt from judge it. Experiment B is the report's whole path,
+two reward models and a lexicon that the policy never learnt from score it. Experiment B is the report's whole path,
 with preference-model pretraining and the report's settings of PPO, for texts of a direction that is asked for.
 Experiment C takes a real model, SmolLM2-135M-Instruct, through SFT, a reward model and GRPO with adapters.
 Every stage is a `python -m qwenjax.train`; what is finished in the workdir is not run again. Exit code 1 if a claim
@@ -48,7 +48,7 @@ def arguments(add) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains, judges and prints."""
+    """Trains, scores and prints."""
     import json
     from pathlib import Path
 

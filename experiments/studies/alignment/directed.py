@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qwenjax.common.jsonl import read_rows
 
-from . import data, floor, judge
+from . import data, floor, scoring
 from .data import DIRECTIONS, RatedPair, Text
 from .outcome import Wanted
 from .sentiment import ASKED, course, forgotten
@@ -88,8 +88,8 @@ def floors(texts: Sequence[Text]) -> dict[str, dict[str, float]]:
     """Accuracies that a reward model must be compared with, on pairs of 'test'."""
     pairs = comparisons(texts)
     return {
-        "length": judge.accuracy(floor.length_margins(pairs["test"]), pairs["test"]),
-        "linear, 1000 comparisons": judge.accuracy(floor.linear_margins(pairs["rm"], pairs["test"]), pairs["test"]),
+        "length": scoring.accuracy(floor.length_margins(pairs["test"]), pairs["test"]),
+        "linear, 1000 comparisons": scoring.accuracy(floor.linear_margins(pairs["rm"], pairs["test"]), pairs["test"]),
     }
 
 
@@ -124,13 +124,13 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
 
 
 def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]) -> dict:
-    """Everything of one seed: trains what is not trained, judges what is not judged."""
+    """Everything of one seed: trains what is not trained, scores what is not scored."""
     done = {name: stages.run(stage) for name, stage in todo.items()}
     pairs = comparisons(texts)["test"]
     result = {"seed": seed, "accuracy": {}, "arms": {}}
     for name, workdir in (("pmp", "pmp"), ("rm", "rm"), ("alone", "rm-alone"), ("gold", "rm-gold")):
-        result["accuracy"][name] = judge.accuracy(*judge.margins(done[workdir], pairs))
-    judges = {"proxy": done["rm"], "gold": done["rm-gold"]}
+        result["accuracy"][name] = scoring.accuracy(*scoring.margins(done[workdir], pairs))
+    reward_models = {"proxy": done["rm"], "gold": done["rm-gold"]}
     test = [text for text in texts if text.part == "test"]
     for name, stage in todo.items():
         if name.startswith("ppo-"):
@@ -138,12 +138,14 @@ def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]
             found = course(done["lm"], workdir, stage) | warm_up(done["sft"], workdir, stage)
             for way in DIRECTIONS:
                 asked = [data.request(text.kind, text.word, way) for text in test]
-                some = judge.answerable(done["sft"], asked, rl)[: ASKED // 2]
+                some = scoring.answerable(done["sft"], asked, rl)[: ASKED // 2]
                 before, after = (
-                    judge.judged(path, judges, some, stages.folder / f"answers-{path.name}-{way}.jsonl", rl)
+                    scoring.scored_answers(
+                        path, reward_models, some, stages.folder / f"answers-{path.name}-{way}.jsonl", rl
+                    )
                     for path in (done["sft"], workdir)
                 )
-                found[way] = judge.gains(before, after, [*judges])
+                found[way] = scoring.gains(before, after, [*reward_models])
             result["arms"][name.removeprefix("ppo-")] = found
     return result
 

@@ -8,7 +8,7 @@ from qwenjax.common import progress, storage
 from qwenjax.common.processes import quiet_logs
 from qwenjax.sweeps import finished
 
-from . import data, directed, judge, outcome, sentiment
+from . import data, directed, outcome, scoring, sentiment
 from .real import Real
 from .stages import Stages, say
 
@@ -48,7 +48,7 @@ def bench(
     if unknown := sorted(set(arms) - set(experiment.ARMS)):
         raise ValueError(f"--arms={unknown[0]}: experiment {name} has {', '.join(experiment.ARMS)}")
     quiet_logs()
-    judge.lexicon(["fine"])  # before hours of work, not after
+    scoring.lexicon(["fine"])  # before hours of work, not after
     texts, files = data.read(path), workdir / "files"
     experiment.make(texts, files)
     arms = [arm for arm in experiment.ARMS if arm in arms or not arms]

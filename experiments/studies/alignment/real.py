@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct is fine-tuned on dialogues and on requests for short texts; a text that is in neither says what it
 forgot. A reward model learns from 400 comparisons, against a linear model of words that learns from the same. GRPO
-teaches the fine-tuned model what the reward model likes, and a lexicon that nothing was trained on judges.
+teaches the fine-tuned model what the reward model likes, and a lexicon that nothing was trained on scores the result.
 """
 
 import json
@@ -14,14 +14,14 @@ from typing import ClassVar
 
 from qwenjax.common.jsonl import read_rows
 
-from . import data, floor, judge
+from . import data, floor, scoring
 from .data import RatedPair, Text
 from .outcome import Wanted
 from .sentiment import LATE
 from .stages import Stage, Stages
 
 COMPARISONS = 400  # pairs that reward model and linear model learn from
-JUDGED = 400  # pairs that they are tested on
+TEST_PAIRS = 400  # pairs that they are tested on
 ASKED = 128  # requests that are answered before and after
 WINDOW, TOKENS = 512, 16_384  # of the other text
 
@@ -68,8 +68,8 @@ class Real:
         """Accuracies that the reward model must be compared with, on the same pairs of 'test'."""
         test = tested(texts)
         return {
-            "length": judge.accuracy(floor.length_margins(test), test),
-            "linear": judge.accuracy(floor.linear_margins(few(texts), test), test),
+            "length": scoring.accuracy(floor.length_margins(test), test),
+            "linear": scoring.accuracy(floor.linear_margins(few(texts), test), test),
         }
 
     def stages(self, seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[str, Stage]:
@@ -87,14 +87,14 @@ class Real:
         return {stage.name: stage for stage in found}
 
     def run(self, seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]) -> dict:
-        """Everything of one seed: trains what is not trained, judges what is not judged."""
+        """Everything of one seed: trains what is not trained, scores what is not scored."""
         done = {name: stages.run(stage) for name, stage in todo.items()}
         tuned = [row["eval_loss"] for row in read_rows(done["sft"] / "metrics.jsonl") if "eval_loss" in row]
         before, after = (self.perplexity(path, stages.folder / "perplexity") for path in (self.model, done["sft"]))
         result = {
             "seed": seed,
             "sft": {"fall": tuned[0] - tuned[-1], "perplexity_rise": after / before - 1},
-            "accuracy": {"rm": judge.accuracy(*judge.margins(done["rm"], tested(texts)))},
+            "accuracy": {"rm": scoring.accuracy(*scoring.margins(done["rm"], tested(texts)))},
             "floors": self.floors(texts),
             "arms": {},
         }
@@ -102,13 +102,15 @@ class Real:
         for name, stage in todo.items():
             if name.startswith("rl-"):
                 rl = stage.experiment.rl
-                some = judge.answerable(done["sft"], asked, rl)[:ASKED]
+                some = scoring.answerable(done["sft"], asked, rl)[:ASKED]
                 old, new = (
-                    judge.judged(path, {"proxy": done["rm"]}, some, stages.folder / f"answers-{path.name}.jsonl", rl)
+                    scoring.scored_answers(
+                        path, {"proxy": done["rm"]}, some, stages.folder / f"answers-{path.name}.jsonl", rl
+                    )
                     for path in (done["sft"], done[name])
                 )
                 arm = name.removeprefix("rl-")
-                result["arms"][arm] = judge.gains(old, new, ["proxy"]) | course(done[name])
+                result["arms"][arm] = scoring.gains(old, new, ["proxy"]) | course(done[name])
         return result
 
     def perplexity(self, model: Path, kept: Path) -> float:
@@ -130,7 +132,7 @@ def few(texts: Sequence[Text]) -> list[RatedPair]:
 
 def tested(texts: Sequence[Text]) -> list[RatedPair]:
     """What it is tested on."""
-    return data.pairs(text for text in texts if text.part == "test")[:JUDGED]
+    return data.pairs(text for text in texts if text.part == "test")[:TEST_PAIRS]
 
 
 def course(workdir: Path) -> dict:

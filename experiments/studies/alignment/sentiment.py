@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qwenjax.common.jsonl import read_rows
 
-from . import data, floor, judge
+from . import data, floor, scoring
 from .data import Text
 from .outcome import Wanted
 from .stages import Stage, Stages
@@ -68,9 +68,9 @@ def floors(texts: Sequence[Text]) -> dict[str, dict[str, float]]:
     parts = {name: data.pairs([text for text in texts if text.part == name]) for name in data.PARTS}
     test = parts["test"]
     return {
-        "length": judge.accuracy(floor.length_margins(test), test),
-        "linear, proxy": judge.accuracy(floor.linear_margins(parts["proxy"], test), test),
-        "linear, gold": judge.accuracy(floor.linear_margins(parts["gold"], test), test),
+        "length": scoring.accuracy(floor.length_margins(test), test),
+        "linear, proxy": scoring.accuracy(floor.linear_margins(parts["proxy"], test), test),
+        "linear, gold": scoring.accuracy(floor.linear_margins(parts["gold"], test), test),
     }
 
 
@@ -97,24 +97,24 @@ def stages(seed: int, arms: Sequence[str], files: Path, folder: Path) -> dict[st
 
 
 def run(seed: int, todo: dict[str, Stage], stages: Stages, texts: Sequence[Text]) -> dict:
-    """Everything of one seed: trains what is not trained, judges what is not judged."""
+    """Everything of one seed: trains what is not trained, scores what is not scored."""
     done = {name: stages.run(stage) for name, stage in todo.items()}
     test = [text for text in texts if text.part == "test"]
     pairs = data.pairs(test)
     result = {"seed": seed, "accuracy": {}, "arms": {}}
     for name in (name for name in REWARDS if f"rm-{name}" in done):
-        result["accuracy"][name] = judge.accuracy(*judge.margins(done[f"rm-{name}"], pairs))
-    judges = {name: done[f"rm-{name}"] for name in ("proxy", "gold")}
+        result["accuracy"][name] = scoring.accuracy(*scoring.margins(done[f"rm-{name}"], pairs))
+    reward_models = {name: done[f"rm-{name}"] for name in ("proxy", "gold")}
     asked = [data.request(text.kind, text.word) for text in test]
     for name, stage in todo.items():
         if name.startswith("ppo-"):
             workdir, rl = done[name], stage.experiment.rl
-            some = judge.answerable(done["sft"], asked, rl)[:ASKED]
+            some = scoring.answerable(done["sft"], asked, rl)[:ASKED]
             before, after = (
-                judge.judged(path, judges, some, stages.folder / f"answers-{path.name}.jsonl", rl)
+                scoring.scored_answers(path, reward_models, some, stages.folder / f"answers-{path.name}.jsonl", rl)
                 for path in (done["sft"], workdir)
             )
-            result["arms"][name.removeprefix("ppo-")] = judge.gains(before, after, [*judges]) | course(
+            result["arms"][name.removeprefix("ppo-")] = scoring.gains(before, after, [*reward_models]) | course(
                 done["lm"], workdir, stage
             )
     return result

@@ -1,4 +1,4 @@
-"""What a policy writes, judged: by two reward models that saw other texts, and by a lexicon that saw none."""
+"""What a policy writes, scored by two reward models that saw other texts, and by a lexicon that saw none."""
 
 import importlib.util
 import json
@@ -64,7 +64,7 @@ def lexicon(texts: Sequence[str]) -> np.ndarray:
       ValueError: the package is not installed.
     """
     if importlib.util.find_spec("vaderSentiment") is None:
-        raise ValueError("the lexicon judge needs vaderSentiment: pip install 'qwenjax[test]'")
+        raise ValueError("the lexicon needs vaderSentiment: pip install 'qwenjax[test]'")
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     analyser = SentimentIntensityAnalyzer()
@@ -95,31 +95,31 @@ def margins(reward: Path, pairs: Sequence[RatedPair]) -> tuple[np.ndarray, list[
     return np.array([found[ends[i][0]] - found[ends[i][1]] for i in kept]), [pairs[i] for i in kept]
 
 
-def judged(run: Path, judges: dict[str, Path], asked: Sequence[Turns], file: Path, rl: RL) -> list[dict]:
+def scored_answers(run: Path, reward_models: dict[str, Path], asked: Sequence[Turns], file: Path, rl: RL) -> list[dict]:
     """A row for each answer of a run, sampled as `rl` samples: text, whether it ended, tokens, what was asked, VADER's
-    compound and the score of each judge; kept in `file`, and read from there until one of these runs is another one.
+    compound and the score of each reward model. They are kept in `file`, and read from there until a run changes.
     """
-    if not fresh(file, [run, *judges.values()]):
-        say(f"\njudging {len(asked):,} answers of {run}")
+    if not fresh(file, [run, *reward_models.values()]):
+        say(f"\nscoring {len(asked):,} answers of {run}")
         made = answers(run, asked, top_p=rl.top_p, new=rl.max_new_tokens)
         texts = [one.text for one in made]
         columns = {"text": texts, "ended": [one.ended for one in made], "tokens": [one.tokens for one in made]}
         columns |= {"asked": [turns[-1]["content"] for turns in asked], "vader": lexicon(texts).tolist()}
-        columns |= {name: scores(path, asked, texts).tolist() for name, path in judges.items()}
+        columns |= {name: scores(path, asked, texts).tolist() for name, path in reward_models.items()}
         rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
         jsonl.write_rows(file, rows)
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def fresh(file: Path, runs: Sequence[Path]) -> bool:
-    """Whether a file is there and was written after these runs ended: one that was run again is judged again."""
+    """Whether a file is there and was written after these runs ended: one that was run again is scored again."""
     return file.is_file() and all((run / "report.md").stat().st_mtime_ns < file.stat().st_mtime_ns for run in runs)
 
 
-def gains(before: Sequence[dict], after: Sequence[dict], judges: Sequence[str]) -> dict[str, float]:
-    """What changed between two runs of `judged`: gains of the judges in deviations of the answers before."""
+def gains(before: Sequence[dict], after: Sequence[dict], reward_models: Sequence[str]) -> dict[str, float]:
+    """What changed between two runs of `scored_answers`: gains of the scores in deviations of the answers before."""
     found = {}
-    for name in judges:
+    for name in reward_models:
         old, new = (np.array([row[name] for row in rows]) for rows in (before, after))
         found[f"{name}_z"] = float((new.mean() - old.mean()) / old.std(ddof=1))
     old, new = (np.array([row["vader"] for row in rows]) for rows in (before, after))
