@@ -83,9 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `python -m qwenjax.plan …`; returns its exit code."""
-    from qwenjax.plan import __main__ as command  # this file, which also runs under the name __main__
-
-    return command_line.main_of("qwenjax.plan", command, argv)
+    return command_line.main_of("qwenjax.plan", sys.modules[__name__], argv)
 
 
 if __name__ == "__main__":

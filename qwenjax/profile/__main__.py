@@ -43,9 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `python -m qwenjax.profile …`; returns its exit code."""
-    from qwenjax.profile import __main__ as command  # this file, which also runs under the name __main__
-
-    return command_line.main_of("qwenjax.profile", command, argv)
+    return command_line.main_of("qwenjax.profile", sys.modules[__name__], argv)
 
 
 if __name__ == "__main__":
