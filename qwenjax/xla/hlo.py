@@ -8,6 +8,8 @@ from math import prod
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 BYTES |= {"s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 0.5, "u4": 0.5}
+# The end of a line that goes on in the next one: the metadata of kernels spreads some instructions over several.
+_CONTINUED = re.compile(r"\n(?!  +(ROOT )?%|%|ENTRY|\}$|HloModule|$)", re.MULTILINE)
 NO_WORK = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 
 
@@ -66,7 +68,7 @@ def read_computations(text: str) -> tuple[dict[str, list[HloOp]], str]:
     """The instructions of every computation by its name, and the name of the entry computation ('' if none)."""
     computations: dict[str, list[HloOp]] = {}
     entry, current = "", None
-    for line in _instruction_lines(text):
+    for line in _CONTINUED.sub(" ", text).split("\n"):
         if match := re.match(r"(?:(ENTRY )%?|%)([\w.\-]+).*\{\s*$", line):
             current = computations.setdefault(match[2], [])
             entry = match[2] if match[1] else entry
@@ -125,17 +127,6 @@ def group_size(text: str) -> int:
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return len(match[1].split(","))
     return 1
-
-
-def _instruction_lines(text: str) -> list[str]:
-    """Lines of the text, one per instruction: the metadata of kernels spreads some over several lines."""
-    lines: list[str] = []
-    for line in text.split("\n"):
-        if re.match(r"  +(ROOT )?%|%|ENTRY|\}$|HloModule|$", line):
-            lines.append(line)
-        elif lines:
-            lines[-1] += " " + line
-    return lines
 
 
 def _read_op(line: str) -> HloOp | None:
