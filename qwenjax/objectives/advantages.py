@@ -2,10 +2,9 @@
 
   score of a response -> RunningMean.normalise -> token_rewards, with the KL penalty -> gae
 
-Arrays are [t], one entry per action: the choice of one token from the tokens before it. `logp[t]` is the
-log-probability of tokens[t + 1], and `values[t]` is read at the hidden state that token was chosen from: both are of
-position t. `mask` is True on the response's tokens, its end token included. Callers
-`vmap`.
+Arrays are [t], one entry per action, of one response; callers `vmap`. `logp[t]` is the log-probability of
+tokens[t + 1], `values[t]` the value at the hidden state that token was chosen from. `mask` is True on the response's
+tokens, its end token included.
 """
 
 from typing import NamedTuple
@@ -19,10 +18,9 @@ from qwenjax.objectives.masked import is_last, masked_mean, zero_outside
 def token_rewards(
     score: jax.Array, logp: jax.Array, ref_logp: jax.Array, mask: jax.Array, kl_coef: jax.Array | float = 0.04
 ) -> jax.Array:
-    """Rewards [t]: r_t = -β (log π(a_t) - log π_ref(a_t)), plus the score once, at the last token of the response.
+    """Rewards [t]: r_t = -β (log π(a_t) - log π_ref(a_t)), plus the score at the last token of the response.
 
-    Their sum is the score minus β times the k1 estimate of the sequence's KL to the reference (Ziegler et al. 2019,
-    eq. 2; InstructGPT, arXiv 2203.02155, eq. 2). β = 0.04: report §3.2.2. The result has no gradient.
+    InstructGPT, arXiv 2203.02155, eq. 2. β = 0.04: report §3.2.2. The result has no gradient.
     """
     penalty = -kl_coef * zero_outside(logp - ref_logp, mask)
     return jax.lax.stop_gradient(penalty + jnp.where(is_last(mask), score, 0))
@@ -35,15 +33,10 @@ def gae(
 
         δ_t = r_t + γ V_{t+1} - V_t        A_t = δ_t + γ λ A_{t+1}        R_t = A_t + V_t
 
-    V after the last token is 0: the episode is over, at an end token as well as where a response was cut off, which has
-    its fixed score.
+    V after the last token is 0, also where a response was cut off. t + 1 is the next position inside the mask, so a
+    tool's output within the response is skipped. The report gives no γ and λ: 1 is InstructGPT's, 0.95 is ours.
 
-    Args:
-      rewards, values, mask: [t]. t + 1 is the next position inside the mask, so padding, a prompt, or a tool's output
-        within the response, is skipped.
-      gamma, gae_lambda: γ and λ. The report does not give them; 1 is InstructGPT's, 0.95 is ours.
-    Returns: advantages A and value targets R, [t], 0 outside the mask, without gradients. R is of the raw advantages:
-      whiten these afterwards.
+    Returns: A and R, [t], 0 outside the mask, without gradients. R is of the raw advantages: whiten these afterwards.
     """
     rewards, values = zero_outside(rewards, mask), zero_outside(values, mask)
 
@@ -62,9 +55,8 @@ def gae(
 class RunningMean(NamedTuple):
     """Mean and variance of all scores so far, as a value: `add` returns a new one. It is part of the checkpoint.
 
-    Report §3.2.2: rewards are normalised "based on the running mean", and no more. Our choices: every score of the run
-    has the same weight; a batch is added before it is normalised, so the first one is centred, too; scores are raw,
-    without the KL penalty. Dividing by the running standard deviation is an option that the report does not mention.
+    Report §3.2.2: rewards are normalised "based on the running mean". Our choices: every score of the run has the same
+    weight; a batch is added before it is normalised; scores are raw, without the KL penalty.
     """
 
     count: jax.Array  # int32
@@ -77,11 +69,7 @@ class RunningMean(NamedTuple):
         return cls(jnp.int32(0), jnp.float32(0), jnp.float32(0))
 
     def add(self, scores: jax.Array, real: jax.Array) -> "RunningMean":
-        """With a batch of scores, any shape, added (Chan et al. 1979): stable, and independent of the batching.
-
-        Args:
-          real: bool, the shape of scores, which of them count; the others may be anything.
-        """
+        """With the `real` ones of a batch of scores, any shape, added (Chan et al. 1979)."""
         n, mean = jnp.sum(real), masked_mean(scores, real)
         count, shift = self.count + n, mean - self.mean
         share = n / jnp.maximum(count, 1)

@@ -20,14 +20,12 @@ def next_token_loss(
 ) -> jax.Array:
     """Summed weighted negative log-likelihood of the targets, nats, float32 scalar.
 
+    Gradients are computed in the forward pass, while a chunk's logits are in memory: 6 T d v FLOPs, not 8.
+
     Args:
       hidden: [b t d], after the final norm. head: [d v], float32 master; used in hidden's dtype.
       targets: [b t] int32. weights: [b t] float32; 0 leaves a position out. Neither gets a gradient.
       chunk: tokens per device whose logits are in memory at a time.
-
-    Gradients of hidden and head are computed in the forward pass, chunk by chunk, while the logits are in memory:
-    6 T d v FLOPs, where recomputing the logits would take 8. The head is gathered, and its gradient reduced, once per
-    call.
     """
     return _chunks(hidden, head, targets, weights, chunk, gradients=False)[0]
 

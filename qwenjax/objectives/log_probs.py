@@ -19,9 +19,8 @@ def token_log_probs(hidden: jax.Array, head: jax.Array, targets: jax.Array, chun
 
     Args:
       hidden: [b t d], after the final norm, divided by the sampling temperature if that is not 1.
-      head: [d v], float32 master; used in hidden's dtype. All v rows count, as in training.
+      head: [d v], float32 master; used in hidden's dtype. chunk: tokens per device whose logits are in memory at once.
       targets: [b t] int32, the token that position t predicts: tokens[:, 1:] of a sequence, with hidden[:, :-1].
-      chunk: tokens per device whose logits are in memory at a time.
     """
     return _forward(hidden, head, targets, chunk)[0]
 

@@ -1,7 +1,7 @@
 """Masked sums, means and variances, which every alignment objective uses.
 
 A mask is bool and has the shape of what it masks. What lies outside may be anything, NaN included: it affects neither a
-result nor a gradient. Everything is a sum, so under `jit` an array may be split over a mesh by sequences or positions.
+result nor a gradient.
 """
 
 import jax
@@ -36,10 +36,8 @@ def masked_variance(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """(x - mean) / std over all unmasked entries of the whole batch; 0 outside the mask.
+    """(x - mean) / std inside the mask; 0 outside. Of a whole batch: alone, each response would be average.
 
-    Args:
-      x, mask: any shape, usually [b t]: whitening each trajectory would hide which one was better.
     The variance is over n - 1, plus 1e-8 as in the code of Ziegler et al. 2019 (arXiv 1909.08593), which divides by n.
     """
     mean = masked_mean(x, mask)
@@ -47,10 +45,7 @@ def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
-    """1 - Var(R - V) / Var(R) inside the mask: 1 is a perfect value model, 0 a constant one, below 0 a harmful one.
-
-    0 where the returns do not vary.
-    """
+    """1 - Var(R - V) / Var(R) inside the mask: 1 for a perfect value model; 0 if the returns are constant."""
     spread = masked_variance(returns, mask)
     ratio = masked_variance(returns - values, mask) / jnp.where(spread > 0, spread, 1)
     return jnp.where(spread > 0, 1 - ratio, 0)

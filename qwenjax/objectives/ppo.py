@@ -3,12 +3,9 @@
     policy:  L = mean over tokens of max(-A ρ, -A clip(ρ, 1-ε, 1+ε)),    ρ = π(a_t) / π_old(a_t)     `policy_loss`
     value:   L = mean over tokens of ½ max((V - R)², (V_old + clip(V - V_old, ±c) - R)²)              `value_loss`
 
-A and R come from objectives/advantages.py, where the KL penalty is part of the reward. All are functions of one
-response: arrays [t], one entry per action as there, mask True on its tokens. Callers `vmap`, add up the pairs
-(sum, weight) and divide once, over the whole batch; `masked_sum` makes such a pair of values per token, such as a KL
-estimate or the entropy of log_probs.py. Log-probabilities are those of the full softmax, also where responses were
-sampled with top-p. Only the first argument gets a gradient: not old log-probabilities, old values, reference,
-advantages, returns.
+A and R come from objectives/advantages.py; arrays are [t], of one response, as there. Callers `vmap`, add up the pairs
+(sum, weight) and divide once, over the whole batch. Log-probabilities are those of the full softmax, also where
+responses were sampled with top-p. Only the first argument gets a gradient.
 """
 
 import jax
@@ -33,11 +30,9 @@ def _surrogates(logp, old_logp, advantages, mask, clip_ratio):
 def policy_loss(
     logp: jax.Array, old_logp: jax.Array, advantages: jax.Array, mask: jax.Array, clip_ratio: float = 0.2
 ) -> Weighted:
-    """max(-A ρ, -A clip(ρ, 1-ε, 1+ε)) with ρ = π(a_t) / π_old(a_t) (PPO, eq. 7): (sum, tokens).
+    """max(-A ρ, -A clip(ρ, 1-ε, 1+ε)) (PPO, eq. 7): (sum, tokens). ε, `clip_ratio`: PPO's 0.2, the report gives none.
 
-    The larger loss is the pessimistic one: no gradient where the ratio has moved far enough in the direction that the
-    advantage favours, the full gradient where it has moved the other way. ε, `clip_ratio`, is PPO's 0.2; the report
-    does not give one.
+    No gradient where the ratio has moved far enough in the direction that the advantage favours.
     """
     return masked_sum(jnp.maximum(*_surrogates(logp, old_logp, advantages, mask, clip_ratio)), mask)
 
@@ -69,10 +64,7 @@ def kl_k1(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def kl_k3(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array) -> jax.Array:
-    """e^d - 1 - d with d = log π_ref - log π, per token: unbiased, never negative (Schulman, "Approximating KL", 2020).
-
-    Also the KL term of GRPO's loss.
-    """
+    """e^d - 1 - d, d = log π_ref - log π, per token: unbiased, never negative (Schulman 2020, Approximating KL)."""
     d = -_log_ratio(logp, ref_logp, mask)
     return jnp.expm1(d) - d
 
@@ -80,16 +72,11 @@ def kl_k3(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array) -> jax.Array:
 def adaptive_kl(kl_coef: jax.Array, kl: jax.Array, target: float, sequences: int, horizon: float = 10_000) -> jax.Array:
     """The next KL coefficient: β (1 + clip(KL / target - 1, ±0.2) n / horizon) (Ziegler et al. 2019, §2.2).
 
-    Args:
-      kl: nats per sequence, mean of the batch. target: the KL to keep to. sequences: n, sampled since the last call.
-      horizon: sequences over which β changes by up to about 20 %.
+    kl and target are nats per sequence; n, `sequences`, were sampled since the last call.
     """
     return kl_coef * (1 + jnp.clip(kl / target - 1, -0.2, 0.2) * (sequences / horizon))
 
 
 def truncated_mass(logp: jax.Array, drawn_logp: jax.Array, mask: jax.Array) -> jax.Array:
-    """1 - π(a) / q(a) per token, q being the distribution sampled from: at temperature 1, what top-p cut off.
-
-    Responses follow q, the loss takes π: this measures how far off-policy that is.
-    """
+    """1 - π(a) / q(a) per token, q being the distribution sampled from: at temperature 1, what top-p cut off."""
     return -jnp.expm1(_log_ratio(logp, drawn_logp, mask))

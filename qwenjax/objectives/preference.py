@@ -1,8 +1,7 @@
 """Learning from comparisons: the reward model's pairwise loss, ranked lists, DPO (report §3.2.1).
 
-The report trains preference-model pretraining (PMP) and the reward model on pairs and does not print a loss; this is
-the standard one, InstructGPT's (arXiv 2203.02155, eq. 1). Scores and sequence log-probabilities are [p], one entry
-per pair; `real` [p] is False for entries that only fill up a batch.
+The report prints no loss; this is InstructGPT's (arXiv 2203.02155, eq. 1). Scores and sequence log-probabilities are
+[p], one entry per pair; `real` [p] is False for entries that only fill up a batch.
 """
 
 import jax
@@ -14,10 +13,7 @@ from qwenjax.objectives.masked import Weighted, masked_mean, masked_sum, masked_
 def pairwise_loss(chosen: jax.Array, rejected: jax.Array, real: jax.Array, margin: jax.Array | float = 0.0) -> Weighted:
     """-log σ(r_chosen - r_rejected - m): (sum, pairs), Bradley-Terry's likelihood.
 
-    Args:
-      chosen, rejected: [p] scores, read at the end token.
-      margin: m, a number or [p]: the chosen score should be higher by at least this (Llama 2, arXiv 2307.09288, eq. 2).
-        The report mentions none.
+    margin: m, a number or [p] (Llama 2, arXiv 2307.09288, eq. 2); the report mentions none.
     """
     return masked_sum(jax.nn.softplus(-zero_outside(chosen - rejected - margin, real)), real)
 
@@ -28,9 +24,7 @@ def ranked_loss(scores: jax.Array, ratings: jax.Array, real: jax.Array, margin: 
     Args:
       scores, ratings, real: [k]; a higher rating is better, only the order counts; equal ratings make no pair.
       margin: per unit of rating difference.
-    Every list has weight 1, by InstructGPT's factor 1 / C(k, 2): a response is in k - 1 pairs, and shuffling these as
-    separate examples would overfit. (The report forms pairs from scores and does not say how it weighs them.) A list
-    without any pair has weight 0.
+    Every list has weight 1, as by InstructGPT's factor 1 / C(k, 2); one without any pair has weight 0.
     """
     gap = zero_outside(ratings, real)[:, None] - zero_outside(ratings, real)[None, :]
     pairs = (gap > 0) & real[:, None] & real[None, :]
@@ -43,8 +37,7 @@ def ranked_loss(scores: jax.Array, ratings: jax.Array, real: jax.Array, margin: 
 def calibration(scores: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(gain, bias) such that gain * score + bias has mean 0 and std 1 over the given responses (Ziegler et al. 2019).
 
-    A pairwise loss does not determine the zero of a reward model nor, with a margin or early stopping, its scale.
-    Equal scores keep gain 1.
+    A pairwise loss leaves the zero of a reward model open. Equal scores keep gain 1.
     """
     deviation = jnp.sqrt(masked_variance(scores, real))
     gain = 1 / jnp.where(deviation > 0, deviation, 1)
@@ -65,8 +58,8 @@ def dpo_loss(
         h = (log π(y_w) - log π_ref(y_w)) - (log π(y_l) - log π_ref(y_l))
 
     Args:
-      chosen, rejected: [p] log-probabilities of whole responses, summed over their tokens (end token included), not
-        averaged. ref_chosen, ref_rejected: the same of the reference; they get no gradient.
+      chosen, rejected: [p] log-probabilities of responses, summed over their tokens (end token included).
+      ref_chosen, ref_rejected: the same of the reference; they get no gradient.
       smoothing: ε, the share of labels taken to be flipped (conservative DPO, Mitchell 2023).
     """
     better = dpo_reward(chosen, ref_chosen, beta)

@@ -7,11 +7,7 @@ from qwenjax.objectives.masked import Weighted, masked_sum, zero_outside
 
 
 def leave_one_out(scores: jax.Array) -> jax.Array:
-    """s_i minus the mean of the others [g]: the baseline of RLOO (Ahmadian et al., arXiv 2402.14740), unbiased.
-
-    Raises:
-      ValueError: a single response has no others.
-    """
+    """s_i minus the mean of the others [g] (Ahmadian et al., arXiv 2402.14740). ValueError for a single response."""
     g = scores.size
     if g < 2:
         raise ValueError(f"leave-one-out needs 2 or more responses per prompt, got {g}; use another baseline")
@@ -21,9 +17,7 @@ def leave_one_out(scores: jax.Array) -> jax.Array:
 def reinforce_loss(logp: jax.Array, advantages: jax.Array, mask: jax.Array) -> Weighted:
     """-A_t log π(a_t): (sum, tokens); its gradient is the policy gradient (Williams 1992).
 
-    Args:
-      advantages: [t] or a scalar: return minus a baseline that the action does not enter (`leave_one_out`, a running
-        mean, a value).
+    advantages: [t] or a scalar: return minus a baseline that the action does not enter.
     """
     advantages = jax.lax.stop_gradient(jnp.broadcast_to(advantages, mask.shape))
     return masked_sum(-zero_outside(advantages, mask) * zero_outside(logp, mask), mask)

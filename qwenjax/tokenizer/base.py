@@ -43,7 +43,7 @@ class Tokenizer(ABC):
     def __init__(
         self, vocabulary: bytes, name: str, pieces: list[bytes], special: dict[str, int], prefix: Sequence[int] = ()
     ):
-        """Subclasses take the bytes of a vocabulary file and derive the rest; `pieces` are the bytes of each id.
+        """`pieces` are the bytes of each id. Subclasses take `vocabulary`, and a name for it in errors.
 
         Raises:
           ValueError: no control token ends a text.
@@ -99,15 +99,11 @@ class Tokenizer(ABC):
         allowed_special: str | Collection[str] = "all",
         disallowed_special: str | Collection[str] = (),
     ) -> list[int]:
-        """Ids of text in which surfaces of control tokens become the tokens, by default all, as in the released one.
-
-        Encode text from users with `encode_ordinary` (or `allowed_special=set()`) instead.
+        """Ids of text in which surfaces of control tokens become the tokens. For text from users: `encode_ordinary`.
 
         Args:
-          allowed_special: 'all', or the surfaces that become control tokens; others are plain text.
-          disallowed_special: surfaces that must not occur; 'all' means all control tokens that are not allowed.
-        Raises:
-          ValueError: the text contains a disallowed surface.
+          allowed_special: 'all' (as released), or the surfaces that become control tokens; others are plain text.
+          disallowed_special: surfaces that raise ValueError; 'all' means all control tokens that are not allowed.
         """
         for name, choice in (("allowed_special", allowed_special), ("disallowed_special", disallowed_special)):
             if isinstance(choice, str) and choice != "all":
@@ -135,11 +131,7 @@ class Tokenizer(ABC):
     # ---- ids to text ----
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for; control tokens give their surface. They may end within a character.
-
-        Raises:
-          ValueError: an id outside 0 … size-1, such as a padding row of the embedding.
-        """
+        """The bytes that ids stand for, control tokens as their surface. ValueError: an id outside 0 … size-1."""
         ids = list(map(operator.index, ids))
         if ids and (min(ids) < 0 or max(ids) >= self.size):
             bad = next(i for i in ids if not 0 <= i < self.size)
@@ -147,10 +139,7 @@ class Tokenizer(ABC):
         return b"".join(map(self._pieces.__getitem__, ids))
 
     def decode(self, ids: Iterable[int], errors: str = "replace", skip_special: bool = False) -> str:
-        """The text of ids, without control tokens if `skip_special`.
-
-        `errors` handles bytes that are not UTF-8, as in `bytes.decode`: 'replace' (as released), 'ignore', …
-        """
+        """The text of ids, without control tokens if `skip_special`; `errors` as in `bytes.decode`."""
         if skip_special:
             control = set(self.special.values())
             ids = [i for i in ids if i not in control]
@@ -163,10 +152,7 @@ class Tokenizer(ABC):
     # ---- files ----
 
     def save(self, directory: str | Path) -> Path:
-        """Writes the vocabulary into the directory (created if absent); `load_tokenizer(directory)` reads it.
-
-        Returns: the path of `file`.
-        """
+        """Writes the vocabulary, which `load_tokenizer(directory)` reads; returns the path of `file`."""
         folder = storage.path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self._files.items():

@@ -67,7 +67,6 @@ class QwenBPE(Tokenizer):
     file = "qwen.tiktoken"
 
     def __init__(self, data: bytes, source: str = "the vocabulary"):
-        """From the bytes of a .tiktoken file; `source` names it in errors."""
         import tiktoken
 
         published = hashlib.sha256(data).hexdigest() == PUBLISHED  # needs no checks, which take 0.4 s
@@ -97,10 +96,7 @@ class QwenBPE(Tokenizer):
         return self._engine.encode_ordinary_batch(texts, num_threads=threads or cores())
 
     def encode_array(self, text: str) -> np.ndarray:
-        """The same ids as `encode_ordinary`, as uint32 [n]: the fastest way for much text.
-
-        The first call loads quicktok if it is installed, which takes half a second.
-        """
+        """As `Tokenizer.encode_array`; the first call loads quicktok if it is installed, which takes half a second."""
         return np.concatenate([self._array(part) for part in _parts(self._normalize(text))])
 
     def _array(self, text: str) -> np.ndarray:
@@ -134,9 +130,8 @@ class ExtendedBPE(QwenBPE):
     """A .tiktoken vocabulary, the 208 control tokens, and the tokens of an extra .tiktoken file at the ids given there.
 
     Attributes:
-      extra: the added tokens and their ids.
-      skipped: (token, id, why) of extra tokens that are left out because the token or the id exists, as in the released
-        loader.
+      extra: token -> id of these.
+      skipped: (token, id, why) of those left out, as in the released loader, because the token or the id exists.
     """
 
     extra_file: ClassVar[str] = "extra.tiktoken"  # what `save` writes beside `file`
@@ -144,7 +139,6 @@ class ExtendedBPE(QwenBPE):
     def __init__(
         self, data: bytes, extra: bytes, source: str = "the vocabulary", extra_source: str = "the extra vocabulary"
     ):
-        """From the bytes of both files; `source` and `extra_source` name them in errors."""
         import tiktoken
 
         super().__init__(data, source)
@@ -201,11 +195,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _lines(data: bytes, source: str, number_name: str) -> Iterator[tuple[str, bytes, int]]:
-    """(where, token, number) of each line: a base64 token, a blank and a number. Blank lines are skipped.
-
-    Raises:
-      ValueError: naming the line that is something else.
-    """
+    """(where, token, number) of each line: a base64 token, a blank and a number. Blank lines are skipped."""
     for number, line in enumerate(data.splitlines(), start=1):
         if fields := line.split():
             where = f"{source}, line {number}"
@@ -221,8 +211,7 @@ def _lines(data: bytes, source: str, number_name: str) -> Iterator[tuple[str, by
 def read_ranks(data: bytes, source: str = "the vocabulary") -> dict[bytes, int]:
     """Token -> rank of a .tiktoken file, in order of rank.
 
-    A line is the token in base64, a blank, and its rank, which counts up from 0. Any line ends are accepted: some
-    public copies of the published file have CRLF.
+    A line is the token in base64, a blank, and its rank, which counts up from 0.
 
     Raises:
       ValueError: naming the line, if a token is not base64 or occurs twice, or a rank is not the next one; or if one of
@@ -275,10 +264,7 @@ def spell(token: bytes) -> str:
 def merges(ranks: dict[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
     """For each token of several bytes (or characters), in order of rank, the two tokens that merge into it.
 
-    They are what remains of the token after all merges of lower rank. The published vocabulary has 151,387.
-
-    Raises:
-      ValueError: a token that no merges lead to.
+    They are what remains of it after all merges of lower rank. ValueError: a token that no merges lead to.
     """
     pairs = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):

@@ -48,17 +48,13 @@ def read_head(path: str | Path) -> dict[str, object]:
 
 
 class HeadReader:
-    """Reads the head of a GGUF file, value after value; never asks for more bytes than the file has."""
+    """Reads the head of a GGUF file, value after value, within the size of the file."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.left = file, size
 
     def metadata(self) -> tuple[dict[str, Any], int]:
-        """Key -> value, and the number of tensors, whose descriptions follow in the file.
-
-        Raises:
-          ValueError: not the head of a GGUF file of version 2 or 3.
-        """
+        """Key -> value, and the number of tensors, whose descriptions follow. ValueError: not GGUF 2 or 3."""
         magic, version = self.unpack("<4sI")
         if magic != b"GGUF":
             raise ValueError(f"it begins with {magic!r}, not with b'GGUF'")
@@ -98,8 +94,6 @@ class HeadReader:
 
 def tokenizer_of(head: Mapping[str, Any], source: str) -> Tokenizer:
     """The tokenizer of a file's metadata (`read_head`, or `files["gguf"]` of an opened checkpoint).
-
-    Tokens at the end that only pad the embedding are not part of it.
 
     Raises:
       ValueError: no vocabulary, or one of an unknown form; the message names `source` and what is unknown.
@@ -189,11 +183,7 @@ def sentencepiece(facts: Mapping[str, Any], source: str) -> bytes:
 
 
 def hub_facts(tokenizer: hub.HubTokenizer) -> dict[str, Any]:
-    """The inverse of `byte_level`: facts with a token for each id; ids without one become unused tokens [PAD…].
-
-    Raises:
-      ValueError: another kind of vocabulary, or one with a split pattern that GGUF has no name for.
-    """
+    """The inverse of `byte_level`, with a token for each id. ValueError: GGUF has no name for the split pattern."""
     facts = tokenizer.facts
     patterns, model = _split_patterns(facts["pre_tokenizer"]), facts["model"]
     whole_words = bool(model.get("ignore_merges"))

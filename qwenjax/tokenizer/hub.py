@@ -18,14 +18,12 @@ from qwenjax.tokenizer.bpe import bytes_to_unicode
 class HubTokenizer(Tokenizer):
     """A tokenizer.json with its own control tokens and end of text.
 
-    A vocabulary of sentencepiece's kind puts a blank before a text. `decode` keeps it, because it cannot tell the
-    beginning of a text from its middle.
+    `decode` keeps the blank that a vocabulary of sentencepiece's kind puts before a text.
     """
 
     file = "tokenizer.json"
 
     def __init__(self, data: bytes, source: str = "the tokenizer.json"):
-        """From the bytes of the file; `source` names it in errors, such as that its tokens are not bytes."""
         self._engine = load_engine(data, source)
         # Else the surface of a control token in a text would become the token
         self._engine.encode_special_tokens = True
@@ -69,7 +67,7 @@ class HubTokenizer(Tokenizer):
 
 
 def load_engine(data: bytes, source: str) -> Any:
-    """The tokenizer of the library tokenizers, without truncation and padding. Raises ValueError for other data."""
+    """The tokenizer of the library tokenizers, without truncation and padding; `source` names it in errors."""
     library = tokenizers(source)
     try:
         engine = library.Tokenizer.from_str(data.decode())
@@ -81,7 +79,7 @@ def load_engine(data: bytes, source: str) -> Any:
 
 
 def tokenizers(source: str) -> Any:
-    """The library tokenizers. Raises ValueError, with what to install, if it is absent."""
+    """The library tokenizers, or a ValueError with what to install."""
     try:
         import tokenizers
     except ImportError:

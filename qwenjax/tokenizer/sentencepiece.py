@@ -28,15 +28,13 @@ _PROBE = "  two\n\n\tblanks  é 中文 😀 \x00 "
 class SentencePieceModel(Tokenizer):
     """A sentencepiece .model with its own control tokens, of any project (Llama 1 and 2, Mistral).
 
-    Most put a blank before a text, and some normalise it first; `decode` gives the text as the model sees it.
-    Characters that have no piece and cannot be written as bytes become U+FFFD.
+    `decode` gives the text as the model sees it: most put a blank before it, some normalise it first.
     """
 
     file = "tokenizer.model"
     kind: ClassVar[str] = "sentencepiece"  # in the name
 
     def __init__(self, data: bytes, source: str = "the model"):
-        """From the bytes of a .model file; `source` names it in errors."""
         self._engine = engine = load_engine(data, source)
         names = [engine.id_to_piece(i) for i in range(len(engine))]
         special = {name: i for i, name in enumerate(names) if engine.is_control(i)}
@@ -63,12 +61,11 @@ class SentencePieceModel(Tokenizer):
 
 
 class SentencePiece(SentencePieceModel):
-    """A sentencepiece .model made by `train`; its control tokens are those of ChatML."""
+    """A sentencepiece .model made by `train`. Raises ValueError if another lacks the control tokens or changes text."""
 
     kind = "spm"
 
     def __init__(self, data: bytes, source: str = "the model"):
-        """From the bytes of a .model file. Raises ValueError if it lacks the control tokens or changes text."""
         super().__init__(data, source)
         advice = "use one made by python -m qwenjax.tokenizer train"
         if missing := [surface for surface in CONTROL if surface not in self.special]:
@@ -109,7 +106,7 @@ def read_model(data: bytes, source: str) -> SentencePieceModel:
 
 
 def load_engine(data: bytes, source: str):
-    """The sentencepiece processor of a model. Raises ValueError if the data are not one."""
+    """The sentencepiece processor of a model; `source` names it in errors."""
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -125,12 +122,8 @@ def train(
 ) -> SentencePiece:
     """Trains a vocabulary, writes it to a .model file and returns it. The same texts give the same file.
 
-    10 MB of Python source and 8,192 ids take two seconds on two cores.
-
     Args:
-      texts: documents, read once.
-      size: number of ids in all: <unk>, three control tokens, 256 bytes, and pieces.
-      path: the .model file to write.
+      texts: documents, read once. size: number of ids, with <unk>, three control tokens and 256 bytes.
       sample: maximum characters used; of longer input, chunks evenly spread over it.
       kind: 'bpe' merges the most frequent pairs; 'unigram' prunes a large vocabulary to the likeliest cuts.
     Raises:
@@ -197,10 +190,7 @@ def _sample(texts: Iterable[str], limit: int) -> list[str]:
 
 
 def _coverage(chunks: list[str], size: int) -> float:
-    """Share of the text whose characters become pieces; other characters are spelled as bytes.
-
-    99.95% unless the characters would take more than half of the vocabulary, as for Chinese with 8k ids.
-    """
+    """Share of the text whose characters become pieces: 99.95%, unless these would take over half of the vocabulary."""
     counts = Counter(itertools.chain.from_iterable(chunks))
     most = [count for _, count in counts.most_common(max((size - 260) // 2, 1))]
     return max(0.98, min(0.9995, sum(most) / counts.total()))  # sentencepiece accepts no less than 0.98

@@ -70,11 +70,7 @@ def compare(specs: list[str], text: str | Path, limit: int) -> Comparison:
     Raises:
       ValueError: a vocabulary that cannot be read, two of one name, or no text of any of the languages.
     """
-    vocabularies = []
-    with meter("reading vocabularies", len(specs), "file") as step:
-        for spec in specs:
-            vocabularies.append(open_vocabulary(spec))
-            step(1)
+    vocabularies = [open_vocabulary(spec) for spec in specs]
     names = [vocabulary.name for vocabulary in vocabularies]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two vocabularies are called {twice.pop()!r}; name one of them: NAME=TOKENIZER")
@@ -100,9 +96,6 @@ def compare(specs: list[str], text: str | Path, limit: int) -> Comparison:
 def open_vocabulary(spec: str) -> Vocabulary:
     """The vocabulary of 'qwen', of a path, or of NAME=PATH.
 
-    The first bytes of a file, not its name, tell what it is: `.tiktoken` ranks, any sentencepiece model, a
-    `tokenizer.json`, or a GGUF file.
-
     Raises:
       ValueError: no such file, not a vocabulary, a part of it that is unknown (named), or a missing library.
     """
@@ -117,65 +110,49 @@ def open_vocabulary(spec: str) -> Vocabulary:
             f"no tokenizer {place!r}: wanted 'qwen', or a .tiktoken, sentencepiece, tokenizer.json or GGUF file that "
             "exists, with or without NAME= before it"
         )
+    return Vocabulary(name or path.stem, *_read(path, str(path)))
+
+
+def _read(path: Path, source: str) -> tuple[str, int, Encode]:
+    """What a file is, by its first bytes; its number of ids; its encoder."""
     with path.open("rb") as file:
         head = file.read(4096)
     if head.startswith(b"GGUF"):
-        read = _gguf
-    elif head.lstrip()[:1] == b"{":
-        read = _tokenizer_json
-    elif re.match(rb"\s*[A-Za-z0-9+/]+=* +\d+\s", head):
-        read = _tiktoken
-    else:
-        read = _sentencepiece
-    return Vocabulary(name or path.name.removesuffix(path.suffix), *read(path))
+        facts = gguf.vocabulary(gguf.read_head(path), source)
+        if facts["model"] == "gpt2":
+            kind = f"GGUF, split as {facts.get('pre') or 'default (the file does not say how)'}"
+            return kind, len(facts["tokens"]), _encode_with(gguf.byte_level(facts, source))
+        kind = f"GGUF, sentencepiece {'unigram' if facts['model'] == 't5' else 'BPE'}"
+        engine = sentencepiece.load_engine(gguf.sentencepiece(facts, source), source)
+        return kind, len(engine), engine.encode
+    data = path.read_bytes()
+    if head.lstrip()[:1] == b"{":
+        engine = hub.load_engine(data, source)
+        return "tokenizer.json", engine.get_vocab_size(), _encode_with(engine)
+    if re.match(rb"\s*[A-Za-z0-9+/]+=* +\d+\s", head):
+        return _ranks(data, source)
+    try:
+        engine = sentencepiece.load_engine(data, source)
+    except ValueError as error:
+        known = "neither .tiktoken ranks, tokenizer.json nor GGUF"
+        raise ValueError(f"{path} is not a vocabulary: {known}; and {error}") from None
+    return "sentencepiece", len(engine), engine.encode
 
 
-def _tiktoken(path: Path) -> tuple[str, int, Encode]:
+def _ranks(data: bytes, source: str) -> tuple[str, int, Encode]:
     """Ranks. The file does not say how text is split, but only cl100k's pattern allows tokens of several digits."""
     import tiktoken
 
-    data = path.read_bytes()
-    ranks = read_ranks(data, str(path))
+    ranks = read_ranks(data, source)
     if not any(token.isdigit() and len(token) > 1 for token in ranks):
-        return "ranks, split as Qwen does", len(ranks), QwenBPE(data, str(path)).encode_ordinary
-    engine = tiktoken.Encoding(path.name, pat_str=gguf.CL100K, mergeable_ranks=ranks, special_tokens={})
-    kind = "ranks, split as cl100k does (it has tokens of several digits)"
-    return kind, len(ranks), engine.encode_ordinary
-
-
-def _sentencepiece(path: Path) -> tuple[str, int, Encode]:
-    try:
-        return "sentencepiece", *_pieces(path.read_bytes(), str(path))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not a vocabulary: neither .tiktoken ranks, tokenizer.json nor GGUF; and {error}"
-        ) from None
-
-
-def _pieces(model: bytes, source: str) -> tuple[int, Encode]:
-    engine = sentencepiece.load_engine(model, source)
-    return len(engine), engine.encode
-
-
-def _tokenizer_json(path: Path) -> tuple[str, int, Encode]:
-    engine = hub.load_engine(path.read_bytes(), str(path))
-    return "tokenizer.json", engine.get_vocab_size(), _encode_with(engine)
-
-
-def _gguf(path: Path) -> tuple[str, int, Encode]:
-    facts = gguf.vocabulary(gguf.read_head(path), str(path))
-    if facts["model"] != "gpt2":
-        kind = f"GGUF, sentencepiece {'unigram' if facts['model'] == 't5' else 'BPE'}"
-        return kind, *_pieces(gguf.sentencepiece(facts, str(path)), str(path))
-    engine = gguf.byte_level(facts, str(path))
-    engine.encode_special_tokens = True  # the surface of a control token in a text is text
-    pre = facts.get("pre")
-    kind = f"GGUF, split as {pre}" if pre else "GGUF, split as default (the file does not say how)"
-    return kind, len(facts["tokens"]), _encode_with(engine)
+        return "ranks, split as Qwen does", len(ranks), QwenBPE(data, source).encode_ordinary
+    engine = tiktoken.Encoding(source, pat_str=gguf.CL100K, mergeable_ranks=ranks, special_tokens={})
+    return "ranks, split as cl100k does (it has tokens of several digits)", len(ranks), engine.encode_ordinary
 
 
 def _encode_with(engine) -> Encode:
-    """The encoder of a tokenizer of the library tokenizers: only the text, no tokens around it."""
+    """The encoder of a tokenizer of the library tokenizers: only the text, in which control surfaces are text."""
+    engine.encode_special_tokens = True
     return lambda text: engine.encode(text, add_special_tokens=False).ids
 
 
@@ -185,8 +162,8 @@ def _encode_with(engine) -> Encode:
 def texts(path: str | Path, report: Report, limit: int) -> Iterator[tuple[str, str]]:
     """(language, document in NFC) from a folder with an entry per language, or a file that names it in each line.
 
-    Documents of a language are read until there are `limit` bytes. Text on the web is in NFC; the UDHR's Vietnamese is
-    decomposed, which would be unfair to vocabularies that do not normalise, and to XLM-R's.
+    Documents of a language are read until there are `limit` bytes. Without NFC, as of text on the web, the UDHR's
+    decomposed Vietnamese would be unfair to vocabularies that do not normalise.
 
     Raises:
       ValueError: no such path, or a file that is not .jsonl.

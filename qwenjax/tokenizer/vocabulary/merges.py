@@ -2,8 +2,7 @@
 
 A vocabulary is a list of tokens in order of rank; the two neighbours whose joined bytes have the lowest rank merge
 first. Learning takes the most frequent pair of neighbours in a corpus, gives its bytes the next rank, merges it
-everywhere, and counts again. It works on frequencies of words, the pieces into which the split pattern cuts text, so a
-corpus is read only once.
+everywhere, and counts again: within words, the pieces into which the split pattern cuts text.
 """
 
 import heapq
@@ -18,18 +17,14 @@ WORDS = 2_000_000  # different words kept while counting; learning from these ta
 
 
 def without_numbers(tokens: Iterable[bytes]) -> list[bytes]:
-    """The tokens without those of several digits, which the pattern's single digits can never form.
-
-    Of cl100k_base these are 1,100: all numbers of two and three digits.
-    """
+    """The tokens without those of several digits (1,100 of cl100k_base), which single digits can never form."""
     return [token for token in tokens if len(token) == 1 or not any(0x30 <= byte <= 0x39 for byte in token)]
 
 
 def count_words(texts: Iterable[str], most: int = WORDS) -> Counter[str]:
     """How often each word occurs in the texts, after NFC and cutting by Qwen's split pattern.
 
-    Memory is bounded: beyond `most` different words the rarest are dropped, as often as needed, so counts of rare words
-    are lower bounds in a very large corpus.
+    Memory is bounded: beyond `most` different words the rarest are dropped, so counts of rare words are lower bounds.
     """
     counts: Counter[str] = Counter()
     floor = 0
