@@ -11,7 +11,7 @@ _HOME = {
     "load_tokenizer": "qwenjax.tokenizer",
     "fit": "qwenjax.train.loop",
     "sweep": "qwenjax.sweeps",
-    "evaluate": "qwenjax.eval.runner",
+    "evaluate": "qwenjax.eval.task",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -20,7 +20,7 @@ from qwenjax import config
 from qwenjax.common import command_line, figures, progress
 from qwenjax.common.jsonl import read_rows
 from qwenjax.config import Experiment, lookup, overrides
-from qwenjax.eval.runner import Evaluation, evaluate
+from qwenjax.eval.task import Evaluation, evaluate
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,7 @@ class SweepRun:
         return read_rows(self.workdir / "metrics.jsonl")
 
     def last(self, name: str) -> float:
-        """The last value of a metric in the log.
-
-        Raises:
-          ValueError: the run has no such metric.
-        """
+        """The last value of a metric in the log. Raises ValueError if the run has no such metric."""
         values = [row[name] for row in self.rows if name in row]
         if not values:
             known = sorted({key for row in self.rows for key in row})
@@ -85,8 +81,7 @@ class Sweep:
     def plot(self, *names: str, path: Path | str | None = None, skip: float = 0.0) -> Any:
         """A matplotlib figure of metrics over the steps, a panel each: mean of the seeds, and their range as a band.
 
-        Args:
-          path: also write the figure there as a PNG. skip: share of the first steps that is not drawn.
+        `path` names a PNG to write, too; `skip` is the share of the first steps that is not drawn.
         """
         if not names:
             raise ValueError("nothing to plot: give names of metrics in metrics.jsonl, such as 'eval_loss'")

@@ -63,16 +63,15 @@ def run(options: argparse.Namespace) -> int:
         raise command_line.Usage("--set changes a language model's config; a reward model is read as it was trained")
 
     from qwenjax.common import storage
-    from qwenjax.eval import runner
 
-    out = storage.path(options.out or runner.default_output(options.model))
+    out = storage.path(options.out or task.default_output(options.model))
     if "reward" in kinds:
         model = model_options.load_reward(options.model, options.dtype)
     else:
         model = model_options.load_model(options)
     opened_with = {"set": sorted(options.set), "dtype": model.compute.dtype}
     for name in names:
-        evaluation = runner.measure_and_save(model, options.model, name, settings, out, opened_with)
+        evaluation = task.measure_and_save(model, options.model, name, settings, out, opened_with)
         print(evaluation.text, flush=True)
         print(f"also in {out / name}.txt, .json and .png", file=sys.stderr)
     return command_line.DONE

@@ -1,11 +1,7 @@
 """Documents from files, folders, data sets of records and the Python on this machine.
 
-    FILE             .jsonl .ndjson .json .parquet, or text; each but .parquet also as .gz or .zst
-    FOLDER           all such files in it, and source code: each file of text one document
-    python-stdlib    modules and reference of the running Python
-    tfds:… hf:…      see `records`; a folder that TFDS has prepared needs no prefix
-
-Any process can read a `Slice` of it on its own. Broken input is skipped, and counted in a `Report`.
+`python -m qwenjax.data tokenize --help` names them; a folder that TFDS has prepared needs no prefix. Any process
+can read a `Slice` on its own. Broken input is skipped, and counted in a `Report`.
 """
 
 import importlib.util

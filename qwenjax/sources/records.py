@@ -1,10 +1,6 @@
-"""Readers of data sets by row number: TensorFlow Datasets and Hugging Face `datasets`.
+"""Readers of data sets by row number: TensorFlow Datasets as prepared in array_record format, Hugging Face `datasets`.
 
-    tfds:NAME[/CONFIG][:VERSION][@SPLIT]     as prepared in array_record format; no TensorFlow is needed
-    tfds:FOLDER[@SPLIT]                      one prepared version, wherever it is
-    hf:OWNER/NAME[#CONFIG][@SPLIT]           what `datasets.load_dataset` or `load_from_disk` reads; also a folder
-
-SPLIT is 'train' by default, and may be a part of one in the library's notation: train[:10%].
+`python -m qwenjax.data tokenize --help` has their names. SPLIT is 'train' by default, or a part such as train[:10%].
 """
 
 import os

@@ -138,9 +138,8 @@ def _pairs(prompts: Sequence[EncodedResponses], scores: Sequence[Sequence[float]
 
 
 def _accuracy(pairs: Sequence[accuracy.ScoredPair]) -> dict:
-    correct = float(accuracy.num_correct(pairs))
-    share = correct / len(pairs) if pairs else None
-    return {"pairs": len(pairs), "accuracy": share, "interval": accuracy.wilson_interval(correct, len(pairs))}
+    correct, n = float(accuracy.num_correct(pairs)), len(pairs)
+    return {"pairs": n, "accuracy": correct / n, "interval": accuracy.wilson_interval(correct, n)}
 
 
 def set_name(path: str) -> str:
@@ -150,27 +149,25 @@ def set_name(path: str) -> str:
 
 def table(result: dict) -> str:
     """The result as text: a line for each set with its groups by rating gap, then the report's rows."""
-    rows: list[tuple[str, ...]] = [("set", "pairs", "accuracy", "95 % interval", "the longer")]
-    notes: list[list[str]] = [[]]  # lines below each row
+    rows, notes = [("set", "pairs", "accuracy", "95 % interval", "the longer")], {}
     for one in result["sets"]:
         rows.append((*_cells(one["name"], one), f"{one['longer']:.1%}"))
-        rows += [(*_cells(f"  {part['title']}", part), "") for part in one["gaps"] if part["pairs"]]
+        rows += [(*_cells(f"  {part['title']}", part), "") for part in one["gaps"]]
         below = [*one["left_out"], *(f"shortened {text}" for text in one["shortened"])]
         if one["published"]:
             below.insert(0, "published, {}: PMP {:.2f}, RM {:.2f}".format(one["published"], *TABLE_4[one["published"]]))
-        notes += [*([] for _ in rows[len(notes) + 1 :]), [f"  {text}" for text in below]]
+        notes[len(rows) - 1] = [f"  {text}" for text in below]
     lines = [f"{result['model']}: pairs of responses in the right order; a tie counts half", ""]
-    for line, below in zip(figures.aligned(rows), notes, strict=True):
-        lines += [line, *below]
+    for i, line in enumerate(figures.aligned(rows)):
+        lines += [line, *notes.get(i, [])]
     published = [("", "PMP", "RM"), *((title, f"{pmp:.2f}", f"{rm:.2f}") for title, (pmp, rm) in TABLE_4.items())]
     lines += ["", "accuracy as published (report, Table 4), in %; the size of the model is not stated"]
     return "\n".join([*lines, *figures.aligned(published)])
 
 
 def _cells(title: str, one: dict) -> tuple[str, ...]:
-    share = "-" if one["accuracy"] is None else f"{one['accuracy']:.1%}"
     low, high = one["interval"]
-    return title, f"{one['pairs']:,}", share, f"{low:.1%} to {high:.1%}"
+    return title, f"{one['pairs']:,}", f"{one['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"
 
 
 def plot(result: dict, path: Path) -> None:
