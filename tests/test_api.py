@@ -11,7 +11,7 @@ import tiny_model
 
 import qwenjax
 from qwenjax import checkpoint, config
-from qwenjax.api import jsonl_jobs
+from qwenjax.api import jsonl_jobs, scoring
 from qwenjax.api.checkpoint_path import compare, detect
 from qwenjax.api.parameters import read_params
 from qwenjax.config import Compute, MeshShape
@@ -115,6 +115,11 @@ def test_scores_of_text_are_of_the_text_as_the_model_would_see_it(model):
     assert model.score(["x"], [""]) == [0.0]
     with pytest.raises(ValueError, match="both text or both ids"):
         model.score(["x"], [[1]])
+
+
+def test_scores_need_a_prompt_of_ids(model):
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        scoring.score(model.network, model.params, [([1], [2]), ([], [3])])
 
 
 def test_prompts_that_cannot_be_continued_are_refused(model):
@@ -234,7 +239,7 @@ def test_a_killed_job_goes_on_and_ends_the_same(model, tmp_path):
     assert done == 2
     jsonl_jobs.run(model, rows, done, job._replace(batch=8), "d", out)
     assert out.read_bytes() == whole
-    with pytest.raises(ValueError, match="other options"):
+    with pytest.raises(ValueError, match="another model or options"):
         jsonl_jobs.resume(out, rows, "other")
     with pytest.raises(ValueError, match="line 1 answers another input"):
         jsonl_jobs.resume(out, rows[1:], "d")

@@ -1,7 +1,7 @@
 """Best-of-n: a model answers n times, and the answer with the highest score of a reward model is taken.
 
-The simplest use of a reward model, and the baseline for PPO: without any training it moves away from the policy by at
-most log n - (n-1)/n nats of KL (Stiennon et al., arXiv 2009.01325; an upper bound, arXiv 2401.01879).
+The baseline for PPO: it moves away from the policy by at most log n - (n-1)/n nats of KL (Stiennon et al., arXiv
+2009.01325; an upper bound, arXiv 2401.01879).
 """
 
 import math
@@ -17,10 +17,7 @@ from qwenjax.tokenizer.base import check_same
 
 
 def best(scores: Sequence[float], ended: Sequence[bool]) -> int:
-    """Index of the highest score among the answers that ended; of equal scores, the first.
-
-    An answer that was cut off, or stopped by anything but <|im_end|>, is scored as if it ended there, so it is taken
-    only if no answer ended.
+    """Index of the highest score among the answers that ended, or among all if none did; of equal scores, the first.
 
     Raises:
       ValueError: no scores, or one that is not finite.

@@ -1,15 +1,9 @@
-"""What `--model=PATH` means: the files at the path decide. Descriptions are read here, parameters are not.
-
-directory with config.json of the hubs     Qwen-v1, Qwen2, Qwen3 or Llama tensors; safetensors, .bin or GPTQ
-FILE.gguf                                  llama, qwen, qwen2 or qwen3
-directory with adapter_config.json         low-rank adapters of the PEFT library, and the model that they name
-a run, its checkpoints/, or one of these   written by `qwenjax.train`; in a bucket (gs://…), too
+"""What `--model=PATH` means (`options.MODEL`): the files at the path decide. Parameters are not read here.
 
 `parameters.py` reads the parameters and merges adapters; `generation_defaults.py` says how the model is used.
 """
 
 import base64
-import dataclasses
 import functools
 import tempfile
 from collections.abc import Mapping
@@ -115,11 +109,7 @@ class CheckpointPath:
 
 
 def detect(path: str | Path) -> CheckpointPath:
-    """What is at a path.
-
-    Raises:
-      ValueError: nothing that can be read.
-    """
+    """What is at a path. Raises ValueError for nothing that can be read."""
     path = storage.path(path)
     if _is_run(path):
         return _detect_run(checkpoint.newest(path))
@@ -140,7 +130,6 @@ def _is_run(path: Path) -> bool:
 
 
 def _detect_run(step: Path) -> CheckpointPath:
-    """The checkpoint of a run in the folder `step`."""
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(step / "meta")  # `checkpoint.load` verifies it later
@@ -154,7 +143,6 @@ def _detect_run(step: Path) -> CheckpointPath:
 
 
 def _detect_adapters(folder: Path) -> CheckpointPath:
-    """Adapters of PEFT."""
     file = folder / peft.CONFIG
     name = str(storage.read_json(file).get("base_model_name_or_path") or "")
     base = _detect_base(name, folder, f"write its path into base_model_name_or_path of {file}")
@@ -162,11 +150,7 @@ def _detect_adapters(folder: Path) -> CheckpointPath:
 
 
 def _detect_base(name: str, adapters: Path, advice: str) -> CheckpointPath:
-    """The base model of adapters: at the path `name`, or at this path as seen from their folder.
-
-    Raises:
-      ValueError: it is not there; with advice.
-    """
+    """The base model of adapters: at the path `name`, or at this path as seen from their folder."""
     for path in (storage.path(name), adapters / name):
         if name and path.exists() and storage.absolute(path) != storage.absolute(adapters):
             return detect(path)
@@ -186,9 +170,6 @@ def compare(source: CheckpointPath, model: ModelConfig, path: str | Path) -> lis
         listed = ", ".join(f"{name}={getattr(ours, name)} instead of {getattr(theirs, name)}" for name in other)
         asked = " ".join(f"--set model.{SETTABLE.get(name, name)}={getattr(ours, name)}" for name in other)
         raise ValueError(f"{path} is of another shape than the experiment's model: {listed}; use {asked}")
-    names = [field.name for field in dataclasses.fields(ModelConfig)]
-    return [
-        f"{name}={getattr(ours, name)} in {path}, {getattr(theirs, name)} here"
-        for name in names
-        if name not in (*SHAPE, *SETTABLE.values()) and getattr(ours, name) != getattr(theirs, name)
-    ]
+    differing = [name for name in vars(ours) if getattr(ours, name) != getattr(theirs, name)]
+    names = [name for name in differing if name not in SETTABLE.values()]
+    return [f"{name}={getattr(ours, name)} in {path}, {getattr(theirs, name)} here" for name in names]

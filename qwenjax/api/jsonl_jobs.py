@@ -31,10 +31,8 @@ class CompletionJob(NamedTuple):
 def read_requests(path: str | Path) -> list[dict[str, Any]]:
     """Requests of a JSONL file: each has 'prompt' (text) or 'messages' (a conversation), all of them the same one.
 
-    A prompt of the chat schema, which is a list of turns, becomes 'messages'.
-
-    Raises:
-      ValueError: a line that is neither; its number is named.
+    A prompt of the chat schema, which is a list of turns, becomes 'messages'. Raises ValueError, with the number of the
+    line, for anything else.
     """
     requests = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
@@ -65,14 +63,11 @@ def resume(out: Path, requests: list[dict[str, Any]], digest: str) -> int:
       ValueError: the file answers other requests, or was written with other settings.
     """
     rows = jsonl.read_rows(out)
-    for number, row in enumerate(rows, start=1):
-        request = requests[number - 1] if number <= len(requests) else None
-        if request is None or {key: row.get(key) for key in request} != request:
-            raise ValueError(f"{out}, line {number} answers another input: give another --out, or delete it")
+    for i, row in enumerate(rows):
+        if i >= len(requests) or {key: row.get(key) for key in requests[i]} != requests[i]:
+            raise ValueError(f"{out}, line {i + 1} answers another input: give another --out, or delete it")
         if row.get("settings") != digest:
-            raise ValueError(
-                f"{out} was made with another model or other options: give another --out, or the same options"
-            )
+            raise ValueError(f"{out} was made with another model or options: give another --out, or the same options")
     jsonl.Log(out, keep=lambda row: True)  # cuts off the line
     return len(rows)
 

@@ -1,7 +1,7 @@
 """A language model for use: logits, scores, completions, conversations.
 
-Texts are encoded without control tokens: `<|im_end|>` typed by a user cannot end a turn. For control tokens in a
-prompt, give the ids of `model.tokenizer.encode`. Axes: b texts, t positions, v vocabulary.
+Texts are encoded without control tokens: for these, give the ids of `model.tokenizer.encode`. Axes: b texts, t
+positions, v vocabulary.
 """
 
 import contextlib
@@ -46,8 +46,8 @@ class Model:
     Attributes:
       params: as `transformer.init_params`, in the dtype that was asked for.
       tokenizer: None if the checkpoint has none; then prompts are ids.
-      window: the longest text, in tokens, that `generate` and `chat` accept, the answer included; None is no limit.
-        It is the length that the model was trained for; there is no limit where dynamic NTK extends it.
+      window: tokens of the longest text that `generate` and `chat` accept, the answer included: the length that the
+        model was trained for; None is no limit, as with dynamic NTK.
       kv_cache: how keys and values are kept while decoding; one of `model.cache.KINDS`.
       frozen_ntk: dynamic NTK keeps the prompt's alpha while decoding, as the released code does (generate/decode.py).
     """
@@ -138,8 +138,7 @@ class Model:
           sampling: of `generate.sampling`; None: as the release samples, or greedy if it does not say.
           stop: texts or sequences of ids that end a completion and are left out of it. The model's own end tokens
             always end one.
-          seeds: one for each prompt; or that of the first, and prompt i has seeds + i. A completion does not depend
-            on the other prompts.
+          seeds: one for each prompt; or that of the first, and prompt i has seeds + i.
           on_text: called with the prompt's number and each piece of text as it comes; pieces join to the completion.
         Raises:
           ValueError: an empty prompt, or one that is longer than the window.
@@ -169,14 +168,14 @@ class Model:
         requests = []
         for i, (prompt, seed) in enumerate(zip(prompts, seeds)):
             ids, limit = self.encode(prompt), max_new_tokens
-            if self.window is not None and len(ids) >= self.window:
+            if self.window is not None:
+                limit = min(limit, self.window - len(ids))
+            if limit < 1:
                 raise ValueError(
                     f"prompt {i} has {len(ids):,} tokens, and the model's window is {self.window:,}, the answer "
                     "included: shorten it, or load the model with ntk=True, logn=True, which extends the window "
                     "(report §2.3.2)"
                 )
-            if self.window is not None:
-                limit = min(limit, self.window - len(ids))
             requests.append(decode.Request(ids, limit, sampling, seed))
         eot = () if self.tokenizer is None else (self.tokenizer.eot,)
         stops = [*sorted({*eot, *self.generation_defaults.eos_ids}), *_as_list(stop)]
@@ -231,7 +230,17 @@ class Model:
     # ---- details ----
 
     def _run(self, requests: list[decode.Request], stops: Sequence[Stop], on_text) -> list[Completion]:
-        streams = [Stream(self.vocabulary, functools.partial(on_text, i)) for i in range(len(requests)) if on_text]
+        decoders = [self.vocabulary.stream() for _ in requests] if on_text else []
+        sent = [0] * len(requests)  # characters
+
+        def emit(row: int, text: str) -> None:
+            if text:
+                sent[row] += len(text)
+                on_text(row, text)
+
+        def on_token(row: int, ids: list[int]) -> None:
+            emit(row, "".join(map(decoders[row].push, ids)))
+
         with self._in_mesh():
             done = decode.generate(
                 *self._prepared,
@@ -241,14 +250,14 @@ class Model:
                 decode=None if self.tokenizer is None else self.tokenizer.decode,
                 kv_cache=self.kv_cache,
                 frozen_ntk=self.frozen_ntk,
-                on_token=(lambda row, ids: streams[row].push(ids)) if streams else None,
+                on_token=on_token if on_text else None,
             )
         completions = []
         for one in done:
             text = one.text if one.text is not None else self.tokenizer.decode(one.ids) if self.tokenizer else ""
             completions.append(Completion(text, one.ids, math.fsum(one.model_logprobs), one.reason, one.stop))
-        for stream, completion in zip(streams, completions):
-            stream.finish(completion.text)
+        for row, completion in enumerate(completions if on_text else ()):
+            emit(row, completion.text[sent[row] :])  # half a character, or the beginning of a stop that did not come
         return completions
 
     @functools.cached_property
@@ -280,30 +289,6 @@ class Model:
 
     def _in_mesh(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-
-class Stream:
-    """Turns the tokens of one completion into pieces of text that join to the whole, never half a character.
-
-    `generate` gives no tokens that a stop sequence may still take back.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, emit: Callable[[str], None]):
-        """`emit` is given every piece."""
-        self._decoder, self._emit, self._sent = tokenizer.stream(), emit, 0
-
-    def push(self, ids: Sequence[int]) -> None:
-        """Takes the tokens that came, in order."""
-        self._send("".join(map(self._decoder.push, ids)))
-
-    def finish(self, text: str) -> None:
-        """The completion is `text`: sends what is left of it."""
-        self._send(text[self._sent :])
-
-    def _send(self, text: str) -> None:
-        if text:
-            self._sent += len(text)
-            self._emit(text)
 
 
 def _as_list(stop: str | Sequence[Stop]) -> list[Stop]:

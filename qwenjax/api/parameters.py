@@ -41,13 +41,7 @@ def read_params(source: CheckpointPath, shardings: dict | None = None, dtype: st
 
 
 def read_reward_model(source: CheckpointPath, shardings: dict | None = None) -> RewardParams:
-    """A reward model of a run.
-
-    Args:
-      shardings: of the network's parameters.
-    Raises:
-      ValueError: it is another kind of model.
-    """
+    """A reward model of a run. Raises ValueError for another kind of model."""
     if not source.scores:
         raise ValueError(
             f"{source.path} is no reward model of ours; train one: python -m qwenjax.train --exp=tiny_rm "
@@ -60,8 +54,6 @@ def read_reward_model(source: CheckpointPath, shardings: dict | None = None) -> 
 
 def read_adapter(source: CheckpointPath, shardings: dict | None = None) -> peft.Adapter:
     """The low-rank adapters, and the embeddings trained in full; replicated over the devices of `shardings`.
-
-    Its `base` is the path where the base model was found.
 
     Raises:
       ValueError: the model has none, or is a reward model; see `interop.peft.load_adapter` for adapters of PEFT.

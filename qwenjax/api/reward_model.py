@@ -65,11 +65,7 @@ def _scores(params, head, tokens, positions, lengths, *, network):
 
 
 def load_reward(path: str | Path, dtype: str | None = None) -> RewardModel:
-    """The reward model of a run, its checkpoints or one of these.
-
-    Args:
-      dtype: of the computation; None: as it was trained.
-    """
+    """The reward model of a run; `dtype` of the computation: None is that of training."""
     source = detect(path)
     saved = read_reward_model(source)  # refuses other models, which may have no experiment
     compute = source.experiment.compute if dtype is None else Compute(dtype=dtype, remat="none")

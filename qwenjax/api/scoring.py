@@ -1,10 +1,7 @@
 """Log-probabilities that a model gives to texts, many at a time, in bounded memory.
 
-`score` sums over continuations of prompts: each batch is one forward pass. `likelihoods` gives every token of texts of
-any length: a text is read in pieces through the key/value cache, in which a position sees what it would see in one
-forward pass, because rotary angles, NTK and LogN go by positions and by the text's own length. So attention scores
-take [heads x piece x length] and logits [piece x vocabulary], not the squares.
-
+`score` sums over continuations of prompts: each batch is one forward pass. `likelihoods` reads texts of any length in
+pieces through the key/value cache: attention scores take [heads x piece x length], logits [piece x vocabulary].
 Axes: b texts, t positions, d embed, v vocabulary.
 """
 
@@ -53,11 +50,15 @@ def batches(shapes: Sequence[tuple[int, ...]], tokens: int) -> Iterator[tuple[tu
 def score(
     model: transformer.Transformer, params: dict, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> list[float]:
-    """Summed log-probability, nats, of each continuation after its prompt, which is not empty; both are ids.
+    """Summed log-probability, nats, of each continuation after its prompt; both are ids.
 
-    Padding rows of the vocabulary count in the normalisation, as in the training loss. The head is applied at the
-    continuation's positions only. An empty continuation has 0.
+    Padding rows of the vocabulary count in the normalisation, as in the training loss. An empty continuation has 0.
+
+    Raises:
+      ValueError: an empty prompt.
     """
+    if empty := [i for i, (prompt, _) in enumerate(pairs) if not len(prompt)]:
+        raise ValueError(f"prompt {empty[0]} is empty: give it at least the token that texts begin with")
     shapes = [(bucket(len(p) + len(c) - 1, 32), bucket(len(c), 4)) for p, c in pairs]
     scores = [0.0] * len(pairs)
     for (width, longest), group, rows in batches(shapes, TOKENS):

@@ -49,13 +49,12 @@ def encode_chat(tokenizer, messages: Sequence[Message], add_generation_prompt: b
     Raises:
       ValueError: no messages, an unknown role, a system turn that is not the first, or a content that is not text.
     """
-    newline = tokenizer.encode_ordinary("\n")
-    ids: list[int] = []
-    for message in with_system(messages):
-        ids += [*(newline if ids else ()), *_turn_ids(tokenizer, message)]
+    parts = [part for message in with_system(messages) for part in _turn_parts(tokenizer, message)]
     if add_generation_prompt:
-        ids += [*newline, tokenizer.im_start, *tokenizer.encode_ordinary("assistant"), *newline]
-    return ids
+        parts += _turn_parts(tokenizer, {"role": "assistant", "content": ""})[:2]
+    else:
+        parts.pop()  # the newline
+    return [i for _, ids in parts for i in ids]
 
 
 def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -74,9 +73,8 @@ def make_context(
 ) -> tuple[str, list[int]]:
     """Prompt of the next answer, as text and ids, with old turns dropped as the released code drops them.
 
-    Exchanges are taken from the newest backwards while the system turn and the exchanges taken stay below
-    `max_window_size` ids. The first that does not fit is dropped with all older ones. The query is not counted and is
-    always included, so the prompt may exceed the window.
+    Exchanges are taken from the newest backwards while they and the system turn stay below `max_window_size` ids. The
+    query is not counted and is always included, so the prompt may exceed the window.
 
     Args:
       history: (query, response) pairs, oldest first.
@@ -89,12 +87,11 @@ def make_context(
     if chat_format != "chatml":
         raise ValueError(f"chat_format={chat_format!r} is unknown; known: chatml, raw")
     first: Message = {"role": "system", "content": system}
-    newline = len(tokenizer.encode_ordinary("\n"))
-    used = len(_turn_ids(tokenizer, first))
+    used = sum(len(ids) for _, ids in _turn_parts(tokenizer, first)[:-1])
     kept: list[Message] = []
     for question, answer in reversed(history or ()):
         exchange: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        tokens = sum(newline + len(_turn_ids(tokenizer, message)) for message in exchange)
+        tokens = sum(len(ids) for message in exchange for _, ids in _turn_parts(tokenizer, message))
         if used + tokens >= max_window_size:
             break
         used += tokens
@@ -104,9 +101,7 @@ def make_context(
 
 
 def stop_sequences(tokenizer, chat_format: str = "chatml") -> list[list[int]]:
-    """Id sequences that end an answer, as released: the end or the start of a turn; for base models 'Human:' or the end
-    of the text.
-    """
+    """Id sequences that end an answer: the end or start of a turn; for base models 'Human:' or the end of the text."""
     if chat_format == "chatml":
         check(tokenizer)
         return [[tokenizer.im_end], [tokenizer.im_start]]
@@ -125,11 +120,7 @@ def check(tokenizer) -> None:
 
 
 def with_system(messages: Sequence[Message]) -> list[Message]:
-    """The messages, checked, after the default system turn if they have none (an empty system turn counts as one).
-
-    Raises:
-      ValueError: see `encode_chat`.
-    """
+    """The messages, checked as `encode_chat` says, after the default system turn if they have none."""
     if not messages:
         raise ValueError("a conversation needs at least one message, like {'role': 'user', 'content': 'Hello!'}")
     for i, message in enumerate(messages):
@@ -159,11 +150,6 @@ def _turn_parts(tokenizer, message: Message) -> list[tuple[str, list[int]]]:
     ]
 
 
-def _turn_ids(tokenizer, message: Message) -> list[int]:
-    """A turn without the newline after it."""
-    return [i for part, ids in _turn_parts(tokenizer, message) if part != "newline" for i in ids]
-
-
 # ---- training conversations ----
 
 
@@ -172,15 +158,11 @@ def encode_with_mask(
 ) -> tuple[list[int], list[int]]:
     """Ids of a training conversation, and for each id whether predicting it carries loss (1) or not (0).
 
-    Every turn, the last one too, is followed by its newline. The mask is aligned with the ids; the loss shifts both by
-    one.
-
-    Two deliberate differences from the released finetune.py, whichever mask is used: control strings in contents stay
-    plain text, and a conversation's own system turn is kept (there, a role `system` is a KeyError).
+    Every turn, the last one too, is followed by its newline. Unlike in the released finetune.py, control strings in
+    contents stay plain text, and a conversation's own system turn is kept (there, it is a KeyError).
 
     Args:
-      loss_mask: a key of `LOSS_MASKS`: 'assistant' (report), 'finetune_py' (released code) or 'all_but_user_content'
-        (tech memo).
+      loss_mask: a key of `LOSS_MASKS`.
     Raises:
       ValueError: an unknown loss mask, or messages that `chatml.encode_chat` refuses.
     """
@@ -211,11 +193,7 @@ def turns_with_mask(
 
 
 def _overlaps_tool_results(tokenizer, message: Message, ids: list[int]) -> list[bool]:
-    """For each id of the content, whether any of its text lies in a tool result.
-
-    The content is encoded as one text, because the model continues it after a result, so an id may cross the border of
-    a result. Such an id counts as the tool's: it holds text that the model cannot know.
-    """
+    """For each id of the content, whether any of its text lies in a tool result: text that the model cannot know."""
     # Spans in bytes of what the ids decode to: the tokenizer may have normalised the text, so characters do not do.
     spans = [
         [len(tokenizer.decode_bytes(tokenizer.encode_ordinary(message["content"][:edge]))) for edge in span]

@@ -1,9 +1,8 @@
 """Tools in ReAct form (docs/report.md, ReAct): tool turns written as ChatML text, and calls read from an answer.
 
-Qwen's ChatML has no tool role. Descriptions of the tools go into a user turn, and one assistant turn holds the whole
-transcript of thoughts, calls and results. `react_messages` writes it from turns of the chat schema
-(`qwenjax.data.conversations.schema`). Generation stops at `STOP`, before a result, and `parse_react` reads the call.
-With the result as one more tool turn, the conversation goes on in the same assistant turn.
+Descriptions of the tools go into a user turn, and one assistant turn holds all thoughts, calls and results:
+`react_messages` writes it. Generation stops at `STOP`, before a result, and `parse_react` reads the call. With the
+result as one more tool turn, the conversation goes on in the same assistant turn.
 """
 
 import json
@@ -60,22 +59,19 @@ def instruction(
       tools: descriptions with 'name', 'description' and 'parameters' (any JSON). Qwen's own keys name_for_model,
         name_for_human and description_for_model take precedence.
       arguments: adds to each tool in which form its arguments are written.
-      variant: the word for the tools: 'APIs' with names separated by ', ' as in openai_api.py and its training
-        examples, or 'tools' with ',' as in the first prompts.
+      variant: 'APIs' with names separated by ', ' as in openai_api.py, or 'tools' with ',' as in the first prompts.
     """
     lines, names = [], []
     for tool in tools:
-        model = tool.get("name_for_model", tool["name"])
-        names.append(model)
-        lines.append(
-            _TOOL.format(
-                model=model,
-                human=tool.get("name_for_human", tool["name"]),
-                description=tool.get("description_for_model", tool.get("description", "")),
-                parameters=json.dumps(tool.get("parameters", []), ensure_ascii=False),
-                suffix=_SUFFIX[arguments],
-            )
+        names.append(tool.get("name_for_model", tool["name"]))
+        line = _TOOL.format(
+            model=names[-1],
+            human=tool.get("name_for_human", tool["name"]),
+            description=tool.get("description_for_model", tool.get("description", "")),
+            parameters=json.dumps(tool.get("parameters", []), ensure_ascii=False),
+            suffix=_SUFFIX[arguments],
         )
+        lines.append(line)
     separator = ", " if variant == "APIs" else ","
     return _INSTRUCTION.format(noun=variant, tools="\n\n".join(lines), names=separator.join(names))
 
@@ -86,10 +82,10 @@ def react_messages(
     """Turns of the chat schema as ChatML messages: tool turns become part of the assistant's text.
 
     Args:
-      messages: turns of the chat schema, in its order.
+      messages: turns of the chat schema (`qwenjax.data.conversations.schema`), in its order.
       tools: descriptions, see `instruction`. Without tools, turns must have no calls and only lose their reasoning.
-      where: the user turn that gets the instruction. 'last': the newest, as in the released server. 'first': as in the
-        released training examples, so that the instruction stands before every transcript of a conversation.
+      where: the user turn that gets the instruction: 'last' as in the released server, 'first' as in the released
+        training examples.
     Returns:
       Messages, with the spans of results in 'tool_results'. If the last turn is a result, the last message ends with
       '\\nThought:' and the model continues it.
@@ -163,17 +159,14 @@ def _stripped(text: str) -> str:
 def parse_react(text: str) -> ReActStep:
     """The call in the model's text, or its answer.
 
-    The last '\\nAction:', '\\nAction Input:' and '\\nObservation:' count, as in the released react_demo.py
-    (openai_api.py takes the first). The observation may be missing, because generation stops there. An answer is what
-    follows the last '\\nFinal Answer: ', or the whole text.
+    The last '\\nAction:', '\\nAction Input:' and '\\nObservation:' (may be missing) count, as in the released
+    react_demo.py. An answer is what follows the last '\\nFinal Answer: ', or the whole text.
     """
     i, j, k = (text.rfind(word) for word in ("\nAction:", "\nAction Input:", "\nObservation:"))
-    if 0 <= i < j:
-        name = text[i + len("\nAction:") : j].strip()
-        if name:
-            arguments = text[j + len("\nAction Input:") : k if k > j else None].strip()
-            thought = text[:i].split("Thought: ", 1)[-1].strip()
-            return ReActStep(thought, name, _object(arguments))
+    if 0 <= i < j and (name := text[i + len("\nAction:") : j].strip()):
+        arguments = text[j + len("\nAction Input:") : k if k > j else None].strip()
+        thought = text[:i].split("Thought: ", 1)[-1].strip()
+        return ReActStep(thought, name, _object(arguments))
     z = text.rfind("\nFinal Answer: ")
     return ReActStep(text[z + len("\nFinal Answer: ") :] if z >= 0 else text)
 

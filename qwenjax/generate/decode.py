@@ -1,12 +1,9 @@
 """Completions of prompts: prompts are read in chunks, then a `lax.while_loop` makes a token per row and step.
 
 Position p of a row is always in slot p of its cache, and a row's draws depend on its own seed and token count only: a
-request gives the same result alone and in any batch. The loop returns to the host every few steps, for streaming and
-for stop texts.
-
-Dynamic NTK rotates all keys by other angles whenever a sequence passes T, 2T, 4T, … tokens (report §2.3.2). The loop
-stops there and the rows concerned are read again, so that every step equals the last position of a fresh forward pass.
-With `frozen_ntk`, as in the released code, alpha stays that of the prompt and nothing is read twice.
+request gives the same result alone and in any batch. Dynamic NTK rotates all keys by other angles whenever a sequence
+passes T, 2T, 4T, … tokens (report §2.3.2): the loop stops there and the rows concerned are read again. With
+`frozen_ntk`, as in the released code, alpha stays that of the prompt and nothing is read twice.
 
 Axes: b rows of the batch, d embed, v vocab, m length of the longest stop sequence.
 """
@@ -107,8 +104,7 @@ def generate(
       stops: what ends a completion and is left out of it: an id, a sequence of ids, or a text.
       decode: ids -> text, for stop texts.
       kv_cache: one of cache.KINDS: plain; int8, about half of bfloat16's memory; int8_released, as the released code
-        quantises (docs/report.md, Int8 cache).
-      frozen_ntk: keep the alpha of dynamic NTK that the prompt's length gives; see the module's docstring.
+        quantises (docs/report.md, Int8 cache). frozen_ntk: see the module's docstring.
       on_token: called with (index of the request, its next ids) as they come, never with ids of a stop.
     Raises:
       ValueError: an id beyond the model's vocabulary, a stop text without `decode`, an unknown kind of cache.
@@ -120,7 +116,7 @@ def generate(
         return []
     if not model.prepared:
         model, params = transformer.prepare(model, params)
-    stops = Stops.of(stops, decode)
+    stops = Stops(stops, decode)
     batch, progress = batch_size(len(requests)), [_RequestState(request, stops) for request in requests]
     rows, seen = _row_inputs(model.cfg, requests, batch, stops, frozen_ntk)
     needs = sampling.needs(rows.sampling)

@@ -1,8 +1,7 @@
 """Prefill: prompts of any length into a model's cache, a chunk at a time.
 
 Texts are padded on the right with position -1, to few widths, so that few shapes compile. Dynamic NTK uses each text's
-own length, so that a text is read the same alone and in a batch. Memory grows with the chunk, not with the square of
-the text. Axes: r rows, w width, d embed, k key/value heads, s slots, h head width.
+own length. Axes: r rows, d embed, k key/value heads, s slots, h head width.
 """
 
 import functools

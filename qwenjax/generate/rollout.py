@@ -1,10 +1,7 @@
 """Responses to a batch of prompts, to learn from: decoding as one pure function, which a training step can contain.
 
-Weights are cast and gathered once, before the loop; then every device decodes its own rows. Rows that have ended wait
-for the others, and the loop ends with the last. As in decode.py, a row's draws depend on its seed and token count only.
-
-The model is read as training reads it: without dynamic NTK and LogN. A trainer keeps prompts and responses within the
-training length, and computes log-probabilities for its ratios anew (objectives/log_probs.py).
+Weights are cast and gathered once, before the loop; then every device decodes its own rows, without dynamic NTK and
+LogN, as in training. As in decode.py, a row's draws depend on its seed and token count only.
 
 Axes: b rows, p longest prompt, n `max_new_tokens`, v vocab.
 """
@@ -65,8 +62,7 @@ def rollout(
       size: ids at or above it (padding rows of the vocabulary) are never drawn.
       pad: the id behind responses.
     Raises:
-      ValueError: max_new_tokens below 1, or a repetition penalty: the model's own softmax never samples like that, so
-        no update could learn from it.
+      ValueError: max_new_tokens below 1, or a repetition penalty, with which no update could learn.
     """
     if max_new_tokens < 1:
         raise ValueError(f"wanted max_new_tokens >= 1, got {max_new_tokens}")

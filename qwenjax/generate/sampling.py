@@ -1,9 +1,7 @@
 """Ways to choose the next token, as values (`Greedy`, `Sample`) and as arithmetic on logits; pure.
 
-Every row of a batch may be sampled in its own way: the ways become arrays (`SamplingArrays`), so that a new mix
-compiles nothing. Order of the steps, as in transformers: repetition penalty, min_new_tokens, temperature, top_k, top_p.
-
-Axes: b rows of the batch, v vocab.
+Every row may be sampled in its own way: the ways become arrays, so that a new mix compiles nothing. Order of the steps,
+as in transformers: repetition penalty, min_new_tokens, temperature, top_k, top_p. Axes: b rows of the batch, v vocab.
 """
 
 from collections.abc import Sequence
@@ -28,11 +26,7 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Sample:
-    """A token drawn from the model's distribution, after temperature and truncation; by default from all of it.
-
-    The released chat models sample with top_p=0.8 and repetition_penalty=1.1, base models with top_p=0.8
-    (docs/report.md, Generation defaults).
-    """
+    """A token drawn from the model's distribution, after temperature and truncation; by default from all of it."""
 
     temperature: float = 1.0  # logits are divided by it
     top_k: int = 0  # only the k most likely; 0: all

@@ -1,36 +1,24 @@
 """What ends a completion: ids and sequences of ids, matched in the decode loop, and texts, matched on the host."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 Stop = int | Sequence[int] | str
 
 
-@dataclass(frozen=True)
 class Stops:
-    """Stops by kind; `of` makes one from a mixed list."""
+    """Stops by kind, from ids, sequences of ids and texts in any order."""
 
-    sequences: tuple[tuple[int, ...], ...] = ()
-    texts: tuple[str, ...] = ()
-    decode: Callable[[list[int]], str] | None = None
-
-    @classmethod
-    def of(cls, stops: Sequence[Stop], decode: Callable[[list[int]], str] | None = None) -> "Stops":
-        """Stops from ids, sequences of ids and texts in any order.
-
-        Raises:
-          ValueError: an empty stop, or a text without the function that turns ids into text.
-        """
-        texts = tuple(stop for stop in stops if isinstance(stop, str))
+    def __init__(self, stops: Sequence[Stop], decode: Callable[[list[int]], str] | None = None):
+        """Raises ValueError for an empty stop, or a text without the function that turns ids into text."""
         ids = [stop for stop in stops if not isinstance(stop, str)]
-        sequences = tuple(tuple(map(int, stop)) if isinstance(stop, Sequence) else (int(stop),) for stop in ids)
-        if not all(sequences) or not all(texts):
+        self.sequences = [tuple(map(int, stop)) if isinstance(stop, Sequence) else (int(stop),) for stop in ids]
+        self.texts, self.decode = [stop for stop in stops if isinstance(stop, str)], decode
+        if not all(self.sequences) or not all(self.texts):
             raise ValueError(f"an empty stop would end every text at once: {list(stops)}")
-        if texts and decode is None:
-            raise ValueError(f"stop texts {list(texts)} need `decode`, which turns ids into text")
-        return cls(sequences, texts, decode)
+        if self.texts and decode is None:
+            raise ValueError(f"stop texts {self.texts} need `decode`, which turns ids into text")
 
     def matrix(self) -> np.ndarray:
         """[stops, longest] int32, right-aligned; -1 before a shorter one."""

@@ -6,7 +6,6 @@ of one c_attn: their adapters become one of the summed rank, in which B has a bl
 programs have one A for all three; it is copied.
 """
 
-import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -17,9 +16,9 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from qwenjax.common.storage import read_json, write_json
+from qwenjax.common.storage import read_json, write_atomically, write_json
 from qwenjax.config import PROJECTIONS, Lora, ModelConfig
 from qwenjax.interop import Tensor
 from qwenjax.interop.huggingface.directory import read_pickle, read_safetensors
@@ -64,8 +63,7 @@ def save_adapter(
 
     Args:
       trained: {"lora": adapters, "params": {"embed" or "head": …}}, as in training.
-      base: path or name of the base model, for adapter_config.json.
-      layout: of the base model: 'qwen' or 'qwen2'.
+      base, layout: path or name of the base model, and its layout: 'qwen' or 'qwen2'.
     Raises:
       ValueError: adapters of another rank or model, arrays that are spread over processes, a model that the layout
         does not have, or a directory with an adapter that qwenjax has not written.
@@ -101,20 +99,15 @@ def save_adapter(
     }
     header = {**MADE_BY, BLOCKS: " ".join(name for name in "qkv" if name in adapters), BASE_DTYPE: lora.base_dtype}
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
-    try:
-        save_file({**tensors, **{PREFIX + name: x for name, x in embeddings.items()}}, temporary, header)
-        temporary.replace(folder / WEIGHTS)
-        write_json(folder / CONFIG, values)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors |= {PREFIX + name: x for name, x in embeddings.items()}
+    write_atomically(folder / WEIGHTS, save(tensors, header))
+    write_json(folder / CONFIG, values)
 
 
 def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
     """The adapter in a directory, of either layout and for any of the projections of `cfg`.
 
-    Ours have one rank and one scale: smaller ranks are filled up with zeros, another scale is multiplied into B, and
-    layers without an adapter get zeros.
+    Smaller ranks and layers without an adapter are filled up with zeros, another scale is multiplied into B.
 
     Raises:
       ValueError: no adapter, another kind than plain LoRA, or tensors that do not fit the model, by name.
@@ -257,16 +250,14 @@ def _check_fit(factors: dict[str, dict[str, Tensor]], table: Table, values: dict
     parts = {module: table.parts.get(f"{module}.weight", []) for module in factors}
     if unknown := [module for module in factors if not parts[module] or _name(parts[module][0]) not in TARGETS]:
         raise ValueError(f"{folder}: {few(unknown)} has an adapter but is no projection of this model")
-    wrong = []
     for module, pair in factors.items():
         rank, (rows, columns) = _pattern(values, "r", module), table.shape(f"{module}.weight")
         for factor, shape in (("A", (rank, columns)), ("B", (rows, rank))):
             if factor not in pair:
                 raise ValueError(f"{folder}: {module}.lora_{factor}.weight is missing")
-            if tuple(pair[factor].shape) != shape:
-                wrong.append(f"{module}.lora_{factor} {list(pair[factor].shape)} instead of {list(shape)}")
-    if wrong:
-        raise ValueError(f"{folder}: shapes do not match the model and {CONFIG}: {few(wrong)}")
+            if pair[factor].shape != shape:
+                was = f"{module}.lora_{factor} {list(pair[factor].shape)} instead of {list(shape)}"
+                raise ValueError(f"{folder}: shapes do not match the model and {CONFIG}: {was}")
 
 
 def _pattern(values: dict, key: str, module: str) -> float:

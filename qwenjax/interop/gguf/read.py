@@ -185,21 +185,21 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
       ValueError: not a GGUF file of version 2 or 3, one that is cut short, or a type that cannot be dequantised.
       FileNotFoundError: the file, or a part of it that is missing.
     """
-    paths, heads, tensors = _parts(Path(path)), [], {}
+    paths, head, tensors = _parts(Path(path)), {}, {}
     for part in paths:
-        head, infos, start = _read_head(part)
-        heads.append(head)
+        own, infos, start = _read_head(part)
+        head = own if part == paths[0] else head
         data = np.memmap(part, np.uint8, mode="r").view(np.ndarray)
         for name, dims, kind, offset in infos:
             if name in tensors:
                 raise ValueError(f"{part} holds tensor {name!r} a second time")
             tensors[name] = _tensor(part, name, data, dims[::-1], kind, start + offset)
-    count, total = heads[0].get("split.count", 0), heads[0].get("split.tensors.count", len(tensors))
+    count, total = head.get("split.count", 0), head.get("split.tensors.count", len(tensors))
     if count > 1 and count != len(paths):
         raise ValueError(f"{paths[0]} is one of {count} parts; their names must end in -00001-of-{count:05}.gguf")
     if total != len(tensors):
         raise ValueError(f"{paths[0]}: its parts hold {len(tensors)} tensors, but should hold {total}")
-    return heads[0], tensors
+    return head, tensors
 
 
 def _parts(path: Path) -> list[Path]:

@@ -56,7 +56,8 @@ def load_params(
     layers = checkpoint.config.layers
     shapes = {entry.ours: (layers, *table.ours_shape(entry)) for entry in table.entries if entry.stacked}
     out = {path: where[path] for path in shapes} if where else None
-    where |= {path: _layer_sharding(x) for path, x in (out or {}).items()}
+    for path, x in (out or {}).items():  # of one layer
+        where[path] = NamedSharding(x.mesh, PartitionSpec(*x.spec[1:])) if isinstance(x, NamedSharding) else x
 
     def put(stacked: dict, layer: dict, number: jax.Array) -> dict:
         return {path: x.at[number].set(layer[path]) for path, x in stacked.items()}
@@ -128,10 +129,3 @@ def _on_devices(view: np.ndarray, where: Sharding | None, dtype: np.dtype) -> ja
     if where is None:
         return jax.device_put(np.array(view, dtype, order="C"))
     return jax.make_array_from_callback(view.shape, where, lambda at: np.array(view[at], dtype, order="C"))
-
-
-def _layer_sharding(stacked: Sharding) -> Sharding:
-    """The sharding of one layer of a stacked array."""
-    if isinstance(stacked, NamedSharding):
-        return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
-    return stacked

@@ -81,7 +81,11 @@ def save_params(
         if generation is not None:
             write_json(temporary / GENERATION, generation)
         write_json(temporary / CONFIG, values)
-        _replace(temporary, target)
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.is_dir():
+            target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return warnings
@@ -122,34 +126,27 @@ def _check(table: Table, config: ModelConfig, params: dict) -> dict[str, jax.Arr
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], limit: int, progress: Callable[[int], None]) -> None:
-    """model.safetensors, or several of them with an index."""
-    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-    files = _files(sizes, limit)
-    for file, names in files.items():
-        arrays = {}
-        for name in names:
-            arrays[name] = tensors[name].read()
-            progress(sizes[name])
-        save_file(arrays, folder / file, metadata=MADE_BY)
-    if len(files) > 1:
-        where = {name: file for file, names in files.items() for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-        write_json(folder / "model.safetensors.index.json", index)
-
-
-def _files(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
-    """File -> names of its tensors, in order, together at most `limit` bytes."""
+    """model.safetensors, or several of at most `limit` bytes with an index."""
     groups: list[list[str]] = []
     left = 0
-    for name, size in sizes.items():
-        if not groups or size > left:
+    for name, tensor in tensors.items():
+        if not groups or tensor.nbytes > left:
             groups.append([])
             left = limit
         groups[-1].append(name)
-        left -= size
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {f"model-{i:05}-of-{len(groups):05}.safetensors": names for i, names in enumerate(groups, start=1)}
+        left -= tensor.nbytes
+    where = {}
+    for i, names in enumerate(groups, start=1):
+        file = "model.safetensors" if len(groups) == 1 else f"model-{i:05}-of-{len(groups):05}.safetensors"
+        where |= dict.fromkeys(names, file)
+        arrays = {}
+        for name in names:
+            arrays[name] = tensors[name].read()
+            progress(tensors[name].nbytes)
+        save_file(arrays, folder / file, metadata=MADE_BY)
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}, "weight_map": where}
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def written_here(file: Path) -> bool:
@@ -165,12 +162,3 @@ def _is_ours(folder: Path) -> bool:
     """Whether a directory holds a checkpoint that `save_params` wrote, and nothing else."""
     weights = [path for path in folder.iterdir() if path.name not in OTHERS]
     return bool(weights) and all(map(written_here, weights))
-
-
-def _replace(temporary: Path, target: Path) -> None:
-    """Renames the new directory; one with this name is moved aside first and deleted last."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.is_dir():
-        target.rename(old)
-    temporary.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
