@@ -25,9 +25,8 @@ class Create:
     """Create TPU slices, and wait until they are there. They are billed until `delete`.
 
     Through a queue (the default) the request waits for its turn, however long; --through=vm asks for one slice at once;
-    --through=gke makes a GKE cluster with XPK. On-demand unless --spot or --reserved. Existing slices are left alone,
-    so the same command may be run again. Names of types count chips (v5e, v6e) or TensorCores, two a chip (v4, v5p,
-    tpu7x).
+    --through=gke makes a GKE cluster with XPK. Existing slices are left alone, so the same command may be run again.
+    Names of types count chips (v5e, v6e) or TensorCores, two a chip (v4, v5p, tpu7x).
     """
 
     EXAMPLES = """
@@ -55,15 +54,11 @@ class Bootstrap:
     """Install qwenjax on every VM of a pod, and mount its bucket as gcs/. Through GKE: build and push the container.
 
     It installs this checkout as committed, with its pinned dependencies, unless --source names another checkout or
-    something that pip installs. Run it again after a VM was restarted, because its mount is gone then; but not while a
-    job runs.
+    something that pip installs, such as 'qwenjax[tpu,vocab] @ git+https://github.com/OWNER/qwenjax@main'. Run it again
+    after a VM was restarted, because its mount is gone then; but not while a job runs.
     """
 
-    EXAMPLES = """
-examples:
-  python -m qwenjax.cluster bootstrap --name=pod
-  python -m qwenjax.cluster bootstrap --name=pod --source='qwenjax[tpu,vocab] @ git+https://github.com/OWNER/qwenjax@main'
-"""
+    EXAMPLES = "examples:\n  python -m qwenjax.cluster bootstrap --name=pod"
 
     def arguments(self, add) -> None:
         pods.arguments(add)
@@ -80,10 +75,9 @@ class Launch:
     """Start the same command on all workers of a pod, in the background; it goes on when you log out.
 
     The command works in ~/qwenjax on each VM, where gcs/ is the bucket and `python` the installed one; its words arrive
-    as they are, without expansion. Without --retry this returns once it is started. With --retry=N it stays: a
-    preempted slice is deleted, created again and bootstrapped, and the same command is started again, up to N times
-    (training resumes by itself). The same command is also started again when a worker was killed or its VM restarted,
-    but not if it fails by itself within an hour. Through GKE, the cluster itself does all this.
+    as they are, without expansion. With --retry=N this stays: a preempted slice is deleted, created again and
+    bootstrapped, and the same command is started again, up to N times (training resumes by itself); also when a worker
+    was killed or its VM restarted, but not if it fails by itself within an hour. Through GKE, the cluster does this.
     """
 
     EXAMPLES = """
@@ -131,16 +125,9 @@ class Logs:
 
 
 class Status:
-    """What exists in a project, in every zone, and costs money; and how a job stands on each worker of a pod.
+    """What exists in a project, in every zone, and costs money; with --name, how a job stands on each worker."""
 
-    Without --name it needs --project alone, and is the check that nothing is left running.
-    """
-
-    EXAMPLES = """
-examples:
-  python -m qwenjax.cluster status --project=ID
-  python -m qwenjax.cluster status --name=pod
-"""
+    EXAMPLES = "examples:\n  python -m qwenjax.cluster status --project=ID --name=pod"
 
     def arguments(self, add) -> None:
         add("--project", metavar="ID", help="list all TPUs, requests and clusters of this project")
@@ -213,7 +200,7 @@ class Stop:
 class Delete:
     """Delete a pod: its slices and its request, or its GKE cluster. What is on its disks is lost, buckets stay.
 
-    Asks for the name to be typed, unless --yes. Then lists what is left in the project.
+    Asks for the name to be typed, unless --yes. Lists what is left in the project.
     """
 
     EXAMPLES = "examples:\n  python -m qwenjax.cluster delete --name=pod"

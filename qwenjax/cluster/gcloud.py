@@ -1,8 +1,4 @@
-"""Command lines for TPU VMs: from a Pod to lists of arguments. Nothing is run here.
-
-A queued resource waits for its turn and then holds the slices; a TPU VM asked for directly is granted at once or not.
-Flags: cloud.google.com/sdk/gcloud/reference/compute/tpus.
-"""
+"""Command lines for TPU VMs: from a Pod to lists of arguments (cloud.google.com/sdk/gcloud/reference/compute/tpus)."""
 
 import shlex
 from pathlib import Path
@@ -108,11 +104,7 @@ def stop(pod: Pod, job: str, grace: int) -> list[list[str]]:
 
 
 def bootstrap(pod: Pod, script: Path, source: str | Path) -> list[list[str]]:
-    """Copies the script to every VM and runs it there.
-
-    Args:
-      source: what pip installs; or, as a Path, the archive of a checkout, which is copied, too.
-    """
+    """Copies the script to every VM and runs it there; `source` is what pip installs, or the archive of a checkout."""
     files, what = ([script, source], source.name) if isinstance(source, Path) else ([script], source)
     copy = _reach(pod, "scp", "all", *map(str, files), f"{pod.name}:")
     return [copy, ssh(pod, ["bash", script.name, what, *([pod.bucket] if pod.bucket else [])])]

@@ -78,7 +78,7 @@ class Pod:
 
 
 def check_name(option: str, name: str) -> None:
-    """Raises ValueError for what Google Cloud and Kubernetes would refuse as a name, later and less clearly."""
+    """Raises ValueError for what Google Cloud or Kubernetes would refuse as a name."""
     if not NAME.fullmatch(name):
         raise ValueError(f"{option}={name}: wanted up to 40 lower-case letters, digits and hyphens, first a letter")
 
@@ -105,11 +105,7 @@ def arguments(add, creating: bool = False, job: bool = False) -> None:
 
 
 def pod_from(options: argparse.Namespace, fresh: bool = False) -> Pod:
-    """The pod that the options describe; unless `fresh`, missing options are those it was created with.
-
-    Raises:
-      ValueError: an option is missing or wrong.
-    """
+    """The pod that the options describe; unless `fresh`, missing options are those it was created with."""
     given = {k: v for k in (f.name for f in dataclasses.fields(Pod)) if (v := getattr(options, k, None)) is not None}
     if options.reserved is not None:
         if given.get("capacity") == "spot":

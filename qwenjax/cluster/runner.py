@@ -64,10 +64,7 @@ def say(text: str) -> None:
 
 
 class Runner:
-    """Runs command lines one after another; with `dry` it prints them instead, as a shell script with comments.
-
-    `sleep` waits between tries; tests pass their own.
-    """
+    """Runs command lines one after another; with `dry` it prints them instead, as a shell script with comments."""
 
     def __init__(self, dry: bool = False, sleep: Callable[[float], None] = time.sleep):
         self.dry = dry
@@ -81,26 +78,21 @@ class Runner:
             say(text)
 
     def run(self, *commands: list[str]) -> None:
-        """Runs commands with this process's stdout and stderr.
-
-        Raises:
-          CommandFailed: one is not installed, or its exit code is not 0.
-        """
+        """Runs commands with this process's stdout and stderr. CommandFailed: absent, or an exit code other than 0."""
         for command in commands:
             self.output_of(command, capture=False)
 
     def run_with_retries(self, *commands: list[str]) -> None:
         """Runs commands; one that fails transiently again, after 30 seconds, then twice as long …, five times."""
         for command in commands:
-            for left in (5, 4, 3, 2, 1, 0):
+            for wait in (30, 60, 120, 240, 480, None):
                 try:
                     self.run(command)
                     break
                 except CommandFailed as error:
-                    if error.kind not in TRANSIENT or not left:
+                    if error.kind not in TRANSIENT or wait is None:
                         raise
-                    wait = 30 * 2 ** (5 - left)
-                    say(f"{error}\ntrying again in {wait} s ({left} tries left)")
+                    say(f"{error}\ntrying again in {wait} s")
                     self.sleep(wait)
 
     def output_of(self, command: list[str], capture: bool = True) -> str:

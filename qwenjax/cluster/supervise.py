@@ -22,11 +22,7 @@ RESTART = "restart"
 
 
 def create(pod: Pod, runner: Runner) -> None:
-    """Creates the pod, unless it exists, and waits until it is ready. Interrupted, it leaves the request in place.
-
-    Raises:
-      CommandFailed: it was refused, another pod has the name, or it was lost ("preempted") or deleted ("absent") since.
-    """
+    """Creates the pod, unless it exists, and waits until it is ready. Interrupted, it leaves the request in place."""
     old = pods.known_as(pod.name)
     if not runner.dry:
         pods.remember(pod)  # before it exists, so that an interrupted request, which may cost money, is known
@@ -118,8 +114,6 @@ def launch(pod: Pod, job: str, command: list[str], retries: int, runner: Runner)
     """Starts the command on all workers. With retries it stays, and starts the command again after interruptions.
 
     Returns: the exit code of the command; 0 if it was only started.
-    Raises:
-      CommandFailed: the slice is absent, or is lost more often than it may be started again.
     """
     if pod.through == "gke":
         runner.run(xpk.launch(pod, job, command, retries))
@@ -191,11 +185,7 @@ def _runs(pod: Pod, job: str, runner: Runner) -> bool:
 
 
 def _watch(pod: Pod, job: str, runner: Runner) -> int | str:
-    """Waits until the job has ended: its exit code, or RESTART if it or the slice was lost.
-
-    Raises:
-      CommandFailed: the slice was deleted, or does not answer for long although it is not lost.
-    """
+    """Waits until the job has ended: its exit code, or RESTART if it or the slice was lost."""
     silent = 0
     while True:
         try:
@@ -220,10 +210,9 @@ def _watch(pod: Pod, job: str, runner: Runner) -> int | str:
 def job_outcome(states: list[worker.JobState], workers: int) -> int | str | None:
     """What the states of all workers mean together: an exit code, RESTART, or None while the job runs.
 
-    A job that somebody stopped is not started again. A worker that was killed by a signal, was interrupted (exit code
-    3) or has no exit code (its VM was restarted) makes the others fail, so their exit codes do not matter: RESTART. Any
-    other failure is the command's own and would happen again, unless it ran for long: a hanging step or a lost peer
-    also ends in exit code 1.
+    A worker that was killed by a signal, was interrupted (exit code 3) or has no exit code (its VM was restarted) makes
+    the others fail: RESTART. Any other failure is the command's own and would happen again, unless it ran for long: a
+    hanging step or a lost peer also ends in exit code 1.
     """
     if any(one.stopped for one in states):
         say("the job was stopped by `stop`")

@@ -44,10 +44,7 @@ def _folder(job: str) -> Path:
 
 
 def start(job: str, command: list[str]) -> str:
-    """Starts a command in the background, unless it runs already.
-
-    Returns: a message. Raises ValueError if another command runs under this name.
-    """
+    """Starts a command in the background, unless it runs already; returns a message."""
     folder, host = _folder(job), socket.gethostname()
     if state(job).state == RUNNING:
         running = json.loads((folder / "command.json").read_text())
@@ -125,10 +122,7 @@ def states(text: str) -> list[JobState]:
 
 
 def show_log(job: str, lines: int, follow: bool, prefix: bool) -> None:
-    """Prints the last lines of the log; with `follow` also those to come, until the job ends, and how it has ended.
-
-    Raises ValueError if there is no such job here.
-    """
+    """Prints the last lines of the log; with `follow` also those to come, until the job ends, and how it has ended."""
     path = _folder(job) / "log"
     if not path.is_file():
         raise ValueError(f"{socket.gethostname()}: no job {job} was launched here")

@@ -1,8 +1,6 @@
-"""Command lines for GKE through XPK, with the functions of gcloud.py. Nothing is run here.
+"""Command lines for GKE through XPK, with the functions of gcloud.py (docs/usage of github.com/AI-Hypercomputer/xpk).
 
-The pod is a cluster, a launch is a workload in it, and bootstrapping is building the container. XPK creates, submits
-and deletes; docker builds the image, and kubectl has the logs and ports. Flags of XPK: docs/usage of
-github.com/AI-Hypercomputer/xpk.
+The pod is a cluster, a launch is a workload in it, and bootstrapping is building the container.
 """
 
 import shlex
