@@ -8,7 +8,7 @@ examples:
 
 import argparse
 import json
-import math
+import statistics
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,12 +72,10 @@ Use the result as --tokenizer=mine.tiktoken, or as qwenjax.load_tokenizer("mine.
 class Extend:
     """New tokens for words that a vocabulary cuts into pieces, after its existing tokens.
 
-    FILE has a line per word: the word, a tab, and its frequency in your texts. Words are brought to NFC. Words that the
-    split pattern cuts in two, or that are already tokens, are skipped and counted. For the others merges are learned,
-    most frequent pair first, until each word is one token; this also adds tokens for parts of words.
-
-    The new ids follow those of the control tokens, from 151851 for the published vocabulary, so no existing id changes.
-    A model needs embedding rows for them, and training before they mean anything.
+    FILE has a line per word: the word, a tab, and its frequency in your texts. Words that the split pattern cuts, or
+    that are already tokens, are skipped and counted. For the others merges are learned until each word is one token;
+    this also adds tokens for parts of words. No existing id changes: the new ones follow, from 151851 for the published
+    vocabulary. A model needs embedding rows for them, and training before they mean anything.
     """
 
     EXAMPLES = """
@@ -104,9 +102,8 @@ class Compression:
     """Tokens per language by vocabulary, relative to one of them (Figure 3 of the report).
 
     Fewer tokens are better. TOKENIZER is qwen, a .tiktoken file, a sentencepiece model, a tokenizer.json, a GGUF file
-    (only its vocabulary is read) or a folder with a tokenizer; NAME=TOKENIZER gives it a name. The content of a file,
-    not its name, tells what it is. The languages are the report's, in its order: th he ar ko vi zh ja tr id pl ru nl pt
-    it de es fr en and code.
+    or a folder with a tokenizer; NAME=TOKENIZER names it. The content of a file, not its name, tells what it is. The
+    languages are the report's, in its order: th he ar ko vi zh ja tr id pl ru nl pt it de es fr en and code.
 
     TEXT is a folder with an entry per language, named by its code (th.txt, zh.jsonl, code/), or a .jsonl(.gz) file with
     "text" and its language ("bcp47", "iso6393" or "language") in each line, such as the UDHR in one file. Without code
@@ -177,19 +174,13 @@ def as_json(compared: "Comparison") -> str:
 def as_text(compared: "Comparison") -> str:
     """The vocabularies, then two tables in Markdown."""
     names = [vocabulary.name for vocabulary in compared.vocabularies]
-    logs = [[math.log(row.relative(v)) for row in compared.languages] for v in range(1, len(names))]
-    relative = [
-        ("language", "bytes", *names[1:]),
-        *(
-            (row.code, f"{row.bytes:,}", *(f"{row.relative(v):.2f}" for v in range(1, len(names))))
-            for row in compared.languages
-        ),
-        ("geometric mean", "", *(f"{math.exp(sum(column) / len(column)):.2f}" for column in logs)),
-    ]
-    density = [
-        ("language", *names),
-        *((row.code, *(f"{row.bytes / n:.2f}" for n in row.tokens)) for row in compared.languages),
-    ]
+    ratios = [[row.relative(v) for v in range(1, len(names))] for row in compared.languages]
+    means = map(statistics.geometric_mean, zip(*ratios))
+    relative = [("language", "bytes", *names[1:])]
+    relative += [(r.code, f"{r.bytes:,}", *(f"{x:.2f}" for x in own)) for r, own in zip(compared.languages, ratios)]
+    relative += [("geometric mean", "", *(f"{mean:.2f}" for mean in means))]
+    density = [("language", *names)]
+    density += [(row.code, *(f"{row.bytes / n:.2f}" for n in row.tokens)) for row in compared.languages]
     lines = [*(f"{v.name}: {v.size:,} ids, {v.kind}" for v in compared.vocabularies), *compared.notes]
     for title, (head, *rows) in (
         (f"Tokens relative to {names[0]} (lower is better):", relative),

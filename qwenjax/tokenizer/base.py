@@ -26,7 +26,7 @@ ENDS = (CONTROL[0], "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. Pickles as its vocabulary bytes, so data workers can be processes.
+    """Text to ids and back. Pickles as its vocabulary bytes.
 
     Attributes:
       name: 'qwen' for the published vocabulary, else kind and size, as in 'spm-8192'.

@@ -1,10 +1,8 @@
 """The Qwen tokenizer: byte-level BPE over a file of ranks (report §2.2), computed by tiktoken.
 
 Three things differ from the cl100k_base it starts from: text is brought to Unicode NFC first, every digit is a token of
-its own, and 208 control tokens follow the ranks, at fixed ids from 151,643 for the published vocabulary.
-
-`ExtendedBPE` adds extra tokens, as `qwenjax.tokenizer extend` learns them (docs/report.md, Vocabulary expansion). Their
-ids begin after the control tokens, at 151,851 for the published vocabulary, so no existing id moves; they merge last.
+its own, and 208 control tokens follow the ranks, at fixed ids from 151,643 for the published vocabulary. `ExtendedBPE`
+adds tokens after these (docs/report.md, Vocabulary expansion), so that no existing id moves; they merge last.
 """
 
 import base64

@@ -2,9 +2,8 @@
 
 Vocabularies trained here serve models too small for 152k embedding rows. Any text survives encode and decode unchanged:
 no normalisation, no added or removed blanks, unknown characters as bytes. Pieces may join a word with the punctuation
-and line ends around it ("):\\n", "▁self,"), and indentation with the word after it, but never hold a blank after a
-non-blank, so that a prompt that ends with a word is cut like the same words in training. Without that last rule Python
-source takes a tenth fewer tokens, at the price of such prompts.
+and line ends around it, and indentation with the word after it, but never hold a blank after a non-blank, so that a
+prompt that ends with a word is cut like the same words in training.
 """
 
 import io
