@@ -30,8 +30,8 @@ class Train:
       bpe      sentencepiece with merges; keeps any text unchanged, unknown characters as bytes. For small vocabularies
       unigram  sentencepiece, pruned by likelihood; also lossless, but thirty times slower to train
       bytes    merges of bytes within the words of Qwen's split pattern, written as .tiktoken ranks with the 208 control
-               tokens after them. --continue-from keeps the order of that vocabulary, as Qwen did with cl100k, but
-               leaves out tokens of several digits, because the pattern splits numbers into digits
+               tokens after them. --continue-from keeps the order of that vocabulary, as Qwen did with cl100k, and
+               its extra tokens, but no tokens of several digits, because the pattern splits numbers into digits
     """
 
     EXAMPLES = """

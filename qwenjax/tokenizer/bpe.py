@@ -15,11 +15,12 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import AnyStr, ClassVar
+from typing import AnyStr
 
 import numpy as np
 
 from qwenjax.common.processes import cores
+from qwenjax.tokenizer import EXTRA
 from qwenjax.tokenizer.base import CONTROL, Tokenizer
 
 # How text is split before merging (docs/report.md, Text splitting): contractions, words with at most one leading sign,
@@ -132,8 +133,6 @@ class ExtendedBPE(QwenBPE):
       skipped: (token, id, why) of those left out, as in the released loader, because the token or the id exists.
     """
 
-    extra_file: ClassVar[str] = "extra.tiktoken"  # what `save` writes beside `file`
-
     def __init__(
         self, data: bytes, extra: bytes, source: str = "the vocabulary", extra_source: str = "the extra vocabulary"
     ):
@@ -163,7 +162,7 @@ class ExtendedBPE(QwenBPE):
         pieces = self._pieces + [b""] * (max(used) + 1 - self.size)
         for token, index in self.extra.items():
             pieces[index] = token
-        files = {**self._files, self.extra_file: write_ranks(self.extra)}
+        files = {**self._files, EXTRA: write_ranks(self.extra)}
         self._unused = frozenset(range(len(pieces))) - used
         Tokenizer.__init__(self, b"".join(files.values()), f"{self.name}+{len(self.extra)}", pieces, self.special)
         self._files = files
