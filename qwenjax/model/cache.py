@@ -24,10 +24,9 @@ class Int8(NamedTuple):
 
 
 class ReleasedInt8(NamedTuple):
-    """The same, quantised as the released code does: all positions of one call share a scale, values are not rounded.
+    """The same as the released code does it: all positions of one call share a scale, values are not rounded.
 
-    It reproduces that code's outputs (docs/report.md, Int8 cache). Errors are larger than those of Int8, and depend on
-    how a text is split into calls.
+    Errors are larger, and depend on how a text is split into calls (docs/report.md, Int8 cache).
     """
 
     q: jax.Array
@@ -43,11 +42,7 @@ class Cache(NamedTuple):
 
 
 def empty(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype, kind: str = "plain") -> Cache:
-    """One layer's cache for `length` positions of `batch` sequences.
-
-    Args:
-      dtype: of a plain cache. kind: one of KINDS.
-    """
+    """One layer's cache for `length` positions of `batch` sequences; `dtype` of a plain one, `kind` of KINDS."""
     if kind not in KINDS:
         raise ValueError(f"no kind of cache {kind!r}; known: {', '.join(KINDS)}")
     shape = (batch, cfg.kv, length, cfg.head_size)

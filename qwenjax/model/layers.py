@@ -35,8 +35,7 @@ class TokenInfo(NamedTuple):
 def project(x: jax.Array, *weights: jax.Array, fuse: bool = False) -> tuple[jax.Array, ...]:
     """[b t d] times each weight [d ...] -> one [b t ...] per weight, in x's dtype.
 
-    With `fuse` the weights are joined for one matmul. On CPU that saves 13 % of a training step, because XLA copies the
-    operands of each weight-gradient product into another layout, and there are fewer products. Elsewhere, and when a
+    With `fuse` the weights are joined for one matmul. On CPU that saves 13 % of a training step; elsewhere, and when a
     weight's columns are split over devices, joining would be a copy.
     """
     weights = [w.astype(x.dtype) for w in weights]
@@ -103,8 +102,7 @@ def vector(module: nn.Module, name: str, axes: tuple[str, ...], shape: tuple[int
 def add_adapters(module: nn.Module, lora: Lora | None, x: jax.Array, **outputs: jax.Array) -> tuple[jax.Array, ...]:
     """Each projection of x [b t …], by name, plus alpha/rank · dropout(x) A B where the module has an adapter for it.
 
-    W + A B is not formed, so a frozen W needs no product for its gradient. Projections of one input share the dropout
-    and one product with their A, side by side.
+    Projections of one input share the dropout and one product with their A, side by side.
     """
     pairs = {name: module.get_variable("lora", name) for name in outputs if module.has_variable("lora", name)}
     if not pairs:
@@ -161,10 +159,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: jax.Array, context: TokenInfo, cache: Cache | None, window: jax.Array | None = None
     ) -> tuple[jax.Array, Cache | None]:
-        """[b t d] -> [b t d] and the cache with this call's keys and values written at their positions.
-
-        window: int32, for a scan over layers with different windows; None: `self.window`.
-        """
+        """[b t d] -> [b t d] and the cache with this call's entries; `window` replaces `self.window` in a scan."""
         cfg, d, n, k, h = self.cfg, self.cfg.embed, self.cfg.heads, self.cfg.kv, self.cfg.head_size
         if self.fused:
             (qkv,) = project(x, weight(self, "qkv", ("embed", "heads", "head_dim"), (d, n + 2 * k, h)))

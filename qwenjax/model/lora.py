@@ -44,10 +44,7 @@ TARGETS = {
 
 
 def init(cfg: ModelConfig, lora: Lora, rng: jax.Array) -> dict:
-    """Fresh float32 adapters, boxed with their logical axes: A uniform within ±1/sqrt(inputs), as PEFT's; B zero.
-
-    The axes are those of the weight, so that adapters are split over devices in the same way; the rank is not split.
-    """
+    """Fresh float32 adapters, boxed with the logical axes of their weights: A uniform in ±1/sqrt(inputs), B zero."""
     boxed = jax.eval_shape(lambda: transformer.init_params(cfg, rng))["blocks"]
     out: dict = {}
     for name, target in TARGETS.items():  # in this order, so that keys do not depend on that of lora.targets
@@ -72,8 +69,8 @@ def split(params: dict, lora: Lora) -> tuple[dict, dict]:
     """A model's parameters in two: what is trained, and what is frozen, stored as `lora.base_dtype`.
 
     Returns: trained = {"params": those of `lora.modules_to_save`}, to which the caller adds adapters as "lora"; and
-      frozen = {"params": the others, "quantised": projections as codes and scales}. Only projections are quantised;
-      the other parameters of an int8 or nf4 base are bfloat16. Boxed parameters give boxed results.
+      frozen = {"params": the others, "quantised": projections as codes and scales}. The other parameters of an int8 or
+      nf4 base are bfloat16. Boxed parameters give boxed results.
     Raises:
       ValueError: `lora.modules_to_save` names a head that is the input embedding, which is named embed.
     """
@@ -113,11 +110,7 @@ def variables(trained: dict, frozen: dict) -> dict:
 
 
 def merge(collections: dict, lora: Lora) -> dict:
-    """One tree of float32 parameters that computes the same: W + alpha/rank · A B, with a quantised W dequantised.
-
-    Args:
-      collections: as from `variables`; adapters and quantised weights may be missing.
-    """
+    """Float32 parameters that compute the same as collections of `variables`: W (dequantised) + alpha/rank · A B."""
     params = jax.tree.map(lambda w: w.astype(jnp.float32), dict(collections["params"]))
     blocks = {module: dict(x) for module, x in params["blocks"].items()}
     for module, codes in collections.get("quantised", {}).get("blocks", {}).items():

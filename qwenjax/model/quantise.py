@@ -18,8 +18,7 @@ BLOCK = 64
 def _normal_levels() -> tuple[float, ...]:
     """The sixteen values of NF4: quantiles of N(0, 1), with 0 among them, scaled to [-1, 1] (paper, §3, appendix E).
 
-    Eight steps from 0 upwards and seven downwards, evenly spaced in probability. The outermost stands at the mean of
-    1 - 1/30 and 1 - 1/32, half a bin from certainty when one half of the line is cut into fifteen or sixteen.
+    Eight steps from 0 upwards and seven downwards, evenly spaced in probability, to the mean of 1 - 1/30, 1 - 1/32.
     """
     end = (1 - 1 / 30 + 1 - 1 / 32) / 2
 

@@ -1,7 +1,6 @@
 """Rotary position embedding (report §2.3.1) and its extensions beyond the training length (§2.3.2).
 
-Half-rotation. The report keeps the frequency table in FP32 for accuracy; here the angles, their sines and the rotation
-itself are float32 whatever the activations' dtype, as in the released modeling_qwen.py.
+Angles, their sines and the rotation are float32 whatever the activations' dtype, as in the released modeling_qwen.py.
 """
 
 import math
@@ -35,8 +34,7 @@ def ntk_border(length: int, context: int) -> int:
 def cos_sin(positions: jax.Array, cfg: ModelConfig, lengths: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """[b t] int32 -> cosines and sines [b t 1 h/2], float32, of every position's angles.
 
-    Args:
-      lengths: [b] int32; from a row's length dynamic NTK gets its base, base · alpha^(h/(h-2)). None: training, no NTK.
+    lengths: [b] int32; from a row's length dynamic NTK gets its base, base · alpha^(h/(h-2)). None: training, no NTK.
     """
     h, base = cfg.head_size, cfg.rope_base
     if cfg.ntk and lengths is not None:
@@ -100,8 +98,7 @@ def _by_halves(x, cos, sin):
 def _by_permutation(x, cos, sin):
     """Swaps the halves by a product with a matrix of 0 and ±1, which is exact.
 
-    Half a head is 64 of a TPU's 128 lanes: splitting and joining takes three passes over memory, the product one. Saves
-    4 % of a 14B step on v5e (compiler estimate).
+    Half a head is 64 of a TPU's 128 lanes: splitting and joining takes three passes over memory, the product one.
     """
     half = x.shape[-1] // 2
     eye = np.eye(half, dtype=np.float32)

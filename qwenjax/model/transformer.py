@@ -1,8 +1,7 @@
 """The decoder: embedding, a scan over layers, final norm; the head is applied by whoever needs logits.
 
 `Transformer.apply({"params": params}, tokens, …)` returns hidden states, because logits over 152k entries for every
-position would be the largest array of all: losses take the hidden states and the head (objectives/cross_entropy.py),
-sampling takes the last position.
+position would be the largest array of all: losses take the head, sampling takes the last position.
 """
 
 import dataclasses
@@ -34,7 +33,7 @@ ALL = 1 << 30  # a window that hides nothing
 class Transformer(nn.Module):
     """The whole decoder. Parameters: embed [v d], blocks/… (each with a leading layers axis), norm, head [d v].
 
-    `apply` also takes the collections of model/lora.py: adapters, and projections that are stored in fewer bits.
+    `apply` also takes the collections of model/lora.py.
     """
 
     cfg: ModelConfig
@@ -150,10 +149,7 @@ def logits(params: dict, hidden: jax.Array) -> jax.Array:
 
 
 def init_params(cfg: ModelConfig, rng: jax.Array) -> dict:
-    """Fresh float32 parameters with the released initialisation, boxed with their logical axes (see `nn.unbox`).
-
-    They do not depend on `Compute`; under `jax.eval_shape` nothing is allocated.
-    """
+    """Fresh float32 parameters with the released initialisation, boxed with their logical axes (see `nn.unbox`)."""
     plain = Compute(dtype="float32", remat="none", attention="xla", fuse="no")
     return Transformer(cfg, plain).init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
 

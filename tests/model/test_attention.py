@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import qwenjax
-from qwenjax.model.attention import attend, cudnn, resolve, splash
+from qwenjax.model.attention import attend, resolve
 
 # The TPU kernel runs here in the interpreter, in float32; tests/plan compiles it for a TPU. Of cuDNN the call is tested
 # here, through jax's other implementation of the same function, and the kernel below, where there is a GPU.
 BACKENDS = {
     "xla": lambda *args, window=None: attend(*args, window=window, backend="xla"),
-    "splash": lambda *args, window=None: splash.attend(*args, window, 0.0, None, block=128, interpret=True),
-    "cudnn": lambda *args, window=None: cudnn.attend(*args, window, 0.0, None, implementation="xla"),
+    "splash": lambda *args, window=None: attend(*args, window=window, backend="splash", block=128, interpret=True),
+    "cudnn": lambda *args, window=None: attend(*args, window=window, backend="cudnn", implementation="xla"),
 }
 
 

@@ -1,7 +1,6 @@
 """Flash attention on NVIDIA GPUs: cuDNN's kernel, through `jax.nn`, under our contract.
 
-Self-attention without a cache, causal by index in the row, as for splash. Packed rows cost a mask [b 1 t t] that all
-heads share: jax's public function takes neither segments nor their offsets.
+Self-attention, causal by index in the row, as for splash. Packed rows cost a mask [b 1 t t] that all heads share.
 
 The backward pass sums in no fixed order. So runs repeat and resume only up to rounding, unless
 XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=true asks for the slower kernel.
@@ -17,14 +16,8 @@ WIDTH = 128  # widest head on every architecture that the kernel runs on
 DTYPES = ("bfloat16", "float16")
 
 
-def cannot(
-    *, length: int, head_dim: int, dtype: str, dropout: float = 0.0, context: int = 1, cached: bool = False
-) -> str:
+def cannot(length: int, head_dim: int, dtype: str, context: int) -> str:
     """Why this backend cannot do a call, or ''; see `splash.cannot`."""
-    if dropout:
-        return "has no dropout; use compute.attention=xla"
-    if cached:
-        return "is for whole rows, not for a cache; use compute.attention=xla"
     if dtype not in DTYPES:
         return f"computes in {' or '.join(DTYPES)}, got {dtype}; use compute.dtype=bfloat16 or compute.attention=xla"
     if length % 2 or head_dim % 8 or head_dim > WIDTH:
@@ -40,40 +33,29 @@ def attend(
 ) -> jax.Array:
     """See `attention.attend`. Without segments padding must come last in a row; a row where it does not becomes NaN.
 
-    Args:
-      implementation: "xla" makes the same call without the kernel: on any platform, in any dtype.
-    Raises:
-      ValueError: a call that `cannot` refuses.
+    implementation: "xla" makes the same call without the kernel, on any platform, in any dtype.
     """
     t, h = q.shape[1], q.shape[3]
 
     def local(q, k, v, positions, *segments):
-        reason = cannot(
-            length=t,
-            head_dim=h,
-            dtype=str(q.dtype) if implementation == "cudnn" else DTYPES[0],
-            dropout=dropout,
-            context=t // q.shape[1],
-            cached=q_pos is not k_pos,
-        )
-        if reason:
+        if reason := cannot(t, h, str(q.dtype) if implementation == "cudnn" else DTYPES[0], t // q.shape[1]):
             raise ValueError(f"attention backend cudnn {reason}")
         padding = positions < 0
-        mask, kernel_window = None, window
+        mask, last = None, None if window is None else (window - 1, 0)
         if segments:
             segment = jnp.where(padding, -1, segments[0])  # padding sees only padding
             mask = segment[:, None, :, None] == segment[:, None, None, :]
             if window is not None:  # goes into the mask, because cuDNN before 9.10.2 takes a mask or a window, not both
                 index = jnp.arange(t)
                 mask &= index[:, None] - index < window
-                kernel_window = None
+                last = None
         out = jax.nn.dot_product_attention(
             q,
             k,
             v,
             mask=mask,
             is_causal=True,  # needed with a window, too: without it jax's cuDNN path lets queries see later keys
-            local_window_size=None if kernel_window is None else (kernel_window - 1, 0),
+            local_window_size=last,
             implementation=implementation,
         )
         if not segments:

@@ -1,7 +1,6 @@
 """Flash attention on TPUs: jax's splash kernel under our contract, one call per device.
 
-Self-attention without a cache, causal by index in the row: within a segment positions must rise, as they do in packed
-rows and prompts. Scores never leave the chip's memory, so a layer keeps [b t n h] instead of [b n t t].
+Self-attention, causal by index in the row: within a segment positions must rise, as they do in packed rows and prompts.
 
 Where the mesh splits positions over c devices (context parallelism), each of them gathers the keys and values of its
 rows and answers its share of the queries; gradients of keys and values are summed over the devices on the way back.
@@ -23,19 +22,12 @@ LANES = 128  # of a vector register: lengths and head widths are multiples
 BLOCK = 1024  # queries and keys per step; 512 makes twice the partial gradients of q, which are summed in memory
 
 
-def cannot(
-    *, length: int, head_dim: int, dtype: str, dropout: float = 0.0, context: int = 1, cached: bool = False
-) -> str:
+def cannot(length: int, head_dim: int, dtype: str, context: int) -> str:
     """Why this backend cannot do a call, in the words that follow its name in the error, or ''.
 
     Args:
-      length: t of a whole row. head_dim: h. dtype: of q, k and v.
-      dropout: of attention weights. context: devices that share a row. cached: keys come from a cache.
+      length: t of a whole row. head_dim: h. dtype: of q, k and v. context: devices that share a row.
     """
-    if dropout:
-        return "has no dropout; use compute.attention=xla"
-    if cached:
-        return "is for whole rows, not for a cache; use compute.attention=xla"
     chunks = 1 if context == 1 else 2 * context
     if length % (LANES * chunks) or head_dim % LANES:
         split = f"length {length}" + ("" if context == 1 else f" in {chunks} chunks of {length // chunks}")
@@ -51,18 +43,13 @@ def attend(
     Args:
       block: most queries, and keys, that one step of the kernel holds.
       interpret: run the kernel step by step in XLA, on any platform.
-    Raises:
-      ValueError: a call that `cannot` refuses.
     """
     t, h = q.shape[1], q.shape[3]
     segments = jnp.where(q_pos < 0, -1, 0 if q_segment is None else q_segment)  # padding sees only padding
 
     def local(q, k, v, segments):
         devices = t // q.shape[1]  # that share a row
-        reason = cannot(
-            length=t, head_dim=h, dtype=q.dtype, dropout=dropout, context=devices, cached=q_pos is not k_pos
-        )
-        if reason:
+        if reason := cannot(t, h, str(q.dtype), devices):
             raise ValueError(f"attention backend splash {reason}")
         run = _kernel(q.shape[2], t, devices, window, block, interpret)
         q_segments = segments
@@ -142,8 +129,8 @@ def collect(x: jax.Array, devices: int) -> jax.Array:
 def gather(x: jax.Array) -> jax.Array:
     """[b t/c …] in row order -> [b t …]: whole rows on each of their devices.
 
-    Pieces arrive along a new first axis, because then its transpose is a reduce-scatter on TPUs. Along `t`, as for an
-    argument that `per_device` gathers, the gradient is all-reduced, at twice the bytes, and cut afterwards.
+    Pieces arrive along a new first axis, because then its transpose is a reduce-scatter on TPUs. Along `t` the gradient
+    would be all-reduced, at twice the bytes, and cut afterwards.
     """
     pieces = jnp.moveaxis(jax.lax.all_gather(x, AXIS), 0, 1)  # [b c t/c …]
     return pieces.reshape(x.shape[0], -1, *x.shape[2:])
