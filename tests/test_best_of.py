@@ -188,7 +188,7 @@ def test_the_command_shows_the_best_and_says_how_far_it_is_from_the_policy(
     assert main(*asked, *file) == 0  # nothing is left to do
     capsys.readouterr()
     assert main(*asked, "--best-of=5", *file) == 1
-    assert "made with another model or other options" in capsys.readouterr().err
+    assert "made with another model or options" in capsys.readouterr().err
 
 
 def test_who_chooses_and_among_how_many_go_together(capsys):

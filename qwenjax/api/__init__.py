@@ -18,8 +18,7 @@ def load(path: str | Path, mesh: "Mesh | None" = None, dtype: str | None = None,
 
     Args:
       mesh: where parameters and batches live (`sharding.make_mesh`); None is the first device.
-      dtype: 'float32' or 'bfloat16', of the parameters and the computation; None: float32 on CPUs, whose matmuls have
-        no bfloat16, else bfloat16.
+      dtype: 'float32' or 'bfloat16', of parameters and computation; None: float32 on CPUs, else bfloat16.
       config_overrides: fields of `config.ModelConfig`, typed as on a command line: `ntk=True, logn=False`, or
         `**{"rope_scaling.factor": 4}`.
     Raises:

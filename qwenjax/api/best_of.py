@@ -65,11 +65,7 @@ class BestOf(NamedTuple):
         stop: Sequence[Stop],
         seeds: Sequence[int],
     ) -> list[Chosen]:
-        """The best answer to each conversation; answer i draws with seed n * seed + i.
-
-        Raises:
-          ValueError: see `check`; or a conversation and its answer are longer than the reward model reads.
-        """
+        """The best answer to each conversation; answer i draws with seed n * seed + i. Raises ValueError as `check`."""
         self.check(model, sampling)
         n, prompts = self.n, [model.encode_chat(messages) for messages in conversations]
         stops = [*chatml.stop_sequences(model.vocabulary), *stop]
@@ -88,11 +84,7 @@ class BestOf(NamedTuple):
 
 
 def conversation(model: Model, row: dict[str, Any]) -> list[chatml.Message]:
-    """The conversation of a request: its 'messages', or its 'prompt' as the user's turn for a chat model.
-
-    Raises:
-      ValueError: a text for a base model, which continues texts and does not answer them.
-    """
+    """The conversation of a request: its 'messages', or its 'prompt' as the user's turn, for a chat model only."""
     if "messages" in row:
         return row["messages"]
     if not model.generation_defaults.chat:

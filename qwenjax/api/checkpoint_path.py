@@ -32,21 +32,13 @@ SETTABLE = {"kv": "kv_heads", "head_size": "head_dim"}  # fields behind the prop
 
 @dataclass(frozen=True)
 class CheckpointPath:
-    """A checkpoint that was detected and not read yet.
+    """A checkpoint that was detected and not read yet."""
 
-    Attributes:
-      path: of a run, the checkpoint that was chosen.
-      config: of the model.
-      hub_checkpoint: what interop opened; None for adapters of PEFT and for a run.
-      meta: what was saved with a checkpoint of a run; {} for others.
-      base: the base model of low-rank adapters, of a run or of PEFT; None without adapters.
-    """
-
-    path: Path
+    path: Path  # of a run, the checkpoint that was chosen
     config: ModelConfig
-    hub_checkpoint: HubCheckpoint | None
-    meta: Mapping[str, Any]
-    base: "CheckpointPath | None" = None
+    hub_checkpoint: HubCheckpoint | None  # what interop opened; None for adapters of PEFT and for a run
+    meta: Mapping[str, Any]  # what was saved with a checkpoint of a run; {} for others
+    base: "CheckpointPath | None" = None  # of low-rank adapters, of a run or of PEFT
 
     @property
     def name(self) -> str:
@@ -74,18 +66,13 @@ class CheckpointPath:
         return "bfloat16" if stored is not None and stored.dtype.name == "bfloat16" else "float32"
 
     def override(self, settings: Mapping[str, Any]) -> "CheckpointPath":
-        """The same checkpoint with fields of its config changed: FIELD -> value, typed as on a command line.
-
-        Raises:
-          ValueError: a field that does not exist, or a value that does not fit.
-        """
+        """The same checkpoint with fields of its config changed: FIELD -> value, typed as on a command line."""
         return replace(self, config=overrides.override(self.config, dict(settings)))
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer in the checkpoint, or None; adapters without one have that of their base model.
 
-        Raises:
-          ValueError: it has more ids than the embedding has rows, or cannot be read.
+        Raises ValueError if it cannot be read, or has more ids than the embedding has rows.
         """
         tokenizer = self._read_tokenizer()
         if tokenizer is not None and tokenizer.size > self.config.vocab:
@@ -162,8 +149,7 @@ def _detect_base(name: str, adapters: Path, advice: str) -> CheckpointPath:
 def compare(source: CheckpointPath, model: ModelConfig, path: str | Path) -> list[str]:
     """A sentence for each field in which the model at a path and another compute differently (rope_base, say).
 
-    Raises:
-      ValueError: their parameters have different shapes; the fields are named.
+    Raises ValueError, with the fields, if their parameters have different shapes.
     """
     ours, theirs = source.config, model
     if other := [name for name in SHAPE if getattr(ours, name) != getattr(theirs, name)]:

@@ -19,21 +19,13 @@ SAMPLING_KEYS = ("do_sample", *SAMPLING, "max_new_tokens")
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What the files of a checkpoint say about generation.
+    """What the files of a checkpoint say about generation."""
 
-    Attributes:
-      chat: it was trained on dialogues in ChatML.
-      eos_ids: ids that end its texts, besides the tokenizer's own.
-      sampling: entries of generation_config.json, those of `SAMPLING_KEYS`.
-      max_window_size: tokens that a conversation's history may have; None if the files do not say.
-      from_run: a run of `qwenjax.train`, whose texts begin with <|endoftext|>, as in training.
-    """
-
-    chat: bool = False
-    eos_ids: frozenset[int] = frozenset()
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    max_window_size: int | None = None
-    from_run: bool = False
+    chat: bool = False  # it was trained on dialogues in ChatML
+    eos_ids: frozenset[int] = frozenset()  # that end its texts, besides the tokenizer's own
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # of generation_config.json, those of `SAMPLING_KEYS`
+    max_window_size: int | None = None  # tokens of a conversation's history; None if the files do not say
+    from_run: bool = False  # a run of `qwenjax.train`, whose texts begin with <|endoftext|>, as in training
 
     @classmethod
     def of(cls, source: CheckpointPath) -> "GenerationDefaults":
@@ -69,9 +61,6 @@ class GenerationDefaults:
         """How the release samples, with changes of temperature, top_p, top_k or repetition_penalty.
 
         Where the release does not sample, a temperature, top_p or top_k asks for it; temperature 0 is greedy.
-
-        Raises:
-          ValueError: a value out of its range.
         """
         values = {key: self.sampling[key] for key in SAMPLING if key in self.sampling} | changes
         sample = self.sampling.get("do_sample", False) or changes.keys() & {"temperature", "top_k", "top_p"}

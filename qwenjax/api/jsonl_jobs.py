@@ -59,8 +59,7 @@ def read_requests(path: str | Path) -> list[dict[str, Any]]:
 def resume(out: Path, requests: list[dict[str, Any]], digest: str) -> int:
     """How many requests are completed. A line that a kill cut short is removed from the file.
 
-    Raises:
-      ValueError: the file answers other requests, or was written with other settings.
+    Raises ValueError for a file that answers other requests, or was written with other settings.
     """
     rows = jsonl.read_rows(out)
     for i, row in enumerate(rows):

@@ -41,25 +41,18 @@ class Completion(NamedTuple):
 
 @dataclass
 class Model:
-    """Parameters, and everything that is needed to use them.
-
-    Attributes:
-      params: as `transformer.init_params`, in the dtype that was asked for.
-      tokenizer: None if the checkpoint has none; then prompts are ids.
-      window: tokens of the longest text that `generate` and `chat` accept, the answer included: the length that the
-        model was trained for; None is no limit, as with dynamic NTK.
-      kv_cache: how keys and values are kept while decoding; one of `model.cache.KINDS`.
-      frozen_ntk: dynamic NTK keeps the prompt's alpha while decoding, as the released code does (generate/decode.py).
-    """
+    """Parameters, and everything that is needed to use them."""
 
     config: ModelConfig
-    params: dict
-    tokenizer: Tokenizer | None
+    params: dict  # as `transformer.init_params`, in the dtype that was asked for
+    tokenizer: Tokenizer | None  # None if the checkpoint has none; then prompts are ids
     compute: Compute
     mesh: Mesh | None = None
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
-    kv_cache: str = "plain"
-    frozen_ntk: bool = False
+    kv_cache: str = "plain"  # one of `model.cache.KINDS`
+    frozen_ntk: bool = False  # keep the prompt's alpha while decoding, as the released code does (generate/decode.py)
+    # Tokens of the longest text that `generate` and `chat` accept, the answer included: the length that the model was
+    # trained for; None is no limit, as with dynamic NTK
     window: int | None = field(init=False)
 
     def __post_init__(self):
@@ -77,8 +70,7 @@ class Model:
     def logits(self, ids: Any) -> jax.Array:
         """Logits of the next token after each position: int [b t] -> float32 [b t v], with all context extensions.
 
-        Raises:
-          ValueError: ids of another shape, or an id beyond the embedding.
+        Raises ValueError for ids of another shape or beyond the embedding.
         """
         ids = np.asarray(ids)
         if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
@@ -91,10 +83,7 @@ class Model:
         """Summed log-probability, nats, of each continuation after its prompt.
 
         Two texts are encoded together, as the model would see them; blanks at the end of the prompt belong to the
-        continuation. An empty prompt stands for the beginning of a text.
-
-        Raises:
-          ValueError: different numbers of prompts and continuations, or a pair of ids and text.
+        continuation. An empty prompt stands for the beginning of a text. Raises ValueError for a pair of ids and text.
         """
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts and {len(continuations)} continuations: wanted as many")
@@ -192,8 +181,7 @@ class Model:
     ) -> str:
         """The answer to a conversation [{"role": …, "content": …}], in ChatML.
 
-        Raises:
-          ValueError: a model without ChatML, messages that ChatML does not have, or more of them than the window holds.
+        Raises ValueError for a model without ChatML, or messages that it does not have or the window does not hold.
         """
         ids = self.encode_chat(messages)
         stops = [*chatml.stop_sequences(self.vocabulary), *_as_list(stop)]
@@ -208,8 +196,7 @@ class Model:
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt as the model reads it; those of a text have what begins every text in front.
 
-        Raises:
-          ValueError: it is empty, or an id is beyond the embedding.
+        Raises ValueError if there are none, or one is beyond the embedding.
         """
         if isinstance(prompt, str):
             ids = [*self._prefix, *self.vocabulary.encode_ordinary(prompt)]

@@ -55,8 +55,7 @@ def read_reward_model(source: CheckpointPath, shardings: dict | None = None) -> 
 def read_adapter(source: CheckpointPath, shardings: dict | None = None) -> peft.Adapter:
     """The low-rank adapters, and the embeddings trained in full; replicated over the devices of `shardings`.
 
-    Raises:
-      ValueError: the model has none, or is a reward model; see `interop.peft.load_adapter` for adapters of PEFT.
+    Raises ValueError for a model without them, a reward model, and as `interop.peft.load_adapter`.
     """
     if source.base is None:
         raise ValueError(f"{source.path} has no low-rank adapters: it is a whole model")

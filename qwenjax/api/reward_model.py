@@ -28,21 +28,16 @@ class RewardModel:
     compute: Compute
 
     def score(self, conversations: Sequence[Sequence[chatml.Message]]) -> np.ndarray:
-        """Scores [n], float32, of conversations that end with the assistant's turn.
-
-        Raises:
-          ValueError: one ends otherwise, or is longer than the model's context.
-        """
+        """Scores [n], float32, of conversations. Raises ValueError for one that does not end with the assistant."""
         for i, messages in enumerate(conversations):
             if not messages or messages[-1]["role"] != "assistant":
                 raise ValueError(f"conversation {i} does not end with the assistant, whose turn is what is scored")
         return self.score_ids([self.tokenizer.encode_chat(m, add_generation_prompt=False) for m in conversations])
 
     def score_ids(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Scores [n], float32, of ids that end with the end token; they may be longer than the run's `data.seq_len`.
+        """Scores [n], float32, of ids that end with the end token.
 
-        Raises:
-          ValueError: one is empty, or longer than the model's context.
+        Raises ValueError for a text that is empty, or longer than the model's context.
         """
         if not all(len(ids) for ids in texts):
             raise ValueError("a text without tokens has no end to read a score at")

@@ -32,9 +32,7 @@ class Likelihood(NamedTuple):
 def batches(shapes: Sequence[tuple[int, ...]], tokens: int) -> Iterator[tuple[tuple[int, ...], list[int], int]]:
     """Texts of one padded shape together, so that few programs compile: (shape, which texts, rows of the batch).
 
-    Args:
-      shapes: of each text, in buckets; the first number is its padded length.
-      tokens: of a batch at most, padding included; a longer text is a batch of its own.
+    `shapes` begin with the padded length. A batch has at most `tokens`, padding included, or one longer text.
     """
     for shape in sorted(set(shapes), reverse=True):
         same = [i for i, other in enumerate(shapes) if other == shape]
@@ -53,9 +51,7 @@ def score(
     """Summed log-probability, nats, of each continuation after its prompt; both are ids.
 
     Padding rows of the vocabulary count in the normalisation, as in the training loss. An empty continuation has 0.
-
-    Raises:
-      ValueError: an empty prompt.
+    Raises ValueError for an empty prompt.
     """
     if empty := [i for i, (prompt, _) in enumerate(pairs) if not len(prompt)]:
         raise ValueError(f"prompt {empty[0]} is empty: give it at least the token that texts begin with")

@@ -29,19 +29,14 @@ class Exit(Exception):
 
 
 class Session:
-    """One conversation with a `Model`.
-
-    Attributes:
-      history: (query, answer) pairs, oldest first.
-      settings: those of KINDS that were set; the release decides the others.
-    """
+    """One conversation with a `Model`."""
 
     def __init__(self, model: Any, system: str = chatml.SYSTEM, seed: int = 0, settings: dict[str, Any] | None = None):
         """Raises ValueError if the model has no ChatML, or a setting is refused."""
         chatml.check(model.vocabulary)
         self.model, self.system, self.seed = model, system, seed
         self.initial = dict(settings or {})
-        self.history: list[tuple[str, str]] = []
+        self.history: list[tuple[str, str]] = []  # queries and answers, oldest first
         self._set(self.initial)
 
     def _set(self, settings: dict[str, Any]) -> None:
@@ -50,14 +45,12 @@ class Session:
         if limit < 1:
             raise ValueError(f"max_new_tokens={limit}: wanted at least 1")
         self.sampling = defaults.sampler(**changes)
-        self.settings, self.max_new_tokens = dict(settings), limit
+        self.settings, self.max_new_tokens = dict(settings), limit  # the release decides what is not set
 
     def command(self, line: str) -> str | None:
         """The reply to a line that begins with `:word`; None if the line is a question and no command.
 
-        Raises:
-          Exit: it was :exit.
-          ValueError: a command or setting that is not understood.
+        Raises Exit for :exit, and ValueError for a command or setting that is not understood.
         """
         found = re.fullmatch(r":([a-z]+)(?:\s+(.*))?", line.strip(), flags=re.DOTALL)
         if not found:
@@ -83,8 +76,7 @@ class Session:
     def answer(self, query: str, emit: Callable[[str], None]) -> str:
         """Asks the model, emits its answer as it comes, and returns a line about the time that it took.
 
-        A KeyboardInterrupt stops the answer and nothing else. Old turns that do not fit the window are left out of the
-        prompt, as in the released code (docs/report.md, Chat history), and stay in the history.
+        A KeyboardInterrupt stops the answer and nothing else. Old turns that do not fit the window stay in the history.
         """
         tokenizer, pieces, begin, first = self.model.vocabulary, [], time.perf_counter(), []
         window = self.model.generation_defaults.max_window_size or WINDOW

@@ -1,11 +1,8 @@
-"""ChatML, the chat format of Qwen (report §A.1.1): prompts, history truncation and stop sequences.
+"""ChatML, the chat format of Qwen (report §A.1.1): prompts, history truncation, stop sequences and loss masks.
 
-A turn is `<|im_start|>` role `\\n` content `<|im_end|>`, with one `\\n` between turns. Role, newline and content are
-encoded separately, so the ids of a header do not depend on what follows. Contents are always encoded as plain text:
-`<|im_end|>` typed by a user cannot end the turn. The first turn is always a system turn.
-
-`encode_with_mask` also says which tokens of a training conversation carry loss (report §3.1.2, and the masks of the
-released code and memo). `tokenizer` is a `qwenjax.tokenizer.Tokenizer` with the control tokens.
+A turn is `<|im_start|>` role `\\n` content `<|im_end|>`, with one `\\n` between turns; the first is a system turn.
+Role, newline and content are encoded separately, so the ids of a header do not depend on what follows. Contents are
+plain text: `<|im_end|>` typed by a user cannot end the turn. `tokenizer` is a `qwenjax.tokenizer.Tokenizer`.
 """
 
 from collections.abc import Sequence

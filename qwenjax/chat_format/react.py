@@ -56,8 +56,7 @@ def instruction(
     """The text that explains the format and lists the tools; '\\n\\nQuestion: …' follows it.
 
     Args:
-      tools: descriptions with 'name', 'description' and 'parameters' (any JSON). Qwen's own keys name_for_model,
-        name_for_human and description_for_model take precedence.
+      tools: descriptions with 'name', 'description' and 'parameters' (any JSON), or Qwen's own keys name_for_model, ….
       arguments: adds to each tool in which form its arguments are written.
       variant: 'APIs' with names separated by ', ' as in openai_api.py, or 'tools' with ',' as in the first prompts.
     """

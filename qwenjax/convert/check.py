@@ -1,6 +1,5 @@
-"""Proof that a written checkpoint is the same model: every tensor bit by bit, the mathematics against transformers.
+"""Proof that a written checkpoint is the same model: every tensor bit by bit, hidden states against transformers.
 
-The mathematics is compared layer by layer: hidden states of ours and of transformers, on the same ids.
 Axes: b texts, t positions, d embed, v vocabulary.
 """
 
@@ -31,11 +30,7 @@ TOLERANCE = 1e-4  # of the largest value at a position; float32 sums in another 
 
 
 def check(source: CheckpointPath, params: dict, out: Path, to: str, dtype: str, quant: str) -> Iterator[str]:
-    """Lines that say what agrees.
-
-    Raises:
-      ValueError: something differs; it is named.
-    """
+    """Lines that say what agrees. Raises ValueError, with its name, for what differs."""
     again = detect(out)
     yield from _same_config(source.config, again.config)
     yield _same_tensors(source.config, params, again, to, dtype, quant)
@@ -44,11 +39,7 @@ def check(source: CheckpointPath, params: dict, out: Path, to: str, dtype: str, 
 
 
 def check_adapter(source: CheckpointPath, adapter: Adapter, out: Path) -> Iterator[str]:
-    """Lines that say what agrees, for written adapters.
-
-    Raises:
-      ValueError: something differs; it is named.
-    """
+    """The same for written adapters."""
     again = detect(out)
     read = read_adapter(again)
     for name in ("rank", "alpha", "base_dtype"):

@@ -206,10 +206,7 @@ def _row_inputs(cfg, requests, batch, stops, frozen_ntk):
 
 @functools.partial(jax.jit, static_argnames=("model", "needs", "size"), donate_argnames="state")
 def _decode_steps(params, state: DecodeState, rows: RowInputs, limit, *, model, needs, size):
-    """At most `limit` steps, fewer when all rows are done or one must be read again.
-
-    Returns: the state, ids [b STEPS] (-1 where a row made none), and the two log-probabilities [b STEPS].
-    """
+    """At most `limit` steps, fewer when all rows are done or one must be read again: state and `Picked` [b STEPS]."""
     batch = len(state.position)
     single = (rows.stops[:, :-1] < 0).all(axis=1)
     ending = jnp.zeros(model.cfg.vocab, bool).at[jnp.where(single, rows.stops[:, -1], NEVER)].set(True, mode="drop")

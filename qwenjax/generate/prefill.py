@@ -33,12 +33,12 @@ def batch_size(n: int) -> int:
 def prefill(
     model: transformer.Transformer, params: dict, texts: Sequence[Sequence[int]], kv_cache: str = "plain"
 ) -> tuple[jax.Array, tuple[caches.Cache, ...]]:
-    """Hidden states of each text's last token, and the cache of all tokens.
+    """Hidden states [r d] of each text's last token, and each layer's cache [r k s h] of all tokens.
 
     Args:
       model, params: from `transformer.prepare`.
-      texts: ids, at least one each. kv_cache: one of cache.KINDS.
-    Returns: [r d] and each layer's cache [r k s h], r = batch_size(len(texts)), s at least the longest text.
+      texts: ids, at least one each; r = batch_size(len(texts)).
+      kv_cache: one of cache.KINDS.
     """
     longest = max(map(len, texts))
     width = bucket(longest, 16) if longest <= CHUNK else -(-longest // CHUNK) * CHUNK

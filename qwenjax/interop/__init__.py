@@ -1,8 +1,7 @@
 """Checkpoints of other programs, read as our parameters and written from them.
 
-A reader gives a `HubCheckpoint`: configuration, names and tensors that are not read yet. `huggingface.load.load_params`
-streams it into sharded arrays, `huggingface.save.save_params` is the way back, and `huggingface/layout.py` is the one
-table of names.
+A reader gives a `HubCheckpoint`; `huggingface.load.load_params` streams it into sharded arrays,
+`huggingface.save.save_params` is the way back, and `huggingface/layout.py` is the one table of names.
 """
 
 import math

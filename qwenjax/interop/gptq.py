@@ -34,8 +34,7 @@ class Packing(NamedTuple):
 def packing(config: dict[str, Any], source: str = "the configuration") -> Packing:
     """The packing that a quantize_config.json, a config.json or its `quantization_config` describes.
 
-    Raises:
-      ValueError: another method than GPTQ, or an unsupported packing; with the field and `source`.
+    Raises ValueError, with the field and `source`, for another method than GPTQ or an unsupported packing.
     """
     config = config.get("quantization_config", config)
     method, form = config.get("quant_method", "gptq"), config.get("checkpoint_format", "gptq")
@@ -61,8 +60,7 @@ def dequantised(
     float32 holds every product of a float16 scale and an integer exactly. Other tensors stay unchanged, also biases.
 
     Raises:
-      ValueError: a part that is missing or of the wrong shape or type, by name; when weights are read, groups that do
-        not exist.
+      ValueError: a part that is missing or of the wrong shape or type; when weights are read, groups that do not exist.
     """
     packed = packing(config, source)
     out = {}

@@ -1,9 +1,8 @@
 """Low-rank adapters in the files of the PEFT library: adapter_config.json and adapter_model.safetensors.
 
-The names are those of `layout.py` after `base_model.model.`: a projection has `lora_A.weight` [r, in] and
-`lora_B.weight` [out, r], and embeddings trained in full have their own names. In the Qwen-v1 layout q, k and v are rows
-of one c_attn: their adapters become one of the summed rank, in which B has a block for each. c_attn adapters of other
-programs have one A for all three; it is copied.
+A projection has `lora_A.weight` [r, in] and `lora_B.weight` [out, r]. In the Qwen-v1 layout q, k and v are rows of one
+c_attn: their adapters become one of the summed rank, in which B has a block for each. c_attn adapters of other programs
+have one A for all three; it is copied.
 """
 
 import re

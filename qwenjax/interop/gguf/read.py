@@ -85,11 +85,7 @@ def open_gguf(path: str | Path) -> HubCheckpoint:
 
 
 def rename(name: str, names: dict[str, str]) -> str:
-    """The name of a tensor by a table like those of `NAMES`; the number of the layer and .weight or .bias stay.
-
-    Raises:
-      ValueError: a name that is not in the table.
-    """
+    """The name of a tensor by a table like those of `NAMES`. Raises ValueError for a name that is not in it."""
     stem, _, part = name.rpartition(".")
     number = re.search(r"(?<=\.)\d+(?=\.)", stem)
     other = names.get(stem.replace(number[0], "{}", 1) if number else stem)

@@ -159,8 +159,6 @@ def _add(writer, key: str, value: Any) -> None:
 def vocabulary(tokenizer: Tokenizer, rows: int, chat_template: str = "") -> dict[str, Any]:
     """Metadata `tokenizer.…` from which llama.cpp gets our ids for text that is in Unicode NFC; it does not normalise.
 
-    A vocabulary of ranks becomes byte-level BPE that splits text as qwen2; a sentencepiece model stays one.
-
     Args:
       rows: of the embedding; ids from the tokenizer's size on become unused tokens [PAD…].
       chat_template: a Jinja template. With one, <|im_end|> ends what the model writes, without one <|endoftext|>.

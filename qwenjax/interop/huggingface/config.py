@@ -83,8 +83,7 @@ def read_config(values: Mapping[str, Any], source: str = "config.json") -> tuple
 def write_config(config: ModelConfig, layout: str, dtype: str = "float32") -> tuple[dict[str, Any], list[str]]:
     """The config.json of a layout, and a sentence for each thing that it cannot express and that is left out.
 
-    Raises:
-      ValueError: a model that no class of transformers computes.
+    Raises ValueError for a model that no class of transformers computes.
     """
     return _write_qwen(config, dtype) if layout == "qwen" else _write_qwen2(config, dtype)
 
@@ -187,14 +186,9 @@ def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfi
 def _write_qwen2(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[str]]:
     if config.qk_norm and config.qkv_bias:
         raise ValueError("the qwen2 layout has no model with both qk_norm and qkv_bias")
-    if config.qk_norm:
-        kind, architecture = "qwen3", "Qwen3ForCausalLM"
-    elif config.qkv_bias:
-        kind, architecture = "qwen2", "Qwen2ForCausalLM"
-    else:
-        kind, architecture = "llama", "LlamaForCausalLM"
+    kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     values = {theirs: getattr(config, ours) for ours, (theirs, _) in QWEN2_FIELDS.items()} | {
-        "architectures": [architecture],
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "hidden_act": "silu",
         "model_type": kind,
         "num_key_value_heads": config.kv,

@@ -32,8 +32,7 @@ DTYPES = {
 def open_directory(path: str | Path) -> HubCheckpoint:
     """The checkpoint in a directory; weights packed by GPTQ are unpacked when they are read.
 
-    Raises:
-      ValueError: files that are missing, damaged, not supported or hold more than weights; the file is named.
+    Raises ValueError for a file that is missing, damaged, not supported or holds more than weights, by name.
     """
     folder = Path(path)
     if not (folder / CONFIG).is_file():
@@ -48,10 +47,7 @@ def open_directory(path: str | Path) -> HubCheckpoint:
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a directory: of model.safetensors or its index, else of pytorch_model.bin or its index.
-
-    A single .safetensors file may have any name, as in releases of GPTQ.
-    """
+    """All tensors of a directory: of model.safetensors, pytorch_model.bin, the index of either, or one .safetensors."""
     for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickle)):
         if (folder / name).is_file():
             return read(folder / name)
@@ -111,8 +107,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a file of torch.save, by name; torch's unpickler of weights runs no code in the file.
 
-    Raises:
-      ValueError: torch is not installed, or the file is cut short or has more than tensors.
+    Raises ValueError if torch is not installed, or the file is cut short or has more than tensors.
     """
     try:
         import torch

@@ -82,12 +82,7 @@ class TensorPart(NamedTuple):
 
 
 class Table:
-    """A layout for one model: its tensors, their shapes, and how they become parameters.
-
-    Attributes:
-      entries: those that the model has (no biases without `qkv_bias`, no head when it is tied, …).
-      parts: tensor name -> the parts of parameters in it, in order of its rows.
-    """
+    """A layout for one model: its tensors, their shapes, and how they become parameters."""
 
     def __init__(self, config: ModelConfig, layout: str):
         """Raises ValueError for an unknown layout, or a model that the layout has no tensors for."""
@@ -105,7 +100,7 @@ class Table:
             "f": config.ffn,
         }  # fmt: skip
         self.entries = tuple(x for x in (QWEN if layout == "qwen" else QWEN2) if not x.ours.endswith(absent))
-        self.parts: dict[str, list[TensorPart]] = {}
+        self.parts: dict[str, list[TensorPart]] = {}  # by name of the tensor, in order of its rows
         for layer in (None, *range(config.layers)):
             for entry in self.entries:
                 if entry.stacked == (layer is not None):

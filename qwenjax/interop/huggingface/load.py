@@ -46,8 +46,7 @@ def load_params(
       dtype: of the parameters; casting happens on the host, value by value.
       progress: called after each tensor with its bytes in the file (`total_bytes` is their sum).
     Raises:
-      ValueError: tensors that are missing, left over, of the wrong shape or not floating point, by name; raised
-        before anything is read.
+      ValueError: see `check`; raised before anything is read.
     """
     table = Table(checkpoint.config, checkpoint.layout)
     zeros = check(checkpoint, table)
@@ -89,7 +88,7 @@ def total_bytes(checkpoint: HubCheckpoint) -> int:
 
 
 def check(checkpoint: HubCheckpoint, table: Table) -> list[str]:
-    """Raises ValueError unless the tensors are those that the model needs; reads none.
+    """Raises ValueError for tensors that are missing, left over, of another shape or not floating point; reads none.
 
     Returns: names of biases that the model does not have and that must be zero: GPTQ gives one to every projection.
     """

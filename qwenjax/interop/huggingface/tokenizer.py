@@ -1,8 +1,7 @@
 """Our tokenizers in the files that readers of each layout expect.
 
 The Qwen-v1 layout has the ranks themselves. The qwen2 layout has a tokenizer.json, in which every token of several
-bytes is the merge of two others, and our own file for `load_tokenizer` (and llama.cpp, for a sentencepiece model).
-Both give equal ids; some are compared before a file is written.
+bytes is the merge of two others, and our own file; some ids are compared before they are written.
 """
 
 import tempfile
@@ -40,8 +39,6 @@ def write_tokenizer(
 ) -> list[str]:
     """Writes the tokenizer's files, and returns sentences about what a reader needs in addition.
 
-    Args:
-      chat: whether the model uses ChatML; then `<|im_end|>` ends a text, and there is a chat template.
     Raises:
       ValueError: more ids than the embedding has rows, a kind that the layout does not have, or a tokenizer that its
         files would not reproduce exactly.
@@ -51,27 +48,9 @@ def write_tokenizer(
             f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the model's embedding only {config.vocab} rows: "
             "they do not belong together"
         )
-    if layout == "qwen":
-        return _write_qwen(tokenizer, folder, config)
-    _write_qwen2(tokenizer, folder, config, chat)
-    return []
-
-
-def generation_config(tokenizer: Tokenizer, layout: str, config: ModelConfig, chat: bool = True) -> dict[str, Any]:
-    """generation_config.json as the releases have it (docs/report.md, Generation defaults)."""
-    values: dict[str, Any] = {"do_sample": True, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.eot}
-    values |= {"top_k": 0, "top_p": 0.8, "max_new_tokens": 512, "transformers_version": "4.32.0"}
-    if chat:
-        values["repetition_penalty"] = 1.1
     if layout == "qwen2":
-        stops = [tokenizer.im_end, tokenizer.eot] if chat else tokenizer.eot
-        return values | {"bos_token_id": tokenizer.eot, "eos_token_id": stops}
-    if chat:
-        return values | {"chat_format": "chatml", "max_window_size": min(6144, config.context)}
-    return values | {"chat_format": "raw", "stop_words_ids": [[tokenizer.eot]]}
-
-
-def _write_qwen(tokenizer: Tokenizer, folder: Path, config: ModelConfig) -> list[str]:
+        _write_qwen2(tokenizer, folder, config, chat)
+        return []
     if not isinstance(tokenizer, QwenBPE):
         raise ValueError(
             f"the Qwen-v1 layout needs a qwen.tiktoken, which {tokenizer.name} is not; use --to=qwen2 (layout='qwen2')"
@@ -87,6 +66,20 @@ def _write_qwen(tokenizer: Tokenizer, folder: Path, config: ModelConfig) -> list
         "the files name the released code (modeling_qwen.py, configuration_qwen.py, tokenization_qwen.py), which "
         "is not written: copy it from a release to use the checkpoint with transformers"
     ]
+
+
+def generation_config(tokenizer: Tokenizer, layout: str, config: ModelConfig, chat: bool = True) -> dict[str, Any]:
+    """generation_config.json as the releases have it (docs/report.md, Generation defaults)."""
+    values: dict[str, Any] = {"do_sample": True, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.eot}
+    values |= {"top_k": 0, "top_p": 0.8, "max_new_tokens": 512, "transformers_version": "4.32.0"}
+    if chat:
+        values["repetition_penalty"] = 1.1
+    if layout == "qwen2":
+        stops = [tokenizer.im_end, tokenizer.eot] if chat else tokenizer.eot
+        return values | {"bos_token_id": tokenizer.eot, "eos_token_id": stops}
+    if chat:
+        return values | {"chat_format": "chatml", "max_window_size": min(6144, config.context)}
+    return values | {"chat_format": "raw", "stop_words_ids": [[tokenizer.eot]]}
 
 
 def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: bool) -> None:
