@@ -1,9 +1,8 @@
 """Checkpoints: Orbax, asynchronous, resharded on load, and verified.
 
 A checkpoint is self-contained: parameters, optimizer and training state, the experiment, the tokenizer and a hash of
-every array. Orbax finalises a step by an atomic rename (in a bucket: by writing a last object), but it does not notice
-a flipped bit. Therefore hashes are taken on the device when saving, and compared after restoring. A damaged step is set
-aside, and the newest sound one is used.
+every array. Orbax finalises a step atomically, but it does not notice a flipped bit. Therefore hashes are taken on the
+device when saving, and compared after restoring. A damaged step is set aside, and the newest sound one is used.
 """
 
 import base64
@@ -93,7 +92,8 @@ class Checkpoints:
           SaveFailed: the save before this one failed.
           FloatingPointError: a value of the state is not finite; nothing is written.
         """
-        self.check()
+        with self._explained():
+            self.manager.check_for_errors()
         if not all_finite((params, train_state)):
             raise FloatingPointError(f"the state of step {step} holds NaN or infinite values; it was not saved")
         tree = {"params": params, STATE: train_state}
@@ -116,11 +116,6 @@ class Checkpoints:
                 ),
             )
 
-    def check(self) -> None:
-        """Raises SaveFailed if a background save has failed."""
-        with self._explained():
-            self.manager.check_for_errors()
-
     def wait(self) -> None:
         """Returns when the last save is complete; raises SaveFailed if it failed."""
         with self._explained():
@@ -142,12 +137,11 @@ class Checkpoints:
     def restore(self, params: Any, train_state: Any) -> Restored | None:
         """The newest sound checkpoint, in the shapes and shardings of these ShapeDtypeStructs; None if there is none.
 
-        Newer steps that cannot be read, or whose hashes differ, are moved to the folder `damaged/` and noted in
-        `self.damaged`.
+        Newer steps that are not what was saved are moved to the folder `damaged/` and noted in `self.damaged`.
 
         Raises:
-          ValueError: the checkpoint has other shapes, or all checkpoints are damaged. These stay where they are: only
-            the user can decide to train from scratch instead.
+          ValueError: the checkpoint has other shapes, or all are damaged. These stay where they are: only the user can
+            decide to train from scratch instead.
         """
         broken: dict[int, str] = {}
         for step in self.steps():
@@ -193,9 +187,6 @@ class Checkpoints:
 class Damaged(ValueError):
     """A checkpoint that differs from what was saved."""
 
-    def __init__(self, path: Any, why: str):
-        super().__init__(f"{path} is damaged: {why}")
-
 
 def load(path: Any, params: Any, train_state: Any = None) -> Restored:
     """Reads and verifies one checkpoint directory into the given abstract trees (ShapeDtypeStructs with shardings).
@@ -210,9 +201,9 @@ def load(path: Any, params: Any, train_state: Any = None) -> Restored:
             meta = reader.restore(path / "meta")
         sound = meta.pop("digest") == digest(meta)
     except Exception as error:  # a broken file may raise anything
-        raise Damaged(path, _short(error)) from error
+        raise Damaged(f"{path} is damaged: {_short(error)}") from error
     if not sound:
-        raise Damaged(path, "its description (meta) is not what was saved")
+        raise Damaged(f"{path} is damaged: its description (meta) is not what was saved")
     if meta["version"] != VERSION:
         raise ValueError(f"{path} has checkpoint format {meta['version']}, this code reads {VERSION}")
     shapes, wanted = meta["shapes"], _shapes(tree)
@@ -226,10 +217,10 @@ def load(path: Any, params: Any, train_state: Any = None) -> Restored:
         with ocp.StandardCheckpointer() as reader:
             got = {name: reader.restore(path / name, target) for name, target in tree.items()}
     except Exception as error:  # likewise, from OCDBT and zarr
-        raise Damaged(path, _short(error)) from error
+        raise Damaged(f"{path} is damaged: {_short(error)}") from error
     for leaf, value in _hex(hashes(got)).items():
         if meta["hashes"][leaf] != value:
-            raise Damaged(path, f"{leaf} is not what was saved")
+            raise Damaged(f"{path} is damaged: {leaf} is not what was saved")
     return Restored(meta["step"], got["params"], got.get(STATE), meta)
 
 

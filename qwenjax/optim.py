@@ -44,12 +44,9 @@ def decay_mask(params) -> dict:
 
 
 def make(config: AdamW, steps: int, mask=decay_mask, every: int = 1) -> optax.GradientTransformation:
-    """Clip by global norm, Adam moments in float32, decoupled weight decay, scheduled learning rate.
+    """Clip by global norm, Adam moments in float32, decoupled weight decay (on `mask`), scheduled learning rate.
 
-    Args:
-      steps: of the whole run, for the schedule.
-      mask: parameters -> True for those with weight decay.
-      every: updates that count as one step of the schedule.
+    `steps` are of the whole run, for the schedule; `every` so many updates count as one.
     """
     rate = schedule(config, steps)
     return optax.chain(

@@ -1,11 +1,8 @@
 """Where arrays live: one mesh, and the only table from logical axis names to mesh axes.
 
-The model names axes ("batch", "heads", …), `RULES` maps names to mesh axes, and `jax.jit` with in/out shardings
-partitions the program. Mesh axes: `data` (replicas), `fsdp` (splits parameters and batch), `tensor` (splits heads, ffn
-and vocabulary), `context` (splits positions). Each may be 1, so a laptop and a pod run the same program.
-
-`model` and `objectives` import only `constrain` and `per_device`; both read the ambient mesh (`jax.set_mesh`) and are
-the identity outside one.
+The model names axes ("batch", "heads", …), `RULES` maps names to mesh axes (`config.MeshShape`), and `jax.jit` with
+in/out shardings partitions the program. `constrain` and `per_device` read the ambient mesh (`jax.set_mesh`) and are the
+identity outside one.
 """
 
 import math
@@ -45,12 +42,9 @@ def spec(
 ) -> PartitionSpec:
     """The PartitionSpec of logical axis names; None is an axis that is never split.
 
-    With `shape` and `mesh` given, each dimension is checked against the devices it is split over; one that does not
-    divide raises an error, or is not split with `uneven="replicate"` (such as one prompt on eight devices).
-
     Raises:
-      ValueError: a name without a rule (a typo would silently replicate 14B parameters), or a dimension that does not
-        divide.
+      ValueError: a name without a rule (a typo would silently replicate 14B parameters), or, with `shape` and `mesh`
+        given, a dimension that does not divide. With `uneven="replicate"` that one is not split.
     """
     unknown = [n for n in names if n is not None and n not in RULES]
     if unknown:
@@ -77,9 +71,7 @@ def make_mesh(shape: MeshShape, embed: int, devices: list | None = None) -> Mesh
     """The mesh over `devices` (default: all), in an order that keeps neighbours on fast links.
 
     TPU slices, joined by a slower network, are neighbours only along `data`: they exchange gradients, once a step.
-
-    Args:
-      embed: size of the parameter axis that fsdp splits; see `MeshShape.sizes`.
+    `embed` is the size of the parameter axis that fsdp splits.
     """
     devices = jax.devices() if devices is None else devices
     tpu = devices[0].platform == "tpu"  # on CPUs a slice would be a process
@@ -108,12 +100,9 @@ def per_device(f: Callable, in_names: tuple, out_names: tuple, keep: tuple[str, 
     """Runs `f` on every device, on the block that the device has of each argument (shard_map by logical names).
 
     Args:
-      f: arrays -> tuple of arrays; without collectives, except those of model/attention/splash.py.
-      in_names, out_names: a tuple of logical axis names per array. A dimension named None is not split: if the
-        argument is stored split, it is gathered once, before `f` runs.
+      f: arrays -> tuple of arrays. For a total, it returns a partial sum with a leading axis "shards" of size 1.
+      in_names, out_names: a tuple of logical axis names per array; a dimension named None is gathered.
       keep: mesh axes that the partitioner handles inside `f` ("tensor": a softmax over a split vocabulary).
-
-    For a total over devices, `f` returns a partial sum with a leading axis "shards" of size 1, summed outside.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

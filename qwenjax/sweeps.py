@@ -4,7 +4,7 @@
     print(result.table("eval_loss"))
     result.plot("eval_loss")
 
-Each run is a `fit` in a folder of its own. A finished run is not run again, and an interrupted one resumes.
+Each run is a `fit` in a folder of its own.
 """
 
 import contextlib
@@ -108,7 +108,7 @@ def sweep(
     *,
     data_root: Path | str = "data",
 ) -> Sweep:
-    """Trains every variant with every seed; the output of a run goes to log.txt in its folder.
+    """Trains every variant with every seed, each in a folder with a log.txt. Finished runs are kept, others resume.
 
     Args:
       base: what `--exp` takes, or an experiment.

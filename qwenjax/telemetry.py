@@ -16,10 +16,7 @@ from qwenjax.xla import hardware
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """FLOP/s that MFU is measured against: of the data sheet, or on CPU the best of some float32 matmuls.
-
-    The CPU rate is that of the process, divided by its number of (virtual) devices. None for an unknown device.
-    """
+    """FLOP/s that MFU is measured against: of the data sheet (None: unknown), or on CPU the best of some matmuls."""
     if device.platform != "cpu":
         return hardware.peak_flops(device.device_kind)
     x, product = jnp.ones((1024, 1024), jnp.float32), jax.jit(jnp.matmul)
@@ -45,10 +42,9 @@ def clock(seconds: float) -> str:
 
 
 class Sink:
-    """Writes the metrics of a run to metrics.jsonl (`jsonl.Log`) and, on a disk, to TensorBoard. Only process 0 writes.
+    """Writes the metrics of a run to metrics.jsonl and, on a disk, to TensorBoard. Only process 0 writes.
 
-    metrics.jsonl is cut back to the restored step, so that a resumed run leaves the same file as an uninterrupted one,
-    except for clock readings.
+    Both are cut back to the restored step, so that a resumed run leaves the same as an uninterrupted one.
     """
 
     def __init__(self, workdir: Path, step: int):

@@ -128,7 +128,7 @@ def test_experiment_from_a_file_a_run_and_broken_files(tmp_path):
     )
     assert lookup.experiment(str(file), {"steps": 7}).steps == 7
     (tmp_path / "config.json").write_text("{ not json")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="is no JSON"):
         lookup.experiment(str(tmp_path))
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ValueError, match="defines no experiment"):

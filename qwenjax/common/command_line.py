@@ -1,9 +1,8 @@
 """What all commands share: help texts, exit codes, and errors as one line.
 
-A command is a module, or an object with the same members. Its docstring is the help text (the first line is the
-summary), `EXAMPLES` follows the options, `arguments(add)` declares them (`add` is argparse's add_argument), and
-`run(options)` does the work and returns an exit code. It imports heavy modules inside `run`, so that `--help` is
-instant.
+A command is a module, or an object with the same members. Its docstring is the help text, `EXAMPLES` follows the
+options, `arguments(add)` declares them (`add` is argparse's add_argument), and `run(options)` does the work and returns
+an exit code. It imports heavy modules inside `run`, so that `--help` is instant.
 """
 
 import argparse
@@ -24,10 +23,7 @@ class Usage(ValueError):
 
 
 def main(name: str, description: str, commands: dict[str, ModuleType | object], argv: list[str] | None = None) -> int:
-    """Parses `python -m NAME COMMAND …` and runs the command; returns the exit code. Errors become one line.
-
-    A ValueError or OSError is a message for the user; QWENJAX_TRACEBACK=1 in the environment shows where it came from.
-    """
+    """Parses `python -m NAME COMMAND …` and runs the command; returns the exit code. Errors become one line."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description, formatter_class=RAW)
     added = parser.add_subparsers(required=True, metavar="COMMAND")
     for word, module in commands.items():
@@ -83,10 +79,7 @@ def positive(text: str) -> int:
 
 
 def keep_programs() -> None:
-    """Makes jax keep compiled programs in the user's cache folder, so that the next start need not compile again.
-
-    JAX_COMPILATION_CACHE_DIR in the environment names another folder.
-    """
+    """Makes jax keep compiled programs in the user's cache folder, or in that of JAX_COMPILATION_CACHE_DIR."""
     import jax
 
     if not jax.config.jax_compilation_cache_dir:

@@ -1,10 +1,7 @@
 """JSON lines: files of rows, and logs that grow row by row. No jax: a process that only waits reads them, too.
 
-    metrics.jsonl          a log: on a disk the whole of it, in a bucket its first part
-    metrics/00001.jsonl    in a bucket, the next part
-
-An object in a bucket cannot grow: the last part is written anew, once a minute at most, until the next one begins.
-A kill may cut the last line of a log short.
+An object in a bucket cannot grow. A log there has parts, metrics.jsonl, metrics/00001.jsonl, …; the last one is
+written anew, once a minute at most, until the next one begins. A kill may cut the last line of a log short.
 """
 
 import json

@@ -20,11 +20,7 @@ def cores() -> int:
 
 
 def quiet_logs(level: int = 2) -> None:
-    """Keeps the logs of libraries out of a command's output; call it before jax is imported.
-
-    Args:
-      level: of XLA and TensorFlow, 2 hides warnings and 3 also errors. TF_CPP_MIN_LOG_LEVEL has priority.
-    """
+    """Keeps the logs of libraries out of a command's output (3: errors, too); call it before jax is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", str(level))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs stack traces of errors that it also raises
 
@@ -34,7 +30,6 @@ def worker_pool(count: int, start: Callable[..., Any], *arguments: Any) -> Itera
     """Processes that each make one worker, `start(*arguments)`, so that what a worker holds is sent only once.
 
     A pool of one is a thread of this process. Processes end with this one, whatever kills it, and leave Ctrl-C to it.
-    At the end of the block, calls that have not begun are cancelled and the others waited for.
 
     Yields:
       submit(function, *more): a Future of function(worker, *more).
@@ -79,9 +74,8 @@ def _call(function: Callable, *more: Any) -> Any:
 def keep_freed_memory() -> None:
     """Keeps freed memory in the process, for the next step to reuse. Call it before jax starts its threads.
 
-    XLA allocates the buffers of every step anew on CPU. glibc takes blocks of that size from the kernel and returns
-    them at once, so every step faults all its pages in again, zeroed: a fifth of the quickstart's time. After this call
-    all blocks come from one heap that never shrinks. Does nothing without glibc.
+    XLA allocates the buffers of every step anew on CPU, and glibc returns blocks of that size to the kernel at once: a
+    fifth of the quickstart's time. After this call all come from a heap that never shrinks. Does nothing without glibc.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt, trim_threshold, mmap_max, arena_max = ctypes.CDLL(None).mallopt, -1, -4, -8  # of malloc.h

@@ -35,12 +35,7 @@ class Compute:
         check(self.loss_chunk > 0, "compute.loss_chunk must be positive")
 
     def resolved(self, platform: str, tensor: int, attention: str = "xla") -> "Compute":
-        """The same with every 'auto' replaced.
-
-        Args:
-          platform: 'cpu', 'gpu' or 'tpu'. tensor: size of the mesh axis.
-          attention: the backend that 'auto' stands for; model/attention's `resolve` finds it.
-        """
+        """The same with every 'auto' replaced, by platform ('cpu', …), size of the mesh axis, and backend."""
         fuse = self.fuse if self.fuse != "auto" else ("yes" if platform == "cpu" and tensor == 1 else "no")
         return replace(self, attention=attention if self.attention == "auto" else self.attention, fuse=fuse)
 

@@ -1,14 +1,12 @@
 """From a name or path to an `Experiment`: the meaning of `--exp` and `qwenjax.experiment`.
 
-A name is searched in ./experiments, then in the experiments inside the package, then in those of an editable
-checkout. A path may be a Python file with `def experiment()`, a config.json, or the folder of a run. A file
-qwen_STAGE.py with `def experiment(size)` holds an experiment for each size: qwen_ppo.py has qwen1b8_ppo, qwen7b_ppo
-and qwen14b_ppo.
+A name is searched in ./experiments, in those of the package, and in those of an editable checkout. A path may be a
+Python file with `def experiment()`, a config.json, or the folder of a run. A file qwen_STAGE.py with
+`def experiment(size)` holds an experiment for each size: qwen_ppo.py has qwen1b8_ppo, qwen7b_ppo and qwen14b_ppo.
 """
 
 import argparse
 import inspect
-import json
 import re
 import runpy
 from pathlib import Path
@@ -62,10 +60,9 @@ def _load(name: str) -> config.Experiment:
     if path.is_dir() and (path / "config.json").is_file():
         path = path / "config.json"
     if path.suffix == ".json" and path.is_file():
+        values = storage.read_json(path)
         try:
-            return config.from_dict(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from None
+            return config.from_dict(values)
         except Renamed as error:
             advice = "these settings are of an earlier version: correct them in config.json, or start the run again"
             raise ValueError(f"{path}: {error}; {advice}") from None

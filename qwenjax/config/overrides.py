@@ -53,8 +53,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def override(value: Any, settings: dict[str, Any]) -> Any:
     """The dataclass with `{"optim.peak_lr": 1e-3, "data.sources.0.text": "books/"}` applied, typed and checked.
 
-    Values are Python values or strings from a command line. All settings are applied before the dataclasses check
-    themselves, so their order does not matter.
+    Values are Python values or strings from a command line. The order of settings does not matter.
 
     Raises:
       ValueError: unknown field (the nearest one is named), wrong type, or a value that the dataclass refuses.
@@ -105,12 +104,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return named[str(value).lower()]
     if hint in (int, float):
         try:
-            number = float(str(value).replace("_", ""))
+            text = str(value).replace("_", "")
+            number = float(text)
             if isinstance(value, bool) or (hint is int and number != int(number)):
                 raise ValueError
-            return (
-                int(str(value).replace("_", "")) if hint is int and str(value).lstrip("-").isdigit() else hint(number)
-            )
+            return int(text) if hint is int and text.lstrip("-").isdigit() else hint(number)
         except (ValueError, OverflowError):
             raise ValueError(f"{where}={value!r}: wanted {'a whole number' if hint is int else 'a number'}") from None
     if hint is str and hasattr(value, "__fspath__"):
@@ -121,11 +119,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def from_dict(values: dict, cls: type, where: str = "") -> Any:
-    """A dataclass from plain JSON values, typed and checked: the inverse of `dataclasses.asdict`.
-
-    Raises:
-      ValueError: names the field that is unknown, missing or of the wrong type.
-    """
+    """The inverse of `dataclasses.asdict`, checked. ValueError names a field that is unknown, missing or ill-typed."""
     hints = typing.get_type_hints(cls)
     for name in sorted(set(values) - set(hints)):
         if name in RENAMED.get(cls.__name__, {}):

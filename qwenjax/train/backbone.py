@@ -1,7 +1,4 @@
-"""The network of a stage: all parameters trained, or adapters on frozen ones (LoRA, QLoRA).
-
-Axes: b examples, t positions, d embed.
-"""
+"""The network of a stage: all parameters trained, or adapters on frozen ones (LoRA, QLoRA)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,13 +28,11 @@ class Backbone:
     """Which parameters of the model are trained and which are frozen, and how they are read, split and joined.
 
     Without adapters `trained` is the whole tree of parameters and `frozen` is (). With adapters `trained` is
-    {"lora": …, "params": {embed, head}} and `frozen` is {"params": …, "quantised": …}.
+    {"lora": …, "params": {embed, head}} and `frozen` is {"params": …, "quantised": …}. `cfg` is of `network`, and
+    `full_cfg` of the same model with its output embedding. `eval_network` has no dropout.
 
     Args:
       lm_head: whether there is an output embedding; reward and value models have none.
-    Attributes:
-      cfg: of the network. full_cfg: of the same model with its output embedding.
-      network: for training. eval_network: the same without dropout.
     """
 
     def __init__(self, experiment: Experiment, compute: Compute, lm_head: bool = True):
@@ -83,12 +78,9 @@ class Backbone:
         return loss_fn
 
     def load(self, path: str | Path, mesh: Mesh, seed: int, say: Callable[[str], None]) -> "Loaded":
-        """Parameters of any checkpoint on the mesh. New adapters are random, from `seed`.
+        """Parameters of any checkpoint on the mesh; new adapters are random, from `seed`. ValueError for other shapes.
 
         `say` prints the path and in which fields the two models compute differently.
-
-        Raises:
-          ValueError: the checkpoint's parameters have other shapes than the model's.
         """
         source, scorer = detect(path), None
         differences = compare(source, self.full_cfg, path)
@@ -130,9 +122,6 @@ class Reference:
     """The policy that a run began with, frozen: a copy in the compute dtype. With adapters it is their base.
 
     The run freezes {"policy": frozen parameters of the policy, "reference": the copy, or () with adapters}.
-
-    Raises:
-      ValueError: embeddings are to be trained.
     """
 
     def __init__(self, experiment: Experiment, compute: Compute):

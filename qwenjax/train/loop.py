@@ -62,7 +62,7 @@ def fit(
 
     Args:
       data_root: where shards and tokenizers made from text are kept.
-      profile: (start, stop): the XLA profiler records the steps after start, until stop are done, in workdir/profile.
+      profile: (start, stop): the XLA profiler records the steps after start until stop, in workdir/profile.
       watchdog: seconds after which a step counts as hung; None: by the steps before it, 0: never.
     Raises:
       ValueError: the experiment, its data, its mesh or the workdir do not fit; nothing was lost.
@@ -131,8 +131,7 @@ class Run:
             self.say(f"data        {line}")
         if self.lead:
             self.task.tokenizer.save(workdir / "tokenizer")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("the workdir is set up")
+        multihost_utils.sync_global_devices("the workdir is set up")
         with clock("compile"):
             self.train_step, memory = self.task.compile()
         if memory is not None:
@@ -267,11 +266,7 @@ class Run:
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:
-    """Writes config.json, or checks that the one there is of the same run. A run that made no step may be replaced.
-
-    Raises:
-      ValueError: the workdir belongs to another experiment; the differing fields are named.
-    """
+    """Writes config.json. Raises ValueError if the one there is of another run, which has made a step."""
     path = workdir / "config.json"
     # before its first step a run has nothing to lose
     if path.exists() and (storage.files(workdir / "checkpoints") or read_rows(workdir / "events.jsonl")):
@@ -312,6 +307,4 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def _stop(flag: threading.Event) -> bool:
     """Whether to stop. All processes agree, or some would wait for ever in the next collective."""
-    if jax.process_count() == 1:
-        return flag.is_set()
-    return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag.is_set())).any())
+    return bool(multihost_utils.process_allgather(flag.is_set()).any())

@@ -1,10 +1,7 @@
 """The pure training step, and shapes and shardings of its state.
 
-`build` turns an experiment, a loss and a mesh into a `StepProgram`: shapes, shardings and jitted functions. Nothing is
-allocated until `init` runs, so the same program is priced for a pod on a laptop (`plan`) and trains on either.
-Reinforcement learning has several programs per step; they share `optimizer_step` and `make_program`.
-
-Axes: b examples of a step's batch, t positions.
+`build` turns an experiment, a loss and a mesh into a `StepProgram`. Nothing is allocated until `init` runs, so the same
+program is priced for a pod on a laptop (`plan`) and trains on either. b examples of a step's batch, t positions.
 """
 
 from collections.abc import Callable
@@ -18,7 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwenjax import optim, sharding
-from qwenjax.config import Experiment
+from qwenjax.config import RL_TASKS, Experiment
 from qwenjax.data.batches.text import BatchShapes
 
 # loss_fn(params, frozen, batch, rng) -> (summed loss, summed weight). The second may also be a dict of sums.
@@ -69,8 +66,7 @@ def gradients(
 ) -> tuple[tuple[jax.Array, Any], Any]:
     """((summed loss, summed weight), gradient of the summed loss), computed in `accumulate` micro-batches.
 
-    The gradients of the micro-batches are added in float32. The caller divides once by the weight of the whole batch,
-    so the result does not depend on `accumulate`, however uneven the weights are.
+    As sums are added and divided only once, the result does not depend on `accumulate`, however uneven the weights are.
     """
     if accumulate == 1:
         return jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, rng)
@@ -109,17 +105,14 @@ def optimizer_step(
 ) -> tuple[TrainState, Any, dict[str, jax.Array]]:
     """One optimizer step on the mean loss. Pure.
 
-    If the loss or the gradient norm is not finite or exceeds `limits`, the state stays as it is.
-
     Args:
-      accumulate: micro-batches, see `gradients`.
       limits: float32 [2], the largest loss and gradient norm to learn from; None: any finite ones.
       weight_of: the weight to divide by, from the second result of `loss_fn`.
-      extra: a second loss (-> summed loss, summed weight), its batch and its coefficient: the pretrained gradient of
-        PPO (report §3.2.2). Each loss is divided by its own weight.
+      extra: a second loss, its batch and its coefficient: the pretrained gradient of PPO (report §3.2.2). Each loss is
+        divided by its own weight.
     Returns:
-      The new state; the second result of `loss_fn`, summed over the batch; and the metrics "loss", "grad_norm",
-      "applied" (whether the state changed) and, with a second loss, "extra_loss".
+      The new state, which is the old one beyond the limits; the second result of `loss_fn`, summed over the batch; and
+      the metrics "loss", "grad_norm", "applied" (whether the state changed) and, with a second loss, "extra_loss".
     """
     (total, sums), grads = gradients(loss_fn, state.params, frozen, batch, rng, accumulate)
     metrics = {}
@@ -155,13 +148,9 @@ def build(
     batch: BatchShapes,
     random: Callable[[jax.Array], tuple[Any, Any]],
 ) -> StepProgram:
-    """The program of a stage with one loss.
-
-    A step that is not applied leaves the whole state as it is. Dropout is keyed by (seed, step, micro-batch): a resumed
-    run replays it.
+    """The program of a stage with one loss. Dropout is keyed by (seed, step, micro-batch): a resumed run replays it.
 
     Args:
-      batch: arrays of one step.
       random: key -> random parameters, trained and frozen, boxed with their logical axes.
     Raises:
       ValueError: batch, length or a parameter does not divide over the mesh.
@@ -210,7 +199,6 @@ def make_program(
       random: key -> (*trained, frozen): random parameters, boxed with their logical axes.
       fresh: *trained -> the first state, with nothing frozen.
       opt_shardings: (shapes of the optimizer state, *shardings of what is trained) -> shardings of the former.
-      step: of the program.
     """
     check_batch(experiment, mesh)
 
@@ -284,14 +272,17 @@ def in_mesh(mesh: Mesh, f: Callable) -> Callable:
 
 def check_batch(experiment: Experiment, mesh: Mesh) -> None:
     """Raises ValueError, with sizes that would do, if rows or positions do not divide over the mesh."""
-    rows, over = experiment.data.batch_size // experiment.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % over:
-        low, high = rows - rows % over, rows + over - rows % over
-        fits = " or ".join(str(n * experiment.accumulate) for n in (low, high) if n)
-        raise ValueError(
-            f"data.batch_size={experiment.data.batch_size} in accumulate={experiment.accumulate} micro-steps gives "
-            f"{rows} rows, which do not divide over {over} devices (data x fsdp); use --set data.batch_size={fits}"
-        )
+    rl, accumulate, over = experiment.rl, experiment.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = accumulate * (rl.minibatches if experiment.task in RL_TASKS else 1)
+    batches = (("data.batch_size", experiment.data.batch_size, parts), ("rl.ptx_batch", rl.ptx_batch, accumulate))
+    for name, size, split in batches:
+        rows = size // split
+        if rows % over:
+            fits = " or ".join(str(n * split) for n in (rows - rows % over, rows + over - rows % over) if n)
+            raise ValueError(
+                f"{name}={size} in {split} micro-steps gives {rows} rows, which do not divide over {over} devices "
+                f"(data x fsdp); use --set {name}={fits}"
+            )
     length, context = experiment.data.seq_len, mesh.shape["context"]
     if length % context:
         raise ValueError(f"data.seq_len={length} does not divide over mesh.context={context}")

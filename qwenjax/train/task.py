@@ -37,6 +37,7 @@ class Task:
     program: StepProgram
     tokenizer: Tokenizer
     mixture: Any  # of the training data
+    read: text.Read  # rows of the training data
     held_out: text.HeldOut
     nll: Callable  # a jitted loss, for `held_out_nats`
     has_lm_head = True  # whether the network has an output embedding
@@ -51,10 +52,6 @@ class Task:
 
     def prepare(self, root: Path) -> list[str]:
         """Opens the tokenizer and the data, and makes data that is missing. Returns lines to print."""
-        raise NotImplementedError
-
-    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """These rows of the training data."""
         raise NotImplementedError
 
     def batches(self, next_row: int) -> Iterator[tuple[int, dict]]:
@@ -111,11 +108,7 @@ class Task:
     # ---- tokenizer ----
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer of `data.tokenizer`.
-
-        Raises:
-          ValueError: there is none, or it has more ids than the model has rows.
-        """
+        """The tokenizer of `data.tokenizer`. Raises ValueError if there is none, or it does not fit `model.vocab`."""
         path = self.experiment.init_from
         if self.experiment.data.tokenizer != INIT_FROM:
             return self.check_vocab(load_tokenizer(self.experiment.data.tokenizer))
@@ -203,11 +196,7 @@ class Task:
         return []
 
     def held_out_nats(self, state: State, batch: dict | None = None) -> tuple[float, float]:
-        """Summed nll (by `nll`) of the rows of `held_out`, and their summed weight; every row once.
-
-        Args:
-          batch: arrays with shardings, if they are not those of a step's batch.
-        """
+        """Summed `nll` of all rows of `held_out`, and their summed weight. `batch`: if it is not the step's."""
         total, weight = jnp.float32(0), 0.0
         with jax.set_mesh(self.mesh):
             for rows in self.held_out.batches:

@@ -1,9 +1,8 @@
 """How the processes of one run connect at the start, and notice when one is lost. `launchers` says who is who.
 
 jax alone waits in silence for a process that never comes, and aborts with a C++ stack trace when one dies. So the
-processes first connect to process 0 by plain sockets, on the coordinator's own port, which jax takes over afterwards.
-The sockets stay open: the kernel closes the end of a dead process, process 0 tells the others whose it was, and all
-print it and exit.
+processes first connect to process 0 by plain sockets, on the coordinator's port, which jax takes over afterwards. They
+stay open: the kernel closes that of a dead process, process 0 tells the others whose it was, and all exit.
 """
 
 import json
@@ -29,10 +28,9 @@ class Missing(OSError):
 
 
 def join(rank: Rank | None, timeout: float, say: Callable[[str], None]) -> "Peers":
-    """Connects the processes of a run through jax.distributed, within `timeout` seconds. Call it before using jax.
+    """Connects the processes of a run through jax.distributed, within `timeout` seconds; else raises Missing.
 
-    Raises:
-      Missing: a process did not come.
+    Call it before using jax.
     """
     if rank is None:
         return Peers([], 0)

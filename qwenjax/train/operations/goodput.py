@@ -41,11 +41,7 @@ class Clock:
 
 
 def redone(metrics: list[dict], step: int, tokens_per_step: int) -> dict[str, float]:
-    """The steps after `step` that the previous process did and that are done again, and their seconds.
-
-    Args:
-      metrics: rows of metrics.jsonl before it is cut back. The result is exact to `log_every` steps.
-    """
+    """The steps after `step` that are done again, and their seconds, by metrics.jsonl before it is cut back."""
     rows = [row for row in metrics if "tokens_per_second" in row and row["step"] > step]
     if not rows:
         return {"redone_steps": 0, "redone_seconds": 0.0}

@@ -1,8 +1,7 @@
 """The rank of a process in its run: from flags, JAX_… variables, or its launcher.
 
 Flags have priority over variables, and both over the launcher: Open MPI, SLURM, a TPU slice (GKE, or the metadata of a
-TPU VM), or an indexed Kubernetes job, which only gives one number. jax can detect most of this, too, but it waits in
-silence for processes that never come, and does not know Open MPI 5 or SLURM tasks that see one GPU each.
+TPU VM), or an indexed Kubernetes job. jax does not know Open MPI 5 or SLURM tasks that see one GPU each.
 """
 
 import glob

@@ -1,7 +1,4 @@
-"""`--profile=START:STOP`: a trace of some steps by the XLA profiler, which `python -m qwenjax.profile` reads.
-
-It finds the steps, and in them the wait for data, by the annotations of `loop.fit`.
-"""
+"""`--profile=START:STOP`: a trace of some steps by the XLA profiler, which `python -m qwenjax.profile` reads."""
 
 import socket
 from collections.abc import Callable
@@ -11,11 +8,7 @@ import jax
 
 
 def serve(port: int) -> None:
-    """Lets a profiler attach to this process at `port`.
-
-    Raises:
-      OSError: the port is taken; jax would only log that.
-    """
+    """Lets a profiler attach to this process at `port`. Raises OSError if it is taken; jax would only log that."""
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
@@ -25,11 +18,9 @@ def serve(port: int) -> None:
 
 
 class StepProfiler:
-    """A context around all steps. It records those after START until STOP are done.
+    """A context around all steps. It records those after START until STOP are done, in a local folder.
 
-    Args:
-      folder: local; every process writes its own trace there.
-      steps: (START, STOP), or None for no recording.
+    `steps` is (START, STOP), or None for no recording.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None, say: Callable[[str], None]):

@@ -1,7 +1,4 @@
-"""What a training run prints and leaves behind, in every stage: banner, progress line, events, samples, report.
-
-`stage_report` has the words about the numbers of a stage.
-"""
+"""What a training run prints and leaves behind, in every stage; `stage_report` has the words about its numbers."""
 
 import math
 import os
@@ -118,9 +115,8 @@ class Meter:
 class Events:
     """events.jsonl: what happened in a run besides its steps, one JSON object per line. Only process 0 writes.
 
-    {"event": "started" | "skipped" | "rewind" | "time", "time": seconds since 1970, …}. Events that follow from data
-    and parameters alone have the "row" where their batch starts. On resume those of rows that the checkpoint has not
-    read are cut off, and written again when the rows are read, so a killed run has the same as an uninterrupted one.
+    {"event": "started" | "skipped" | "rewind" | "time", "time": seconds since 1970, …}. Events of a batch have its
+    first "row": those that the checkpoint has not read are cut off on resume, and written again.
     """
 
     def __init__(self, workdir: Path, next_row: int):
@@ -138,10 +134,7 @@ class Events:
 def write(workdir: Path, experiment: Experiment, task, stage, metrics: dict, spent: dict[str, float]) -> str:
     """Writes report.md with its picture. Returns the last lines that a finished run prints.
 
-    Args:
-      stage: the task's `StageReport`.
-      metrics: the last evaluation.
-      spent: seconds, of goodput.total.
+    `stage` is the task's `StageReport`, `metrics` the last evaluation, and `spent` of `goodput.total`.
     """
     rows = read_rows(workdir / "metrics.jsonl")
     device = task.mesh.devices.flat[0]

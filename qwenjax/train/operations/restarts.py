@@ -31,8 +31,7 @@ def supervise(argv: list[str], restarts: int, workdir: Path, wait: float = 5.0) 
     """Runs `python -m qwenjax.train` with `argv` until it is done or a restart is pointless. Returns the exit code.
 
     A restart is pointless after bad usage, data or settings that do not fit, divergence, or a second crash at the same
-    step. SIGTERM and SIGINT are passed on, and end the restarts. The wait between two starts is `wait` seconds, and
-    doubles while every start ends at the same step.
+    step. SIGTERM and SIGINT are passed on, and end the restarts. `wait` seconds double while a run does not move.
     """
     command = [sys.executable, "-m", "qwenjax.train", *argv]
     signals: list[int] = []

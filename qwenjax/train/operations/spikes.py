@@ -1,9 +1,7 @@
 """Loss spikes: which batches a run skips, and when it rewinds.
 
-If the loss or the gradient norm exceeds the limits, the step leaves parameters and optimizer as they are; only
-`next_row` moves on. After several spikes in a row the run rewinds to an earlier checkpoint and goes on with the rows
-after those that it has read since (PaLM, arXiv 2204.02311, §5.1). The detector's statistics are part of every
-checkpoint, so a killed run ends the same.
+Beyond the limits a step leaves parameters and optimizer as they are. After several spikes in a row the run rewinds to
+an earlier checkpoint and goes on with the rows after those that it has read since (PaLM, arXiv 2204.02311, §5.1).
 """
 
 from collections.abc import Sequence
@@ -41,10 +39,7 @@ class SpikeDetector:
         }
 
     def limits(self) -> np.ndarray:
-        """float32 [2]: the largest loss and gradient norm that are no spike.
-
-        UNLIMITED without recovery, and until there are `recovery.window` steps to compare with.
-        """
+        """float32 [2]: the largest loss and gradient norm that are no spike, as soon as the window is full."""
         histories = (self.state["loss"], self.state["grad_norm"])
         if not self.recovery.deviations or len(histories[0]) < self.recovery.window:
             return steps.UNLIMITED
@@ -59,11 +54,7 @@ class SpikeDetector:
             self.state["rewinds"] = 0
 
     def add_spike(self, step: int) -> int | None:
-        """Adds a spike in the batch after `step` steps. Returns the step to rewind before if there are too many.
-
-        Raises:
-          Diverged: rewinding has not helped.
-        """
+        """Adds a spike in the batch after `step` steps. Returns the step to rewind before if there are too many."""
         state = self.state
         batch, state["batches"] = state["batches"], state["batches"] + 1
         recent = [(at, b) for at, b in state["spikes"] if b > batch - self.recovery.among]
@@ -95,10 +86,9 @@ def _limit(values: Sequence[float], deviations: float) -> float:
 
 
 def rewind_target(saved: Sequence[int], before: int, rewinds: int, save_every: int) -> int:
-    """The checkpoint to rewind to from spikes that began after `before` steps; 0, the start of the run, without any.
+    """The newest checkpoint from before the spikes, or an older one for each rewind that has not helped; 0: the start.
 
-    This is the newest one from before the spikes, and an older one for each rewind that has not helped. Only scheduled
-    checkpoints count: a run that was interrupted, and saved, must rewind as an uninterrupted one does.
+    Only scheduled checkpoints count: a run that was interrupted, and saved, must rewind as an uninterrupted one does.
     """
     older = sorted((s for s in saved if s <= before and s % save_every == 0), reverse=True)
     return older[min(rewinds, len(older) - 1)] if older else 0
@@ -107,9 +97,7 @@ def rewind_target(saved: Sequence[int], before: int, rewinds: int, save_every: i
 def skip_batch(run, row: int, numbers: dict[str, float]) -> None:
     """Logs the batch from `row` on as skipped, and rewinds the `loop.Run` if there were too many.
 
-    Raises:
-      NonFinite: the loss or the gradient is not finite, and the run has no recovery.
-      Diverged: rewinding has not helped.
+    Raises Diverged if rewinding has not helped, and NonFinite if the run has no recovery.
     """
     run.sink.flush()
     if not run.experiment.recovery.deviations:

@@ -32,12 +32,7 @@ class StageReport:
         raise NotImplementedError
 
     def write(self, workdir: Path, rows: list[dict], metrics: dict[str, float]) -> list[str]:
-        """Draws the picture of a finished run. Returns lines of markdown: the picture and tables.
-
-        Args:
-          rows: of metrics.jsonl.
-          metrics: the last evaluation.
-        """
+        """Draws the picture of a finished run from its `metrics.jsonl`. Returns markdown: the picture and `table`."""
         telemetry.plot(rows, workdir / self.picture, self.panels)
         return [f"![loss]({self.picture})", "", *self.table(rows, metrics)]
 

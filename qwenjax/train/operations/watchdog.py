@@ -22,10 +22,8 @@ WRITE_SECONDS = 10.0  # that writing the stacks may take
 class Watchdog:
     """Prints all Python stacks when a step takes longer than `seconds`, and exits with 1 after three times as long.
 
-    Args:
-      seconds: None: 20 times the median step, at least 10 minutes. 0: no limit.
-      exit: ends the process; tests replace it.
-    Compiling, evaluation, sampling and saving are outside `step` and have no limit.
+    `seconds` of None stands for 20 times the median step, at least 10 minutes; 0 for no limit. Compiling, evaluation,
+    sampling and saving are outside `step` and have no limit.
     """
 
     def __init__(self, workdir: Path, seconds: float | None = None, exit: Callable[[int], None] = os._exit):

@@ -28,8 +28,7 @@ class ResponseEvaluation:
     """Held-out prompts and the latest responses to them.
 
     Args:
-      task: the `RLTask`. prompts: `prompts` [n p] and `lengths` [n].
-      examples: {"prompt": turns, "answer": text or None} of each.
+      task: the `RLTask`. prompts: `prompts` [n p] and `lengths` [n]; examples: of each, as the mixture gives them.
     Attributes:
       before, after: of the responses of the reference and of the policy: arrays [n] by name (`Iteration`'s, and
         scores of reward functions), and the texts as "answers".

@@ -61,11 +61,7 @@ def log_probs(
 
 
 def values(backbone: Backbone, params: dict, frozen: Any, responses: Responses) -> jax.Array:
-    """float32 [b t] of a value model, at the hidden state of every position.
-
-    Args:
-      params: {"backbone": …, "head": [d], "bias": scalar}.
-    """
+    """float32 [b t] of a value model with `params` {"backbone": …, "head": [d], "bias": scalar}, at every position."""
     variables = backbone.variables(params["backbone"], frozen)
     at = responses.tokens, responses.positions
     return reward_head.values(backbone.eval_network, variables, params["head"], *at) + params["bias"]
@@ -136,17 +132,14 @@ class Algorithm:
     ) -> tuple[jax.Array, jax.Array, Metrics]:
         """Advantages and returns [b t], 0 outside the mask, and metrics. Without a value model returns are 0.
 
-        Args:
-          scores: [b], normalised. Responses to the same prompt are neighbours, `rl.num_samples` of them.
-          kl_coef: weight of the KL penalty in the reward.
+        `scores` [b] are normalised; responses to the same prompt are neighbours, `rl.num_samples` of them.
         """
         raise NotImplementedError
 
     def policy_loss(self, logp: jax.Array, batch: Experience) -> tuple[jax.Array, Metrics]:
         """The summed loss, and sums: its "weight", and over tokens whatever else is logged.
 
-        Args:
-          logp: [b t] under the policy in training, which alone gets a gradient.
+        Only `logp` [b t], under the policy in training, gets a gradient.
         """
         raise NotImplementedError
 
@@ -176,7 +169,7 @@ def compute_advantages(
       ended: bool [b]; scores of responses that did not end are not used.
       order: control experiment: response i is given the normalised score of response order[i].
       adapt_kl: whether the KL coefficient moves towards `rl.kl_target`: not before the policy learns.
-    Returns: the experience, the running mean with these scores, the next KL coefficient, and metrics.
+    Returns the experience, the running mean with these scores, the next KL coefficient, and metrics.
     """
     rl, mask = algorithm.rl, outputs.responses.mask
     running = running.add(scores, ended)
@@ -238,12 +231,7 @@ def update(
     accumulate: int,
     extra: tuple[LossFn, Any, float] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on the mean loss, and what it logs.
-
-    Args:
-      loss_fn: of `policy_loss` or `value_loss`.
-      extra: the language-modelling loss, a batch of pretraining text, and its coefficient; see `optimizer_step`.
-    """
+    """One optimizer step on the mean loss, and what it logs. `extra`: the language-modelling loss, as there."""
     rng, options = jax.random.key(0), {"accumulate": accumulate, "extra": extra}  # the key is not used: nothing drops
     options["weight_of"] = lambda sums: jnp.maximum(sums["weight"], 1)
     state, sums, metrics = optimizer_step(loss_fn, tx, state, frozen, batch, rng, **options)
@@ -255,11 +243,7 @@ def update(
 
 
 def sampler_metrics(rollout: Rollout, logp: jax.Array) -> Metrics:
-    """How far sampling and training differ before the first update, where every ratio should be 1.
-
-    Args:
-      logp: [b t] of `log_probs`, aligned to actions.
-    """
+    """How far sampling and training (`logp` [b t]) differ before the first update, where every ratio should be 1."""
     mask, sampled, drawn = map(align_to_actions, (rollout.mask, rollout.logp, rollout.drawn_logp))
     error = jnp.abs(jnp.expm1(zero_outside(logp - sampled, mask)))
     return {

@@ -37,12 +37,9 @@ REWARD, GOLD = "reward", "gold_reward"
 
 
 class FrozenRewardModel:
-    """The reward model at `path`, which `field` names, in the compute dtype.
+    """The reward model at `path`, which `field` names, in the compute dtype. ValueError if its texts were shorter.
 
     If nothing is there (for a plan), one of the policy's shape, as in the report.
-
-    Raises:
-      ValueError: it was trained on shorter texts than those of this run.
     """
 
     def __init__(self, path: str, experiment: Experiment, compute: Compute, field: str):
@@ -90,8 +87,6 @@ class Models:
       functions, scorers: reward functions and reward models by the field of `rl` that names them, REWARD or GOLD.
       value_warmup_steps: first iterations, in which the policy is not updated.
       learning_rate: of the policy, by the iterations since then.
-    Raises:
-      ValueError: a reward model was trained on shorter texts than those of this run, or embeddings are to be trained.
     """
 
     def __init__(self, experiment: Experiment, compute: Compute, policy: Backbone, algorithm: Algorithm):
@@ -146,25 +141,9 @@ class Models:
         return State(jnp.int32(0), policy, rl_state)
 
     def program(self, mesh: Mesh, max_prompt_length: int, step: Callable) -> StepProgram:
-        """Shapes and shardings of the state and of a batch of prompts.
-
-        Raises:
-          ValueError: a minibatch does not divide over the devices.
-        """
-        experiment, devices = self.experiment, mesh.shape["data"] * mesh.shape["fsdp"]
-        parts = experiment.rl.minibatches * experiment.accumulate
-        for size, what in (
-            (experiment.data.batch_size // parts, f"data.batch_size={experiment.data.batch_size} in {parts} parts"),
-            (experiment.rl.ptx_batch // experiment.accumulate, f"rl.ptx_batch={experiment.rl.ptx_batch}"),
-        ):
-            if size % devices:
-                raise ValueError(
-                    f"{what} gives {size} examples to an update, which do not divide over {devices} devices "
-                    f"(data x fsdp); use a multiple of {devices} examples, fewer rl.minibatches, or "
-                    "--set mesh.tensor=…"
-                )
-        rows = {"rows": ((experiment.data.batch_size,), np.dtype(np.int32))}
-        batch = prompts.batch_shapes(experiment.data.batch_size, max_prompt_length) | rows
+        """Shapes and shardings of the state and of a batch of prompts."""
+        size = self.experiment.data.batch_size
+        batch = prompts.batch_shapes(size, max_prompt_length) | {"rows": ((size,), np.dtype(np.int32))}
 
         def opt_shardings(shapes, policy, value):
             opt_state = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), shapes)
@@ -174,15 +153,14 @@ class Models:
                 opt_state["value"] = TrainState(value, moments)
             return opt_state
 
-        return make_program(experiment, mesh, batch, self.init_params, self.fresh, opt_shardings, step)
+        return make_program(self.experiment, mesh, batch, self.init_params, self.fresh, opt_shardings, step)
 
     def load_value(
         self, mesh: Mesh, check: CheckTokenizer, frozen: dict, fingerprints: dict[str, str]
     ) -> tuple[Any, Any, str]:
         """The value model's parameters, its frozen part, and the path that it starts from.
 
-        It starts from the reward model, whose scores it predicts, or from `rl.value_from`. Where a function gives the
-        scores it starts from the policy.
+        This is `rl.value_from`, or the reward model, whose scores it predicts, or the policy if there is none.
         """
         rl, seed, cfg = self.experiment.rl, self.experiment.seed, self.value_backbone.cfg
         path = rl.value_from or (rl.reward if REWARD in self.scorers else self.experiment.init_from)

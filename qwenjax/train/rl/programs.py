@@ -30,10 +30,9 @@ class TokenIds(NamedTuple):
 
 
 class Iteration:
-    """The functions of an iteration, which `jit_programs` jits.
+    """The functions of an iteration, which `jit_programs` jits. b responses, p positions of a prompt.
 
     `frozen` is State.frozen. `policy` and `value` are trained parameters; `value` is () without a value model.
-    b responses, p positions of a prompt, t positions of prompt and response together.
     """
 
     def __init__(self, models: Models, ids: TokenIds):
@@ -163,11 +162,7 @@ def jit_programs(models: Models, program: StepProgram, ids: TokenIds) -> Program
 
 
 def lowered(programs: Programs, models: Models, program: StepProgram, text: dict) -> dict[str, Any]:
-    """The programs of an iteration, by name, ready to be compiled for the devices of the mesh.
-
-    Args:
-      text: shapes of a batch of pretraining text; () without the pretrained gradient.
-    """
+    """The programs of an iteration, by name, ready to be compiled; `text`: shapes of a batch of it, or ()."""
     experiment, mesh, state = models.experiment, program.mesh, program.abstract_state()
     batch, replicated = NamedSharding(mesh, sharding.spec("batch")), program.shardings.step
 

@@ -79,11 +79,7 @@ class RLReport(StageReport):
 
 
 def alarms(rows: list[dict], metrics: dict[str, float], before: dict[str, Any]) -> list[str]:
-    """What looks wrong, in words; the thresholds are ours.
-
-    Args:
-      rows: of metrics.jsonl. metrics: the last evaluation. before: `ResponseEvaluation.before`.
-    """
+    """What looks wrong, in words, by `rows` of metrics.jsonl and the last evaluation; the thresholds are ours."""
     steps = [r for r in rows if "score" in r]
     if not steps:
         return []

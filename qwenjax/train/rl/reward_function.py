@@ -3,8 +3,7 @@
     def score(prompts, responses, answers): ...
 
 `prompts` are lists of turns, `responses` are texts, `answers` are the reference answers of the data or None. The
-function returns one number for each response. A hang cannot be stopped within one process: a regular expression that
-backtracks holds the interpreter.
+function returns one number for each response.
 """
 
 import importlib
@@ -36,11 +35,7 @@ def is_function(spec: str) -> bool:
 
 
 class RewardFunction:
-    """The function 'FILE.py:NAME' or 'MODULE:NAME', called in another process.
-
-    Args:
-      field: of the experiment, for messages. timeout: seconds after which a call counts as hung.
-    """
+    """The function 'FILE.py:NAME' or 'MODULE:NAME', called in another process. `timeout` in seconds."""
 
     def __init__(self, spec: str, field: str, timeout: float):
         self.spec, self.field, self.timeout = spec, field, timeout
@@ -67,10 +62,8 @@ class RewardFunction:
             self._process = self._pipe = None
 
     def __call__(self, examples: Sequence[dict], responses: Sequence[str]) -> np.ndarray:
-        """float32 scores [b] of responses to prompts, the same in every process.
+        """float32 scores [b] of responses to `examples` {"prompt": turns, "answer": text or None}, in every process.
 
-        Args:
-          examples: {"prompt": turns, "answer": text or None} of each.
         Raises:
           RewardFailed: the function raises, hangs, ends its process, or does not return one finite number for each.
         """

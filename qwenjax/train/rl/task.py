@@ -28,15 +28,13 @@ from qwenjax.train.rl.algorithms import ALGORITHMS
 from qwenjax.train.rl.evaluation import ResponseEvaluation, decode, gather
 from qwenjax.train.rl.experience import Experience
 from qwenjax.train.rl.models import REWARD, Models
-from qwenjax.train.rl.programs import Programs, TokenIds, jit_programs, lowered
+from qwenjax.train.rl.programs import TokenIds, jit_programs, lowered
 from qwenjax.train.step import State, TrainState, sharded_batch
 from qwenjax.train.task import Step, Task
 
 
 class RLTask(Task):
     """A policy that learns from the scores of its own responses."""
-
-    programs: Programs
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
         super().__init__(experiment, mesh)
@@ -52,15 +50,15 @@ class RLTask(Task):
         shapes = text.batch_shapes(self.text_rows, data.seq_len, data.document_mask)
         self.text_batch = sharded_batch(shapes, data.seq_len, mesh)
         self.nll = jax.jit(self.backbone.loss(learning=False))
+        # until `prepare` has a tokenizer, and for a plan, which has none, any ids do
+        self.programs = jit_programs(self.models, self.program, TokenIds((0,), 0, experiment.model.vocab, 0))
 
     # ---- data ----
 
     def prepare(self, root: Path) -> list[str]:
         if not self.rl.reward:
-            raise ValueError(
-                f"{self.experiment.name} learns from scores and has none: --set rl.reward=PATH of a reward model, or "
-                "FILE.py:FUNCTION"
-            )
+            advice = "--set rl.reward=PATH of a reward model, or FILE.py:FUNCTION"
+            raise ValueError(f"{self.experiment.name} learns from scores and has none: {advice}")
         self.tokenizer = self.load_tokenizer()
         self.stops = tuple(sorted({*(ids[0] for ids in chatml.stop_sequences(self.tokenizer)), self.tokenizer.eot}))
         for function in self.models.functions.values():
@@ -91,16 +89,13 @@ class RLTask(Task):
         self.held_out = text.HeldOut([], [])
         if not data.sources:
             if self.rl.ptx_coef:
-                raise ValueError(
-                    f"rl.ptx_coef={self.rl.ptx_coef} is the weight of a loss on data.sources, of which there are none"
-                )
+                raise ValueError(f"rl.ptx_coef={self.rl.ptx_coef} needs data.sources, of which there are none")
             return []
         _, shards, lines = preparation.prepare(data, seed, root, tokenizer=self.tokenizer)
         mixture = text.TextMixture(shards, [source.weight for source in data.sources], data.seq_len, seed)
-        self.text_read = partial(mixture.batch, eot=self.tokenizer.eot, document_mask=data.document_mask)
-        self.held_out = text.validation_batches(
-            shards, data.seq_len, data.eval_tokens, self.text_rows, data.document_mask
-        )
+        mask = data.document_mask
+        self.text_read = partial(mixture.batch, eot=self.tokenizer.eot, document_mask=mask)
+        self.held_out = text.validation_batches(shards, data.seq_len, data.eval_tokens, self.text_rows, mask)
         return lines
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -165,10 +160,7 @@ class RLTask(Task):
         return self._iterate, None
 
     def lowered(self) -> dict[str, Any]:
-        programs = getattr(self, "programs", None)
-        if programs is None:  # for a plan, which has no tokenizer; any ids do
-            programs = jit_programs(self.models, self.program, TokenIds((0,), 0, self.experiment.model.vocab, 0))
-        return lowered(programs, self.models, self.program, self.text_batch if self.rl.ptx_coef else ())
+        return lowered(self.programs, self.models, self.program, self.text_batch if self.rl.ptx_coef else ())
 
     def _iterate(self, state: State, batch: dict, limits: np.ndarray) -> tuple[State, dict]:
         """An iteration; `limits` are not used."""
@@ -179,22 +171,18 @@ class RLTask(Task):
             sampled = int(jnp.sum(rollout.mask))
             times.append(time.perf_counter())
             outputs, scores, sampler_metrics = self._score(state, batch, rollout)
-            experience, running, kl_coef, metrics = jax.block_until_ready(
-                programs["compute_advantages"](
-                    outputs, rollout.ended, scores, rl_state["scores"], rl_state["kl_coef"], state.step
-                )
-            )
+            given = outputs, rollout.ended, scores, rl_state["scores"], rl_state["kl_coef"], state.step
+            experience, running, kl_coef, metrics = jax.block_until_ready(programs["compute_advantages"](*given))
             times.append(time.perf_counter())
             policy, value, update_metrics = self._update(state, experience, batch, step)
-            read = int(jnp.sum(outputs.responses.positions >= 0))
         new = {"policy": policy.opt_state, "value": value, "scores": running, "kl_coef": kl_coef}
         metrics = jax.device_get(metrics | sampler_metrics | update_metrics)
         times.append(time.perf_counter())
         metrics = {name: np.float32(x) for name, x in metrics.items()}
-        learned = read * self.rl.epochs + len(batch.get("ptx", ())) * self.text_rows * self.experiment.data.seq_len
         policy_steps = step - self.models.value_warmup_steps
         metrics["lr"] = float(self.models.learning_rate(policy_steps)) if policy_steps >= 0 else 0.0
-        metrics |= _speeds(times, sampled, learned)
+        seconds = dict(zip(("rollout_seconds", "score_seconds", "update_seconds"), np.diff(times)))
+        metrics |= seconds | {"tokens": sampled, "tokens_per_second": sampled / (times[-1] - times[0])}
         return State(state.step + 1, policy.params, new, frozen), {k: np.asarray(v) for k, v in metrics.items()}
 
     def _score(self, state: State, batch: dict, rollout) -> tuple[Any, jax.Array, dict]:
@@ -260,17 +248,3 @@ class RLTask(Task):
         if self.evaluation.step != int(state.step):
             self.evaluation.run(self.programs, state)
         return list(zip(self.evaluation.prompts, self.evaluation.after["answers"]))[: report.SHOWN]
-
-
-def _speeds(times: list[float], sampled: int, learned: int) -> dict[str, float]:
-    """Seconds and tokens per second. times: of the start, and of the ends of rollout, scoring and updates."""
-    rollout, score, update = np.diff(times)
-    return {
-        "tokens": sampled,
-        "tokens_per_second": sampled / (times[-1] - times[0]),
-        "rollout_tokens_per_second": sampled / rollout,
-        "update_tokens_per_second": learned / update,
-        "rollout_seconds": rollout,
-        "score_seconds": score,
-        "update_seconds": update,
-    }

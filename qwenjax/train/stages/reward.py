@@ -1,10 +1,7 @@
 """Reward models (report §3.2.1): preference-model pretraining (PMP), and the reward model proper from it.
 
 Both are this task on different data: pairs or ranked lists of responses, a scalar score at the end token of each, and
-the pairwise loss. The calibration stored with the weights gives the scores of training responses mean 0 and standard
-deviation 1.
-
-Axes: b lists, k responses to a prompt, t positions.
+the pairwise loss. Axes: b lists, k responses to a prompt, t positions.
 """
 
 from collections.abc import Callable
@@ -29,15 +26,10 @@ CALIBRATION_LISTS = 256  # lists of responses whose scores get mean 0 and standa
 
 
 class Preferences(Task):
-    """A stage that learns from rated responses, several to each prompt.
+    """A stage that learns from rated responses, several to each prompt."""
 
-    Attributes:
-      rewards: (trained, frozen, batch) -> float32 [b k], jitted; each process gets all of them.
-      pairs: the held-out pairs of responses, with the scores of the last evaluation.
-    """
-
-    rewards: Callable
-    pairs: list[accuracy.ScoredPair]
+    rewards: Callable  # (trained, frozen, batch) -> float32 [b k], jitted; each process gets all of them
+    pairs: list[accuracy.ScoredPair]  # of held-out responses, with the scores of the last evaluation
 
     def prepare(self, root: Path) -> list[str]:
         chat, data = self.experiment.chat, self.experiment.data
