@@ -12,13 +12,12 @@ vocabulary/    training, extending and comparing vocabularies; only this folder 
 import importlib.util
 from pathlib import Path
 
-from qwenjax.tokenizer.base import StreamDecoder, Tokenizer
+from qwenjax.tokenizer.base import EXTRA, StreamDecoder, Tokenizer
 
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
 
 FILES = ("qwen.tiktoken", "tokenizer.model", "tokenizer.json")  # what `Tokenizer.save` writes, by kind
 WANTED = ".tiktoken, sentencepiece .model, tokenizer.json or .gguf file"
-EXTRA = "extra.tiktoken"  # an extended vocabulary also writes this
 
 
 def load_tokenizer(name_or_path: str | Path, extra: str | Path | None = None) -> Tokenizer:

@@ -20,6 +20,7 @@ from qwenjax.common import storage
 if TYPE_CHECKING:
     import numpy as np
 
+EXTRA = "extra.tiktoken"  # an extended vocabulary also writes this
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # of every vocabulary trained here
 # Names of the end-of-text token in the vocabularies of all models
 ENDS = (CONTROL[0], "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>")

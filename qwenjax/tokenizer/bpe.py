@@ -20,8 +20,7 @@ from typing import AnyStr
 import numpy as np
 
 from qwenjax.common.processes import cores
-from qwenjax.tokenizer import EXTRA
-from qwenjax.tokenizer.base import CONTROL, Tokenizer
+from qwenjax.tokenizer.base import CONTROL, EXTRA, Tokenizer
 
 # How text is split before merging (docs/report.md, Text splitting): contractions, words with at most one leading sign,
 # single digits, punctuation with the line ends after it, line ends, and blanks, of which the last stays with the next

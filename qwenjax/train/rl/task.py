@@ -24,13 +24,17 @@ from qwenjax.data.conversations.encode import Encoding
 from qwenjax.data.shards import prepare as preparation
 from qwenjax.train.backbone import Loaded
 from qwenjax.train.rl import report
-from qwenjax.train.rl.algorithms import ALGORITHMS
 from qwenjax.train.rl.evaluation import ResponseEvaluation, decode, gather
 from qwenjax.train.rl.experience import Experience
+from qwenjax.train.rl.grpo import GRPO
 from qwenjax.train.rl.models import REWARD, Models
+from qwenjax.train.rl.ppo import PPO
 from qwenjax.train.rl.programs import TokenIds, jit_programs, lowered
+from qwenjax.train.rl.reinforce import Reinforce
 from qwenjax.train.step import State, TrainState, sharded_batch
 from qwenjax.train.task import Step, Task
+
+ALGORITHMS = {"ppo": PPO, "grpo": GRPO, "reinforce": Reinforce}
 
 
 class RLTask(Task):
