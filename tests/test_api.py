@@ -1,6 +1,7 @@
 """`qwenjax.load` and what a `Model` does, on a tiny model with random weights; SmolLM2 where it is there."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -14,7 +15,9 @@ from qwenjax import checkpoint, config
 from qwenjax.api import jsonl_jobs, scoring
 from qwenjax.api.checkpoint_path import compare, detect
 from qwenjax.api.parameters import read_params
+from qwenjax.common import command_line
 from qwenjax.config import Compute, MeshShape
+from qwenjax.generate import __main__ as generate
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.interop.huggingface.load import param_shardings
 from qwenjax.model import transformer
@@ -200,6 +203,16 @@ def test_a_run_loads_like_any_other(run, model):
     assert ours.tokenizer.fingerprint == model.tokenizer.fingerprint
     assert ours.encode("x")[0] == ours.tokenizer.eot  # as rows of training begin
     assert detect(run / "checkpoints" / "7").path == detect(run).path
+
+
+def test_a_run_whose_description_is_broken_is_named_as_damaged(run, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    for file in (broken / "checkpoints" / "7" / "meta").iterdir():
+        file.write_bytes(b"{")
+    assert command_line.main_of("qwenjax.generate", generate, ["--model", str(broken), "hello"]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"error: {broken}/checkpoints/7 is damaged: its description cannot be read (")
 
 
 def test_training_starts_from_any_of_them(run, folder):

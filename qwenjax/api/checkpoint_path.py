@@ -121,7 +121,8 @@ def _detect_run(step: Path) -> CheckpointPath:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(step / "meta")  # `checkpoint.load` verifies it later
     except Exception as error:  # a broken file raises anything
-        raise checkpoint.Damaged(step, f"its description cannot be read ({type(error).__name__})") from error
+        why = f"its description cannot be read ({type(error).__name__})"
+        raise checkpoint.Damaged(f"{step} is damaged: {why}") from error
     experiment, base = config.from_dict(meta["experiment"]), None
     if experiment.lora.rank:
         advice = "run this where it was trained, or link that model to this path"
