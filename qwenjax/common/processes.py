@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -44,17 +45,32 @@ def worker_pool(count: int, start: Callable[..., Any], *arguments: Any) -> Itera
         worker, pool = None, ProcessPoolExecutor(count, context, _start_process, (start, arguments))
 
     def submit(function: Callable, *more: Any) -> Future:
-        return pool.submit(function, worker, *more) if count == 1 else pool.submit(_call, function, *more)
+        if count == 1:
+            return pool.submit(function, worker, *more)
+        with without_main():  # this may start a process
+            return pool.submit(_call, function, *more)
 
     try:
         yield submit
     except BrokenProcessPool:
         raise ChildProcessError(
-            "a worker process died: out of memory (use fewer workers), or the calling script lacks an "
-            "`if __name__ == '__main__':` guard. What is finished is kept; run again to resume"
+            "a worker process died, perhaps out of memory: use fewer workers. What is finished is kept; run again to "
+            "resume"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """A process that is spawned within does not run the calling script again, which would call this again."""
+    main = sys.modules["__main__"]
+    hidden = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(hidden)
 
 
 _worker: Any = None  # of a pool's process

@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from qwenjax.common import storage
+from qwenjax.common.processes import without_main
 
 LOAD_TIMEOUT = 120.0  # seconds to import the function's module
 LARGEST = float(np.finfo(np.float32).max)
@@ -47,7 +48,8 @@ class RewardFunction:
             context = multiprocessing.get_context("spawn")  # a fork hangs if a thread of jax holds a lock
             self._pipe, other_end = context.Pipe()
             self._process = context.Process(target=_serve, args=(self.spec, other_end), daemon=True)
-            self._process.start()
+            with without_main():
+                self._process.start()
             other_end.close()
             error = self._receive(LOAD_TIMEOUT, "loaded")
             if error is not None:
@@ -104,8 +106,7 @@ class RewardFunction:
             return self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(5)
-            guard = "; a calling script needs an `if __name__ == '__main__':` guard" * (done == "loaded")
-            return f"ended its process (exit code {self._process.exitcode}){guard}"
+            return f"ended its process (exit code {self._process.exitcode})"
 
 
 def _serve(spec: str, pipe) -> None:
