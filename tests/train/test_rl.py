@@ -18,7 +18,7 @@ from qwenjax.api.checkpoint_path import detect
 from qwenjax.api.parameters import read_params
 from qwenjax.config import Chat, ChatFile, Data, Lora, to_dict
 from qwenjax.train.rl import models
-from qwenjax.train.rl.evaluation import ResponseEvaluation
+from qwenjax.train.rl.evaluation import ResponseEvaluation, gather
 from qwenjax.train.step import UNLIMITED
 
 
@@ -314,7 +314,7 @@ def test_eight_devices_make_the_iteration_of_one(chats, sft, rm):
             rollout = task._compiled["sample"](
                 state.params, state.frozen, batch["prompts"], batch["lengths"], task._seeds(0)
             )
-            tokens = task.decoder.gather(rollout.tokens)
+            tokens = gather(rollout.tokens)
         after, _ = step(state, batch, UNLIMITED)
         stream.close()
         found.append((tokens, jax.device_get((after.params, after.opt_state["value"].params))))
