@@ -54,7 +54,8 @@ def worker_pool(count: int, start: Callable[..., Any], *arguments: Any) -> Itera
         yield submit
     except BrokenProcessPool:
         raise ChildProcessError(
-            "a worker process died, perhaps out of memory (use fewer workers); finished work is kept, run again to resume"
+            "a worker process died, perhaps out of memory (use fewer workers); what is finished is kept, run again to "
+            "resume"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
