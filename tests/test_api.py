@@ -120,6 +120,27 @@ def test_scores_of_text_are_of_the_text_as_the_model_would_see_it(model):
         model.score(["x"], [[1]])
 
 
+def test_a_token_that_crosses_the_border_belongs_to_the_continuation(model):
+    """Cut where the prompt alone ends, the pair would lose it, and the continuation would cost nothing."""
+    whole = model.tokenizer.encode_ordinary("the parser")
+    crossing = [i for i in range(1, 10) if len(model.tokenizer.encode_ordinary("the parser"[:i])) >= len(whole)]
+    text, start = "the parser", model.tokenizer.encode_ordinary("the parser"[: crossing[0]])
+    same = next(i for i, (a, b) in enumerate(zip(start, whole)) if a != b)
+    got = model.score([text[: crossing[0]]], [text[crossing[0] :]])
+    assert got == model.score([whole[:same]], [whole[same:]])
+    assert got[0] < -0.01
+
+
+def test_scores_and_likelihoods_agree_at_the_border_of_dynamic_ntk(folder):
+    """A text of one token more than the context has another base; both read it as the whole text does."""
+    model = qwenjax.load(folder, ntk=True)
+    model.tokenizer = None  # so that padding rows of the embedding count in both
+    for length in (64, 65, 66):
+        ids = np.random.default_rng(length).integers(3, 480, length).tolist()
+        (likelihood,) = model.likelihoods([ids])
+        assert model.score([ids[:-1]], [ids[-1:]])[0] == pytest.approx(float(likelihood.logprobs[-1]), abs=1e-3)
+
+
 def test_scores_need_a_prompt_of_ids(model):
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         scoring.score(model.network, model.params, [([1], [2]), ([], [3])])
@@ -224,7 +245,7 @@ def test_training_starts_from_any_of_them(run, folder):
         assert params["blocks"]["attn"]["q"].sharding == places["blocks"]["attn"]["q"]
         assert source.tokenizer().size == 480
         assert compare(source, model, path) == [f"context=64 in {path}, 4096 here"]
-    with pytest.raises(ValueError, match=r"layers=2 instead of 3.*--set model.layers=2"):
+    with pytest.raises(ValueError, match=r"another model than .*: layers=2 instead of 3; use --set model=init_from"):
         compare(detect(folder), replace(tiny_model.CONFIG, layers=3), folder)
 
 

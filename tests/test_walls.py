@@ -36,15 +36,16 @@ INNER_LEVELS = {  # of the rooms inside a room; `__init__` is the package's own 
         {"base"},
         {"bpe", "sentencepiece"},
         {"hub"},
+        {"hub_folder"},
         {"gguf"},
         {"__init__"},
         {"vocabulary"},
     ],
     "model": [{"attention", "cache", "quantise", "rope"}, {"layers"}, {"transformer"}, {"lora", "reward_head"}],
-    "interop": [{"__init__"}, {"gptq"}, {"huggingface"}, {"gguf", "peft"}],
+    "interop": [{"__init__"}, {"awq", "gptq"}, {"huggingface"}, {"gguf", "peft"}],
     "data": [{"shards"}, {"conversations"}, {"batches"}, {"inspect"}],
     "api": [
-        {"checkpoint_path", "scoring"},
+        {"checkpoint_path", "scoring", "streaming"},
         {"generation_defaults", "parameters"},
         {"model", "reward_model"},
         {"__init__", "best_of"},
@@ -56,8 +57,8 @@ INNER_LEVELS = {  # of the rooms inside a room; `__init__` is the package's own 
 PURE = ("config", "model", "objectives", "optim", "generate")
 EFFECTS = {"os", "pathlib", "time", "logging", "random", "subprocess"}
 BUDGETS = {
-    "lines": 25_000,
-    "files": 200,
+    "lines": 26_500,  # 25,000 for the house; 1,500 for foreign checkpoints that behave as at home
+    "files": 206,
     "lines of a function": 80,
     "lines of a file": 350,
     "bytes of README.md": 9_000,

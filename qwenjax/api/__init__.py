@@ -39,7 +39,10 @@ def load(path: str | Path, mesh: "Mesh | None" = None, dtype: str | None = None,
     compute = Compute(dtype=dtype, remat="none").resolved(platform, mesh.shape["tensor"] if mesh is not None else 1)
     tokenizer = source.tokenizer()
     params = read_params(source, None if mesh is None else param_shardings(source.config, mesh), dtype)
-    return Model(source.config, params, tokenizer, compute, mesh, GenerationDefaults.of(source))
+    model = Model(source.config, params, tokenizer, compute, mesh, GenerationDefaults.of(source))
+    if source.hub_checkpoint and source.hub_checkpoint.files.get("config.json", {}).get("use_cache_quantization"):
+        model.kv_cache = "int8_released"
+    return model
 
 
 def save(model: "Model", directory: str | Path, layout: str = "qwen2", dtype: str | None = None) -> list[str]:

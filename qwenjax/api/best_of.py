@@ -5,12 +5,11 @@ The baseline for PPO: it moves away from the policy by at most log n - (n-1)/n n
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qwenjax.api.model import Completion, Model
 from qwenjax.api.reward_model import RewardModel
-from qwenjax.chat_format import chatml
 from qwenjax.generate.sampling import Greedy, Sample
 from qwenjax.generate.stops import Stop
 from qwenjax.tokenizer.base import check_same
@@ -38,7 +37,7 @@ class Chosen(NamedTuple):
     completion: Completion
     index: int
     scores: list[float]
-    ended: int  # how many answers ended with <|im_end|>
+    ended: int  # how many answers ended their turn
     tokens: int  # of all answers
 
 
@@ -59,7 +58,7 @@ class BestOf(NamedTuple):
     def answers(
         self,
         model: Model,
-        conversations: Sequence[Sequence[chatml.Message]],
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
         sampling: Greedy | Sample,
         max_new_tokens: int,
         stop: Sequence[Stop],
@@ -68,22 +67,22 @@ class BestOf(NamedTuple):
         """The best answer to each conversation; answer i draws with seed n * seed + i. Raises ValueError as `check`."""
         self.check(model, sampling)
         n, prompts = self.n, [model.encode_chat(messages) for messages in conversations]
-        stops = [*chatml.stop_sequences(model.vocabulary), *stop]
+        stops, end = [*model.vocabulary.turn_stops(), *stop], model.vocabulary.turn_end
         answer_seeds = [(seed * n + i) % (1 << 32) for seed in seeds for i in range(n)]
         repeated = [ids for ids in prompts for _ in range(n)]
         completions = model.complete(repeated, sampling, max_new_tokens, stops, answer_seeds)
-        texts = [[*ids, *one.ids, model.vocabulary.im_end] for ids, one in zip(repeated, completions)]
+        texts = [[*ids, *one.ids, end] for ids, one in zip(repeated, completions)]
         scores = [float(score) for score in self.reward_model.score_ids(texts)]
         chosen = []
         for first in range(0, len(completions), n):
             own, answers = scores[first : first + n], completions[first : first + n]
-            ended = [one.stop == (model.vocabulary.im_end,) for one in answers]
+            ended = [one.stop == (end,) for one in answers]
             index, tokens = best(own, ended), sum(len(one.ids) for one in answers)
             chosen.append(Chosen(answers[index], index, own, sum(ended), tokens))
         return chosen
 
 
-def conversation(model: Model, row: dict[str, Any]) -> list[chatml.Message]:
+def conversation(model: Model, row: dict[str, Any]) -> list[dict[str, Any]]:
     """The conversation of a request: its 'messages', or its 'prompt' as the user's turn, for a chat model only."""
     if "messages" in row:
         return row["messages"]

@@ -27,6 +27,8 @@ SHAPE = (
     *("vocab", "layers", "embed", "heads", "ffn", "kv", "head_size", "qkv_bias", "qk_norm", "tie_embeddings"),
     *("gated", "norm"),
 )
+# What a run may change of a model that it starts from; ADDED only where the model has none
+EXTENSIONS, ADDED = ("context", "ntk", "logn"), ("rope_scaling", "windows")
 SETTABLE = {"kv": "kv_heads", "head_size": "head_dim"}  # fields behind the properties in SHAPE
 
 
@@ -44,7 +46,7 @@ class CheckpointPath:
     def name(self) -> str:
         """What a file made from it may be called: for a run, the name of its folder."""
         run = self.path.parent.parent if self.meta and self.path.parent.name == "checkpoints" else self.path
-        return run.stem if run.suffix == ".gguf" else run.name
+        return run.stem if run.suffix.lower() == ".gguf" else run.name
 
     @functools.cached_property
     def experiment(self) -> Experiment | None:
@@ -75,7 +77,7 @@ class CheckpointPath:
         Raises ValueError if it cannot be read, or has more ids than the embedding has rows.
         """
         tokenizer = self._read_tokenizer()
-        if tokenizer is not None and tokenizer.size > self.config.vocab:
+        if tokenizer is not None and tokenizer.ordinary_size > self.config.vocab:
             raise ValueError(
                 f"{self.path}: its tokenizer {tokenizer.name} has {tokenizer.size} ids, its embedding only "
                 f"{self.config.vocab} rows; they do not belong together"
@@ -102,15 +104,18 @@ def detect(path: str | Path) -> CheckpointPath:
         return _detect_run(checkpoint.newest(path))
     if (path / peft.CONFIG).is_file():
         return _detect_adapters(path)
-    if path.suffix != ".gguf" and not path.is_dir():
+    is_gguf = path.suffix.lower() == ".gguf"
+    if not is_gguf and not path.is_dir():
         what = "give the directory it lies in" if path.is_file() else "nothing is there"
         raise ValueError(f"no checkpoint at {path}: wanted a directory with config.json or a .gguf file; {what}")
-    hub_checkpoint = open_gguf(path) if path.suffix == ".gguf" else open_directory(path)
+    hub_checkpoint = open_gguf(path) if is_gguf else open_directory(path)
     return CheckpointPath(path, hub_checkpoint.config, hub_checkpoint, {})
 
 
 def _is_run(path: Path) -> bool:
     """Whether a directory is a run, its checkpoints, or one of these."""
+    if (path / "config.json").is_file() and "model_type" in storage.read_json(path / "config.json"):
+        return False  # of a hub, whatever folders lie beside it; config.json of a run is an experiment
     if (path / "meta").is_dir() or (path / "checkpoints").is_dir():
         return True
     return not path.suffix and any(child.name.isdigit() and child.is_dir() for child in storage.files(path))
@@ -148,15 +153,24 @@ def _detect_base(name: str, adapters: Path, advice: str) -> CheckpointPath:
 
 
 def compare(source: CheckpointPath, model: ModelConfig, path: str | Path) -> list[str]:
-    """A sentence for each field in which the model at a path and another compute differently (rope_base, say).
+    """A sentence for each way in which a model is to extend the one at a path (context, ntk, …).
 
-    Raises ValueError, with the fields, if their parameters have different shapes.
+    Raises:
+      ValueError: they differ in what is a property of the weights; all such fields are named.
     """
     ours, theirs = source.config, model
-    if other := [name for name in SHAPE if getattr(ours, name) != getattr(theirs, name)]:
-        listed = ", ".join(f"{name}={getattr(ours, name)} instead of {getattr(theirs, name)}" for name in other)
-        asked = " ".join(f"--set model.{SETTABLE.get(name, name)}={getattr(ours, name)}" for name in other)
-        raise ValueError(f"{path} is of another shape than the experiment's model: {listed}; use {asked}")
-    differing = [name for name in vars(ours) if getattr(ours, name) != getattr(theirs, name)]
-    names = [name for name in differing if name not in SETTABLE.values()]
-    return [f"{name}={getattr(ours, name)} in {path}, {getattr(theirs, name)} here" for name in names]
+    differing = [name for name in (*SHAPE, *vars(ours)) if getattr(ours, name) != getattr(theirs, name)]
+    differing = [name for name in dict.fromkeys(differing) if name not in SETTABLE.values()]
+    extended = [name for name in differing if name in EXTENSIONS or (name in ADDED and not _scales(ours, name))]
+    if wrong := [name for name in differing if name not in extended]:
+        listed = ", ".join(f"{name}={getattr(ours, name)} instead of {getattr(theirs, name)}" for name in wrong)
+        raise ValueError(
+            f"{path} holds another model than the experiment's: {listed}; use --set model=init_from, which takes "
+            "all of it from there"
+        )
+    return [f"{name}={getattr(ours, name)} in {path}, {getattr(theirs, name)} here" for name in extended]
+
+
+def _scales(model: ModelConfig, name: str) -> bool:
+    """Whether the weights were trained with rope_scaling or windows."""
+    return bool(model.windows) if name == "windows" else model.rope_scaling.kind != "none"

@@ -7,7 +7,8 @@ positions, v vocabulary.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from qwenjax.api import scoring
 from qwenjax.api.generation_defaults import GenerationDefaults
-from qwenjax.chat_format import chatml
+from qwenjax.api.streaming import Stream
 from qwenjax.config import Compute, ModelConfig
 from qwenjax.generate import decode
 from qwenjax.generate.sampling import Greedy, Sample
@@ -58,6 +59,8 @@ class Model:
     def __post_init__(self):
         config, scaling = self.config, self.config.rope_scaling
         trained = math.floor(max(config.context, (scaling.original or config.context) * scaling.factor))
+        if scaling.kind == "dynamic":  # every token beyond the context would turn all keys before it
+            trained = config.context
         self.window = None if config.ntk else trained
         self.network = transformer.Transformer(config, self.compute)
 
@@ -82,8 +85,10 @@ class Model:
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Prompt]) -> list[float]:
         """Summed log-probability, nats, of each continuation after its prompt.
 
-        Two texts are encoded together, as the model would see them; blanks at the end of the prompt belong to the
-        continuation. An empty prompt stands for the beginning of a text. Raises ValueError for a pair of ids and text.
+        Two texts are encoded together, as the model would see them; blanks at the end of the prompt, and a token that
+        crosses the border, belong to the continuation. An empty prompt stands for the beginning of a text.
+
+        Raises ValueError for a pair of ids and text.
         """
         if len(prompts) != len(continuations):
             raise ValueError(f"{len(prompts)} prompts and {len(continuations)} continuations: wanted as many")
@@ -106,7 +111,10 @@ class Model:
         else:
             both = self.vocabulary.encode_ordinary(prompt + continuation)
             start = self.vocabulary.encode_ordinary(prompt.rstrip())
-            ids = [*self._prefix, *start], both[len(start) :]
+            # A token may cross the border: the pair is cut behind the last token that both have
+            most = min(len(start), len(both) - bool(continuation))
+            same = next((i for i in range(most) if start[i] != both[i]), most)
+            ids = [*self._prefix, *both[:same]], both[same:]
         self._check_ids(np.array([*ids[0], *ids[1]], np.int64))
         return ids if ids[0] else ([self.vocabulary.eot], ids[1])
 
@@ -156,15 +164,8 @@ class Model:
         sampling = sampling or self.sampling
         requests = []
         for i, (prompt, seed) in enumerate(zip(prompts, seeds)):
-            ids, limit = self.encode(prompt), max_new_tokens
-            if self.window is not None:
-                limit = min(limit, self.window - len(ids))
-            if limit < 1:
-                raise ValueError(
-                    f"prompt {i} has {len(ids):,} tokens, and the model's window is {self.window:,}, the answer "
-                    "included: shorten it, or load the model with ntk=True, logn=True, which extends the window "
-                    "(report §2.3.2)"
-                )
+            ids = self.encode(prompt)
+            limit = min(max_new_tokens, self.room(ids, f"prompt {i}"))
             requests.append(decode.Request(ids, limit, sampling, seed))
         eot = () if self.tokenizer is None else (self.tokenizer.eot,)
         stops = [*sorted({*eot, *self.generation_defaults.eos_ids}), *_as_list(stop)]
@@ -172,19 +173,21 @@ class Model:
 
     def chat(
         self,
-        messages: Sequence[chatml.Message],
+        messages: Sequence[Mapping[str, Any]],
         sampling: Greedy | Sample | None = None,
         max_new_tokens: int = 512,
         stop: str | Sequence[Stop] = (),
         seed: int = 0,
         on_text: Callable[[str], None] | None = None,
+        **arguments: Any,
     ) -> str:
-        """The answer to a conversation [{"role": …, "content": …}], in ChatML.
+        """The answer to a conversation [{"role": …, "content": …}], in the model's own chat format or in ChatML.
 
-        Raises ValueError for a model without ChatML, or messages that it does not have or the window does not hold.
+        `arguments` go to the chat template: tools, enable_thinking, … Raises ValueError for a model that does not chat,
+        or messages that its format does not have or the window does not hold.
         """
-        ids = self.encode_chat(messages)
-        stops = [*chatml.stop_sequences(self.vocabulary), *_as_list(stop)]
+        ids = self.encode_chat(messages, **arguments)
+        stops = [*self.vocabulary.turn_stops(), *_as_list(stop)]
         emit = on_text and (lambda row, text: on_text(text))
         return self.complete([ids], sampling, max_new_tokens, stops, [seed], emit)[0].text
 
@@ -210,24 +213,25 @@ class Model:
         self._check_ids(np.array(ids, np.int64))
         return ids
 
-    def encode_chat(self, messages: Sequence[chatml.Message]) -> list[int]:
-        """Ids of a conversation, up to where the assistant answers. Raises ValueError without ChatML."""
-        return self.vocabulary.encode_chat(messages)
+    def room(self, ids: Sequence[int], name: str = "the prompt") -> int:
+        """How many tokens may follow a prompt. Raises ValueError, with both numbers, if it fills the window."""
+        if self.window is None:
+            return sys.maxsize
+        if len(ids) >= self.window:
+            raise ValueError(
+                f"{name} has {len(ids):,} tokens, and the model's window is {self.window:,}, the answer included: "
+                "shorten it, or load the model with ntk=True, logn=True, which extends the window (report §2.3.2)"
+            )
+        return self.window - len(ids)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> list[int]:
+        """Ids of a conversation, up to where the assistant answers; see `Tokenizer.encode_chat`."""
+        return self.vocabulary.encode_chat(messages, **arguments)
 
     # ---- details ----
 
     def _run(self, requests: list[decode.Request], stops: Sequence[Stop], on_text) -> list[Completion]:
-        decoders = [self.vocabulary.stream() for _ in requests] if on_text else []
-        sent = [0] * len(requests)  # characters
-
-        def emit(row: int, text: str) -> None:
-            if text:
-                sent[row] += len(text)
-                on_text(row, text)
-
-        def on_token(row: int, ids: list[int]) -> None:
-            emit(row, "".join(map(decoders[row].push, ids)))
-
+        streams = [Stream(self.vocabulary, functools.partial(on_text, i)) for i in range(len(requests)) if on_text]
         with self._in_mesh():
             done = decode.generate(
                 *self._prepared,
@@ -237,14 +241,15 @@ class Model:
                 decode=None if self.tokenizer is None else self.tokenizer.decode,
                 kv_cache=self.kv_cache,
                 frozen_ntk=self.frozen_ntk,
-                on_token=on_token if on_text else None,
+                banned=self.generation_defaults.banned,
+                on_token=(lambda row, ids: streams[row].push(ids)) if on_text else None,
             )
         completions = []
         for one in done:
             text = one.text if one.text is not None else self.tokenizer.decode(one.ids) if self.tokenizer else ""
             completions.append(Completion(text, one.ids, math.fsum(one.model_logprobs), one.reason, one.stop))
-        for row, completion in enumerate(completions if on_text else ()):
-            emit(row, completion.text[sent[row] :])  # half a character, or the beginning of a stop that did not come
+        for stream, completion in zip(streams, completions):
+            stream.finish(completion.text)  # half a character, or the beginning of a stop that did not come
         return completions
 
     @functools.cached_property
@@ -262,7 +267,7 @@ class Model:
     @property
     def _vocab_size(self) -> int:
         """Ids that may be generated: the embedding has padding rows after those of the tokenizer."""
-        return self.config.vocab if self.tokenizer is None else self.tokenizer.size
+        return self.config.vocab if self.tokenizer is None else min(self.tokenizer.size, self.config.vocab)
 
     @property
     def _prefix(self) -> Sequence[int]:

@@ -1,6 +1,7 @@
 """Options that commands with a model share: which model, and how it samples."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from qwenjax.common.command_line import Usage, keep_programs, natural, positive
@@ -40,6 +41,8 @@ def load_model(options: argparse.Namespace) -> "Model":
     from qwenjax import api
 
     model = api.load(options.model, None, options.dtype, **overrides(options))
+    for note in model.generation_defaults.notes:
+        print(f"note: {note}", file=sys.stderr)
     for name in ("kv_cache", "frozen_ntk"):  # commands that only score have no such options
         setattr(model, name, getattr(options, name, getattr(model, name)))
     return model

@@ -58,7 +58,8 @@ def score(
     shapes = [(bucket(len(p) + len(c) - 1, 32), bucket(len(c), 4)) for p, c in pairs]
     scores = [0.0] * len(pairs)
     for (width, longest), group, rows in batches(shapes, TOKENS):
-        inputs = padded([[*pairs[i][0], *pairs[i][1]][:-1] for i in group], rows, width)
+        tokens, positions, lengths = padded([[*pairs[i][0], *pairs[i][1]][:-1] for i in group], rows, width)
+        inputs = tokens, positions, lengths + 1  # the whole text gives dynamic NTK its base, as in `likelihoods`
         targets, counted, _ = padded([pairs[i][1] for i in group], rows, longest)
         start = np.zeros(rows, np.int32)
         start[: len(group)] = [len(pairs[i][0]) - 1 for i in group]

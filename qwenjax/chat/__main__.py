@@ -1,4 +1,4 @@
-"""Talk with a chat model in the terminal, in ChatML.
+"""Talk with a chat model in the terminal, in the chat format of its files.
 
 Answers appear as they are generated. When the history outgrows the window, the oldest turns are left out, as in the
 released code. Lines of a pipe or file are questions, one after another; answers are on stdout, all else on stderr.
@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 
 from qwenjax.api import options as shared
-from qwenjax.chat_format.chatml import SYSTEM
 from qwenjax.common import command_line
 
 EXAMPLES = f"""{shared.MODEL}
@@ -27,7 +26,7 @@ In the conversation, :help lists the commands: :clear, :history, :seed, :conf, :
 def arguments(add) -> None:
     """Declares the options."""
     shared.model_arguments(add)
-    add("--system", default=SYSTEM, metavar="TEXT", help=f"the system turn (default: {SYSTEM!r})")
+    add("--system", metavar="TEXT", help="the system turn (default: that of the chat format, if it has one)")
     shared.sampling_arguments(add)
 
 

@@ -10,7 +10,7 @@ from qwenjax.chat_format import chatml
 from qwenjax.config import overrides
 
 HELP = """:help               show this list
-:exit               leave (also Ctrl-D)
+:exit               leave (also Ctrl-D, exit and quit)
 :clear              forget the conversation
 :history            show the conversation
 :seed N             seed of sampling; the same seed and questions give the same answers
@@ -31,9 +31,9 @@ class Exit(Exception):
 class Session:
     """One conversation with a `Model`."""
 
-    def __init__(self, model: Any, system: str = chatml.SYSTEM, seed: int = 0, settings: dict[str, Any] | None = None):
-        """Raises ValueError if the model has no ChatML, or a setting is refused."""
-        chatml.check(model.vocabulary)
+    def __init__(self, model: Any, system: str | None = None, seed: int = 0, settings: dict[str, Any] | None = None):
+        """`system`: None is the default of the chat format. ValueError if the model does not chat, or for a setting."""
+        model.vocabulary.check_chat()
         self.model, self.system, self.seed = model, system, seed
         self.initial = dict(settings or {})
         self.history: list[tuple[str, str]] = []  # queries and answers, oldest first
@@ -52,6 +52,8 @@ class Session:
 
         Raises Exit for :exit, and ValueError for a command or setting that is not understood.
         """
+        if line.strip().lower() in ("exit", "quit"):
+            raise Exit
         found = re.fullmatch(r":([a-z]+)(?:\s+(.*))?", line.strip(), flags=re.DOTALL)
         if not found:
             return None
@@ -79,17 +81,14 @@ class Session:
         A KeyboardInterrupt stops the answer and nothing else. Old turns that do not fit the window stay in the history.
         """
         tokenizer, pieces, begin, first = self.model.vocabulary, [], time.perf_counter(), []
-        window = self.model.generation_defaults.max_window_size or WINDOW
-        if self.model.window is not None:
-            window = min(window, self.model.window - self.max_new_tokens - len(tokenizer.encode_ordinary(query)) - 16)
-        _, ids = chatml.make_context(tokenizer, query, self.history, self.system, window)
+        ids, dropped = self._context(query)
 
         def on_text(row: int, text: str) -> None:
             first.append(time.perf_counter() - begin)
             pieces.append(text)
             emit(text)
 
-        stops = chatml.stop_sequences(tokenizer)
+        stops = tokenizer.turn_stops()
         try:
             sampled = self.model.complete([ids], self.sampling, self.max_new_tokens, stops, [self.seed], on_text)[0]
             tokens, reason = len(sampled.ids), sampled.reason
@@ -100,11 +99,32 @@ class Session:
         summary = f"{tokens} tokens in {seconds:.1f} s"
         if first and seconds > first[0]:
             summary += f", the first after {first[0]:.1f} s, then {(tokens - 1) / (seconds - first[0]):.1f} a second"
-        kept = (ids.count(tokenizer.im_start) - 3) // 2  # pairs, without the turns of system, query and answer
-        dropped = len(self.history) - 1 - kept
         if dropped > 0:
             summary += f"; {dropped} old turns no longer fit the window"
         return summary + {"stop": "", "length": "; cut off at max_new_tokens", "stopped": "; stopped"}[reason]
+
+    def _context(self, query: str) -> tuple[list[int], int]:
+        """Ids of the next prompt, and how many old exchanges it leaves out because they do not fit the window."""
+        model, tokenizer = self.model, self.model.vocabulary
+        window = model.generation_defaults.max_window_size or (WINDOW if tokenizer.chat_template is None else None)
+        room = None if model.window is None else model.window - self.max_new_tokens
+        if tokenizer.chat_template is None:
+            if room is not None:
+                window = min(window, room - len(tokenizer.encode_ordinary(query)) - 16)
+            system = chatml.SYSTEM if self.system is None else self.system
+            _, ids = chatml.make_context(tokenizer, query, self.history, system, window)
+            kept = (ids.count(tokenizer.im_start) - 3) // 2  # pairs, without the turns of system, query and answer
+            return ids, len(self.history) - kept
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        question = {"role": "user", "content": query}
+        limit = min((n for n in (window, room) if n is not None), default=None)
+        for dropped in range(len(self.history) + 1):
+            pairs = [zip(("user", "assistant"), pair) for pair in self.history[dropped:]]
+            turns = [{"role": role, "content": text} for pair in pairs for role, text in pair]
+            ids = tokenizer.encode_chat([*system, *turns, question])
+            if limit is None or len(ids) <= limit:
+                break
+        return ids, dropped
 
     def _seed(self, arguments: list[str]) -> str:
         if arguments:

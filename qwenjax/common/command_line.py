@@ -51,6 +51,9 @@ def _run(options: argparse.Namespace) -> int:
     # SIGTERM counts as an interruption, too. SIGINT is set because a shell starts background jobs with it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # terminals and pipes without UTF-8 end nothing
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return options.run(options)
     except KeyboardInterrupt:

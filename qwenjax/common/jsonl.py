@@ -17,8 +17,8 @@ HOLD = 60.0  # seconds that rows of a remote log may wait before they are writte
 
 
 def encode(row: dict) -> bytes:
-    """A row as a line of UTF-8."""
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    """A row as a line of UTF-8; lone surrogates, which UTF-8 cannot write, stay escaped as in JSON."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:

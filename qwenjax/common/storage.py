@@ -27,7 +27,7 @@ def path(where: str | os.PathLike) -> Path:
     text = re.sub("^gs:/(?!/)", GS, os.fspath(where))  # pathlib makes one slash of two
     scheme, separator, _ = text.partition("://")
     if not separator:
-        return Path(text)
+        return Path(text).expanduser()
     if scheme != "gs":
         raise ValueError(f"{text}: wanted a local path or gs://BUCKET/FOLDER; mount another store as a folder")
     if importlib.util.find_spec("gcsfs") is None:
@@ -74,7 +74,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def lfs_hint(file: Path) -> str:
-    """What to do about a file that git left in place of the real one; '' for other files."""
+    """What to do about a file that git or a hub left in place of the real one; '' for other files."""
     with file.open("rb") as opened:
         pointer = opened.read(40).startswith(b"version https://git-lfs")
     return " (a pointer of Git LFS: run `git lfs pull` there)" if pointer else ""

@@ -7,16 +7,22 @@ from qwenjax.config.overrides import check, one_of
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Rotary frequencies rescaled for texts longer than `original`, at every length, as in later Qwens."""
+    """Rotary frequencies rescaled for texts longer than `original`, as in later Qwens and Llamas.
 
-    kind: str = "none"  # none | linear (position interpolation, arXiv 2306.15595) | yarn (arXiv 2309.00071)
+    linear (position interpolation, arXiv 2306.15595), yarn (arXiv 2309.00071) and llama3 apply at every length. dynamic
+    changes the base with the length of a text beyond the context, smoothly, while `model.ntk` does it in steps.
+    """
+
+    kind: str = "none"  # none | linear | dynamic | yarn | llama3
     factor: float = 1.0
-    original: int = 0  # yarn: the context before scaling; 0: model.context
-    beta_fast: float = 32.0  # yarn: frequencies with more turns than this in `original` are kept
-    beta_slow: float = 1.0  # yarn: frequencies with fewer turns are divided by the factor
+    original: int = 0  # yarn, llama3: the context before scaling; 0: model.context
+    beta_fast: float = 32.0  # yarn, llama3: frequencies with more turns than this in `original` are kept
+    beta_slow: float = 1.0  # yarn, llama3: frequencies with fewer turns are divided by the factor
+    attention: float = 0.0  # yarn: factor on queries and keys; 0: 0.1 ln(factor) + 1
 
     def __post_init__(self):
-        one_of("model.rope_scaling.kind", self.kind, ("none", "linear", "yarn"))
+        one_of("model.rope_scaling.kind", self.kind, ("none", "linear", "dynamic", "yarn", "llama3"))
+        check(self.attention >= 0, f"model.rope_scaling.attention={self.attention} must not be negative")
         check(self.factor >= 1, f"model.rope_scaling.factor={self.factor} must be at least 1")
         check(self.beta_fast > self.beta_slow > 0, "model.rope_scaling: wanted beta_fast > beta_slow > 0")
 

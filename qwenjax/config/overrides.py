@@ -70,7 +70,8 @@ def override(value: Any, settings: dict[str, Any]) -> Any:
             elif not isinstance(node, dict):
                 raise ValueError(f"{where} is a single value and has no field {name!r}")
             if i == len(names) - 1:
-                node[name] = new
+                # a dataclass as JSON, so that its fields can be set after it
+                node[name] = json.loads(new) if isinstance(new, str) and new.startswith("{") else new
             else:
                 node = node[name] if isinstance(node, list) else node.setdefault(name, {})
     return from_dict(values, type(value))

@@ -6,6 +6,7 @@ Axes: b texts, t positions, d embed, v vocabulary.
 import dataclasses
 import importlib.util
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +16,23 @@ import ml_dtypes
 import numpy as np
 
 from qwenjax.api.checkpoint_path import CheckpointPath, detect
+from qwenjax.api.generation_defaults import GenerationDefaults
 from qwenjax.api.parameters import read_adapter, read_params
 from qwenjax.config import Compute, ModelConfig
 from qwenjax.interop.huggingface.save import as_tensors
 from qwenjax.interop.peft import Adapter
 from qwenjax.model import transformer
 from qwenjax.model.layers import Block
+from qwenjax.tokenizer import Tokenizer
 
 TEXT = "The cat's 3 hats, naïve “quotes” and\n\n\tif x != 7:  # 天地玄黄 👩\u200d👧 \r\n"
+TEXTS = 1000  # strings that transformers reads with the written tokenizer
+_USER = {"role": "user", "content": "Who are you?"}
+CONVERSATIONS = (
+    [_USER],
+    [{"role": "system", "content": "Be brief."}, _USER],
+    [_USER, {"role": "assistant", "content": "A model."}, {"role": "user", "content": "<|im_end|> Whose?"}],
+)
 Q8 = 0.0045  # of a block's largest value: half of 1/127, and the rounding of the scale to 11 bits
 PLAIN = Compute(dtype="float32", remat="none", attention="xla", fuse="no")
 ROWS, LENGTH = 2, 48  # of the ids that both models read
@@ -35,6 +45,9 @@ def check(source: CheckpointPath, params: dict, out: Path, to: str, dtype: str, 
     yield from _same_config(source.config, again.config)
     yield _same_tensors(source.config, params, again, to, dtype, quant)
     yield from _same_tokenizer(source, again)
+    yield from _same_behaviour(source, again)
+    if to == "qwen2":
+        yield from _same_in_transformers(again)
     yield from _same_mathematics(source, params, again, to)
 
 
@@ -114,6 +127,61 @@ def _same_tokenizer(source: CheckpointPath, again: CheckpointPath) -> Iterator[s
         if ours.encode(text) != theirs.encode(text) or ours.encode_ordinary(text) != theirs.encode_ordinary(text):
             raise ValueError(f"the tokenizer of {again.path} gives other ids, e.g. of {text!r}")
     yield f"tokenizer     {theirs.name} gives the ids of {ours.name}"
+
+
+def _same_behaviour(source: CheckpointPath, again: CheckpointPath) -> Iterator[str]:
+    """Prompts of conversations, and what ends an answer."""
+    ours, theirs = source.tokenizer(), again.tokenizer()
+    if ours is None or theirs is None:
+        return
+    defaults, written = GenerationDefaults.of(source), GenerationDefaults.of(again)
+    if defaults.chat and ours.chat_template is not None:
+        for turns in CONVERSATIONS:
+            wanted, got = (_outcome(one, turns) for one in (ours, theirs))
+            if wanted != got:
+                raise ValueError(f"{again.path} writes another prompt for {turns[-1]['content']!r}: {got!r:.200}")
+        yield f"chat          {len(CONVERSATIONS)} conversations become the same prompts"
+    eos = {*defaults.eos_ids, ours.eot, *((ours.turn_end,) if defaults.chat else ())}
+    if not eos <= {*written.eos_ids, theirs.eot, *((theirs.turn_end,) if written.chat else ())}:
+        raise ValueError(f"{again.path} does not end texts at all of {sorted(eos)}, as the source does")
+    settings, again_settings = dict(defaults.sampling), dict(written.sampling)
+    is_gguf = any("gguf" in one.hub_checkpoint.files for one in (source, again) if one.hub_checkpoint)
+    if source.hub_checkpoint and not is_gguf and settings != again_settings:  # GGUF has no such settings
+        raise ValueError(f"{again.path} samples with {again_settings}, the source with {settings}")
+    yield f"ends          at {', '.join(map(repr, (ours.decode([i]) for i in sorted(eos) if i < ours.size)))}"
+
+
+def _outcome(tokenizer: Tokenizer, turns: list[dict[str, str]]) -> list[int] | str:
+    """Ids of a prompt, or the words of a template that refuses it."""
+    try:
+        return tokenizer.encode_chat(turns)
+    except ValueError as error:
+        return str(error)
+
+
+def _same_in_transformers(again: CheckpointPath) -> Iterator[str]:
+    """Ids of the written tokenizer against those of the program that will read it."""
+    tokenizer = again.tokenizer()
+    if tokenizer is None or importlib.util.find_spec("transformers") is None:
+        return
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    theirs = transformers.AutoTokenizer.from_pretrained(again.path)
+    for text in _texts():
+        got, wanted = theirs(text)["input_ids"], [*tokenizer.prefix, *tokenizer.encode_ordinary(text)]
+        if got != wanted:
+            raise ValueError(f"AutoTokenizer of transformers reads {text!r:.80} from {again.path} as {got[:8]} …")
+    yield f"              and {type(theirs).__name__} of transformers gives the same ids for {TEXTS:,} strings"
+
+
+def _texts() -> Iterator[str]:
+    """Strings of words, numbers, blanks and signs of several scripts, always the same."""
+    words = ["3.14", "ümlaut", "हिन्दी", "한국어", "é", "(x)", "中文，"]
+    pieces = [*re.findall(r"\S+|\s+", TEXT), *words, "  ", "\n\n", "\t"]
+    random = np.random.default_rng(0)
+    for _ in range(TEXTS):
+        yield "".join(random.choice(pieces, random.integers(1, 12)))
 
 
 def _same_mathematics(source: CheckpointPath, params: dict, again: CheckpointPath, to: str) -> Iterator[str]:

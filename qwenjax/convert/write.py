@@ -33,7 +33,7 @@ def gguf(source: CheckpointPath, params: dict, out: Path, kind: str) -> tuple[Pa
         tokenizer = source.tokenizer()
         if tokenizer is None:
             raise ValueError(f"{source.path}: no tokenizer found, and a gguf needs one; put tokenizer.json there")
-        template = CHAT_TEMPLATE if GenerationDefaults.of(source).chat else ""
+        template = CHAT_TEMPLATE if GenerationDefaults.of(source).chat and tokenizer.chat_template is None else ""
         words = vocabulary(tokenizer, source.config.vocab, template)
     with progress.meter(f"writing {file.name}", source.config.params, "") as step:
         tensors = as_tensors(source.config, params, "qwen2")

@@ -1,8 +1,9 @@
 """Complete prompts on the screen, or every row of a JSONL file into another file.
 
 Every row of the file has "prompt", a text, or "messages", a conversation [{"role": "user", "content": …}]. It may have
-its own "seed". The output repeats the row and adds completion, reason (stop or length), tokens and logprob. After an
-interruption the same command continues behind the last complete row.
+its own "seed". The output repeats the row and adds completion, reason (stop or length), tokens and logprob; or error,
+for a row that the model cannot answer (exit code 1). After an interruption the same command continues behind the last
+complete row.
 
 With --reward and --best-of a chat model answers each prompt several times, and the answer with the best score is shown;
 the file also has all scores.
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 from qwenjax.api import options as shared
-from qwenjax.common import command_line, progress
+from qwenjax.common import command_line, jsonl, progress
 
 EXAMPLES = f"""{shared.MODEL}
 examples:
@@ -101,6 +102,9 @@ def _file(options: argparse.Namespace, stop: tuple[str, ...]) -> int:
     with progress.meter("completing", len(rows) - done, "row") as step:
         tokens = jsonl_jobs.run(model, rows, done, job, digest, out, step, chooser)
     print(f"{out} is complete: {len(rows)} rows, {tokens} new tokens")
+    if failed := sum("error" in row for row in jsonl.read_rows(out)):
+        print(f"error: {failed} of {len(rows)} rows could not be answered; their `error` says why", file=sys.stderr)
+        return command_line.FAILED
     return command_line.DONE
 
 

@@ -70,6 +70,7 @@ class DecodeState(NamedTuple):
     done: jax.Array  # [b] bool
     recent: jax.Array  # [b m] latest tokens, to match stop sequences
     seen: jax.Array | None  # [b v] bool, ids in prompt and text, for the repetition penalty
+    history: jax.Array | None  # [b slots] ids of prompt and text, for no_repeat_ngram
     cache: tuple[caches.Cache, ...]
 
 
@@ -82,6 +83,7 @@ class RowInputs(NamedTuple):
     lengths: jax.Array | None  # [b] those of the prompts, which give a frozen alpha; None: the length as it grows
     border: jax.Array  # [b] the length beyond which the row must be read again
     stops: jax.Array  # [stops m], right-aligned, -1 before shorter ones
+    banned: jax.Array | None  # [v] bool, ids that are never chosen
 
 
 def generate(
@@ -94,6 +96,7 @@ def generate(
     decode: Callable[[list[int]], str] | None = None,
     kv_cache: str = "plain",
     frozen_ntk: bool = False,
+    banned: Sequence[int] = (),
     on_token: Callable[[int, list[int]], None] | None = None,
 ) -> list[GeneratedRow]:
     """Continuations of prompts, all in one batch.
@@ -105,6 +108,7 @@ def generate(
       decode: ids -> text, for stop texts.
       kv_cache: one of cache.KINDS: plain; int8, about half of bfloat16's memory; int8_released, as the released code
         quantises (docs/report.md, Int8 cache). frozen_ntk: see the module's docstring.
+      banned: ids that are never produced.
       on_token: called with (index of the request, its next ids) as they come, never with ids of a stop.
     Raises:
       ValueError: an id beyond the model's vocabulary, a stop text without `decode`, an unknown kind of cache.
@@ -118,10 +122,11 @@ def generate(
         model, params = transformer.prepare(model, params)
     stops = Stops(stops, decode)
     batch, progress = batch_size(len(requests)), [_RequestState(request, stops) for request in requests]
-    rows, seen = _row_inputs(model.cfg, requests, batch, stops, frozen_ntk)
+    rows, seen = _row_inputs(model.cfg, requests, batch, stops, frozen_ntk, banned)
     needs = sampling.needs(rows.sampling)
     slots = bucket(max(len(request.ids) + request.max_new_tokens for request in requests), 64)
-    state = _start(model, batch, slots, kv_cache, rows.stops.shape[1], seen if needs.penalise else None)
+    history = _history(requests, batch, slots) if needs.ngrams else None
+    state = _start(model, batch, slots, kv_cache, rows.stops.shape[1], seen if needs.penalise else None, history)
     most_steps = STEPS if on_token is None and not stops.texts else STREAMING_STEPS
     limit = most_steps if on_token is None else 1  # the first token at once
 
@@ -187,7 +192,15 @@ class _RequestState:
         return GeneratedRow(self.ids, logprobs, model_logprobs, self.reason, self.before_stop, self.stop)
 
 
-def _row_inputs(cfg, requests, batch, stops, frozen_ntk):
+def _history(requests, batch, slots):
+    """[b slots] the prompts' ids."""
+    history = np.full((batch, slots), -1, np.int32)
+    for row, request in zip(history, requests):
+        row[: len(request.ids)] = request.ids
+    return history
+
+
+def _row_inputs(cfg, requests, batch, stops, frozen_ntk, banned):
     """The requests as arrays, with unused rows at the end; and [b v] which ids the prompts contain."""
     unused = batch - len(requests)
     seen = np.zeros((batch, cfg.vocab), bool)
@@ -200,6 +213,7 @@ def _row_inputs(cfg, requests, batch, stops, frozen_ntk):
         lengths=np.array([len(request.ids) for request in requests] + [1] * unused, np.int32) if frozen_ntk else None,
         border=np.full(batch, NEVER, np.int32),
         stops=stops.matrix(),
+        banned=np.isin(np.arange(cfg.vocab), banned) if len(banned) else None,
     )
     return rows, seen
 
@@ -216,8 +230,12 @@ def _decode_steps(params, state: DecodeState, rows: RowInputs, limit, *, model, 
         active = ~state.done
         keys = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(rows.seed, state.count)
         scores = transformer.logits(params, state.hidden)
+        never = {"ending": ending, "banned": rows.banned}
+        if needs.ngrams:
+            n = rows.sampling.no_repeat_ngram
+            never["repeats"] = sampling.repeated(state.history, state.position, n, model.cfg.vocab)
         picked = sampling.pick(
-            scores, keys, rows.sampling, needs, size=size, count=state.count, seen=state.seen, ending=ending
+            scores, keys, rows.sampling, needs, size=size, count=state.count, seen=state.seen, **never
         )
         token = picked.token
         recent = jnp.concatenate([state.recent[:, 1:], token[:, None]], axis=1)
@@ -228,13 +246,21 @@ def _decode_steps(params, state: DecodeState, rows: RowInputs, limit, *, model, 
             lambda all, new, none: all.at[:, step].set(jnp.where(active, new, none)), out, picked, NO_TOKEN
         )
         seen = state.seen if state.seen is None else state.seen.at[jnp.arange(batch), token].max(active)
+        history = state.history
+        if history is not None:
+            history = history.at[jnp.arange(batch), jnp.where(active, state.position, NEVER)].set(token, mode="drop")
 
         read_again = ~done & (state.position >= rows.border)
         fed = jnp.where(done | read_again, -1, state.position)  # padding, which leaves the cache as it is
         lengths = state.position + 1 if rows.lengths is None else rows.lengths
         hidden, cache = model.apply({"params": params}, token[:, None], fed[:, None], None, state.cache, lengths)
         count, position = state.count + active, state.position + active
-        return step + 1, DecodeState(hidden[:, 0], position, count, done, recent, seen, cache), out, read_again.any()
+        return (
+            step + 1,
+            DecodeState(hidden[:, 0], position, count, done, recent, seen, history, cache),
+            out,
+            read_again.any(),
+        )
 
     def more(carry):
         step, state, _, read_again = carry
@@ -254,7 +280,7 @@ def _insert(state: DecodeState, rows, lengths, hidden, cache):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _start(model, batch, slots, kind, longest_stop, seen):
+def _start(model, batch, slots, kind, longest_stop, seen, history):
     dtype = jnp.dtype(model.compute.dtype)
     return DecodeState(
         hidden=jnp.zeros((batch, model.cfg.embed), dtype),
@@ -263,5 +289,6 @@ def _start(model, batch, slots, kind, longest_stop, seen):
         done=jnp.ones(batch, bool),
         recent=jnp.full((batch, longest_stop), -2, jnp.int32),
         seen=seen,
+        history=history,
         cache=tuple(caches.empty(model.cfg, batch, slots, dtype, kind) for _ in range(model.cfg.layers)),
     )

@@ -29,6 +29,7 @@ class Packing(NamedTuple):
     group_size: int  # inputs that share a scale; -1: all
     ordered: bool  # groups are consecutive inputs (desc_act is false)
     offset: int  # what is added to stored zero points
+    symmetric: bool = False  # every zero point is the middle of the range
 
 
 def packing(config: dict[str, Any], source: str = "the configuration") -> Packing:
@@ -49,7 +50,7 @@ def packing(config: dict[str, Any], source: str = "the configuration") -> Packin
         raise ValueError(f"{source}: bits={bits!r}; wanted one of {BITS}")
     if type(group_size) is not int or (group_size < 1 and group_size != -1):
         raise ValueError(f"{source}: group_size={group_size!r}; wanted a positive number, or -1 for one group")
-    return Packing(bits, group_size, not shuffled, 1 if form == "gptq" else 0)
+    return Packing(bits, group_size, not shuffled, 1 if form == "gptq" else 0, config.get("sym") is True)
 
 
 def dequantised(
@@ -106,7 +107,10 @@ def _weight(tensors: dict[str, Tensor], stem: str, packed: Packing) -> Tensor:
     def read() -> np.ndarray:
         integers = _unpack(tensors[f"{stem}.qweight"].read().T, packed.bits)
         zeros = _unpack(tensors[f"{stem}.qzeros"].read(), packed.bits)[:, :outputs].T
-        zeros = ((zeros + packed.offset) & (2**packed.bits - 1)).astype(np.float32)
+        offset, middle = packed.offset, 2 ** (packed.bits - 1)
+        if packed.symmetric and (zeros == zeros.flat[0]).all() and zeros.flat[0] in (middle, middle - 1):
+            offset = middle - int(zeros.flat[0])  # the stored values show the format, whatever the label says
+        zeros = ((zeros + offset) & (2**packed.bits - 1)).astype(np.float32)
         scales = tensors[f"{stem}.scales"].read().T.astype(np.float32)
         group = _groups(tensors, stem, packed, inputs, groups)
         return (integers - zeros[:, group]) * scales[:, group]
@@ -127,7 +131,9 @@ def _groups(tensors: dict[str, Tensor], stem: str, packed: Packing, inputs: int,
     if f"{stem}.g_idx" not in tensors:
         return in_order
     group = tensors[f"{stem}.g_idx"].read()
-    if packed.ordered and not group.any():  # some writers leave it zero if groups are in order
+    if groups > 1 and not group.any():  # some writers leave it zero if groups are in order
+        if not packed.ordered:
+            raise ValueError(f"{stem}.g_idx is zero, but desc_act says that the groups are not in order: they are lost")
         return in_order
     if group.min() < 0 or group.max() >= groups:
         raise ValueError(f"{stem}.g_idx names groups {group.min()} to {group.max()}; there are 0 to {groups - 1}")

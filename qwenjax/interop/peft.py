@@ -42,7 +42,7 @@ HARMLESS = {
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
 }  # fmt: skip
 READ = {"peft_type", "base_model_name_or_path", "bias", "init_lora_weights", "ensure_weight_tying"}
-READ |= {"r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"}
+READ |= {"use_rslora", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"}
 # Other initialisations change weights of the base model
 PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
@@ -130,7 +130,7 @@ def load_adapter(directory: str | Path, cfg: ModelConfig) -> Adapter:
     pieces: dict[str, dict[int, tuple]] = defaultdict(dict)  # our name -> layer -> a, b, scale
     for module, pair in factors.items():
         a, b = (pair[x].read().astype(np.float32) for x in "AB")
-        scale = _pattern(values, "lora_alpha", module) / len(a)
+        scale = _pattern(values, "lora_alpha", module) / (len(a) ** 0.5 if values.get("use_rslora") else len(a))
         for part, a_, b_ in _apart(table.parts[f"{module}.weight"], a, b, header.get(BLOCKS, "").split()):
             target, sizes = TARGETS[_name(part)], table.ours_shape(part.entry)
             a_ = a_.T.reshape(*(sizes[i] for i in target.inputs), -1)  # [*in, r]

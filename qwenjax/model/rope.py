@@ -36,18 +36,22 @@ def cos_sin(positions: jax.Array, cfg: ModelConfig, lengths: jax.Array | None = 
 
     lengths: [b] int32; from a row's length dynamic NTK gets its base, base · alpha^(h/(h-2)). None: training, no NTK.
     """
-    h, base = cfg.head_size, cfg.rope_base
-    if cfg.ntk and lengths is not None:
-        alpha = ntk_alpha(lengths, cfg.context).astype(jnp.float32)
+    h, base, scaling = cfg.head_size, cfg.rope_base, cfg.rope_scaling
+    if lengths is not None and (cfg.ntk or scaling.kind == "dynamic"):
+        if cfg.ntk:
+            alpha = ntk_alpha(lengths, cfg.context).astype(jnp.float32)
+        else:
+            beyond = jnp.maximum(lengths - cfg.context, 0).astype(jnp.float32)
+            alpha = 1 + scaling.factor * beyond / cfg.context
         base = (base * alpha ** (h / (h - 2)))[:, None, None, None]
     frequencies, size = inverse_frequencies(h, base), 1.0
-    scaling = cfg.rope_scaling
     if scaling.kind == "linear":
         frequencies = frequencies / scaling.factor
-    elif scaling.kind == "yarn":
-        kept = yarn_kept(cfg)
+    elif scaling.kind in ("yarn", "llama3"):
+        kept = yarn_kept(cfg) if scaling.kind == "yarn" else llama3_kept(cfg)
         frequencies = frequencies * kept + frequencies / scaling.factor * (1 - kept)
-        size = 0.1 * math.log(scaling.factor) + 1  # scales queries and keys, so that attention stays as sharp
+    if scaling.kind == "yarn":  # scales queries and keys, so that attention stays as sharp
+        size = scaling.attention or 0.1 * math.log(scaling.factor) + 1
     # rope_dtype is float32, except to measure what bfloat16 would cost
     frequencies = frequencies.astype(cfg.rope_dtype).astype(jnp.float32)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
@@ -70,6 +74,15 @@ def yarn_kept(cfg: ModelConfig) -> np.ndarray:
     low, high = max(math.floor(index(scaling.beta_fast)), 0), min(math.ceil(index(scaling.beta_slow)), h - 1)
     ramp = (np.arange(h // 2, dtype=np.float32) - low) / max(high - low, 1e-3)
     return 1 - np.clip(ramp, 0, 1)
+
+
+def llama3_kept(cfg: ModelConfig) -> np.ndarray:
+    """[h/2] float32: which share of each frequency Llama 3.1 keeps: linear in its turns within the original context."""
+    scaling, h = cfg.rope_scaling, cfg.head_size
+    frequencies = cfg.rope_base ** (-np.arange(0, h, 2, dtype=np.float64) / h)
+    turns = (scaling.original or cfg.context) * frequencies / (2 * math.pi)
+    kept = (turns - scaling.beta_slow) / (scaling.beta_fast - scaling.beta_slow)
+    return np.clip(kept, 0, 1).astype(np.float32)
 
 
 def logn(positions: jax.Array, context: int) -> jax.Array:

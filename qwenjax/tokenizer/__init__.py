@@ -16,7 +16,7 @@ from qwenjax.tokenizer.base import EXTRA, StreamDecoder, Tokenizer
 
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
 
-FILES = ("qwen.tiktoken", "tokenizer.model", "tokenizer.json")  # what `Tokenizer.save` writes, by kind
+FILES = ("qwen.tiktoken", "tokenizer.model", "tokenizer.json", "vocab.json")  # `Tokenizer.save` writes the first three
 WANTED = ".tiktoken, sentencepiece .model, tokenizer.json or .gguf file"
 
 
@@ -46,7 +46,7 @@ def load_tokenizer(name_or_path: str | Path, extra: str | Path | None = None) ->
         from qwenjax.tokenizer.bpe import QwenBPE
 
         return QwenBPE(path.read_bytes(), str(path))
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         from qwenjax.tokenizer.gguf import read_head, tokenizer_of
 
         return tokenizer_of(read_head(path), str(path))
@@ -54,13 +54,12 @@ def load_tokenizer(name_or_path: str | Path, extra: str | Path | None = None) ->
         from qwenjax.tokenizer.sentencepiece import SentencePiece, read_model
 
         tokenizer = read_model(path.read_bytes(), str(path))
-        # Of another model, the folder's tokenizer.json is preferred
-        if isinstance(tokenizer, SentencePiece) or not (is_directory and path.with_name(FILES[2]).is_file()):
+        # The folder of another model may hold a tokenizer.json or more tokens
+        if isinstance(tokenizer, SentencePiece) or not is_directory:
             return tokenizer
-        path = path.with_name(FILES[2])
-    from qwenjax.tokenizer.hub import HubTokenizer
+    from qwenjax.tokenizer.hub_folder import read_folder
 
-    return HubTokenizer(path.read_bytes(), str(path))
+    return read_folder(path.parent)
 
 
 def _published() -> Path:
@@ -79,7 +78,7 @@ def _published() -> Path:
 def _find(path: Path) -> Path:
     """The vocabulary file at a path or in its folder."""
     if path.is_file():
-        if path.suffix not in (".tiktoken", ".model", ".gguf") and path.name != "tokenizer.json":
+        if path.suffix.lower() not in (".tiktoken", ".model", ".gguf") and path.name != "tokenizer.json":
             raise ValueError(f"{path} is not a tokenizer: wanted a {WANTED}")
         return path
     if path.is_dir():

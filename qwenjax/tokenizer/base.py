@@ -7,23 +7,32 @@ which no ordinary text can produce. Those of other models may lack the control t
 import codecs
 import functools
 import hashlib
+import itertools
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from qwenjax.chat_format import chatml
+from qwenjax.chat_format import chatml, provenance
 from qwenjax.common import storage
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from qwenjax.chat_format.template import ChatTemplate
+
 EXTRA = "extra.tiktoken"  # an extended vocabulary also writes this
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # of every vocabulary trained here
 # Names of the end-of-text token in the vocabularies of all models
 ENDS = (CONTROL[0], "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>")
+
+# Surfaces that are control tokens whatever a file says about them: no text of a user may produce them
+CONTROL_SURFACES = frozenset(
+    (*CONTROL, *ENDS, "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>")
+) | {"<|python_tag|>", "<s>", "<start_of_turn>", "<end_of_turn>", "<bos>", "[INST]", "[/INST]"}
 
 
 class Tokenizer(ABC):
@@ -33,36 +42,52 @@ class Tokenizer(ABC):
       name: 'qwen' for the published vocabulary, else kind and size, as in 'spm-8192'.
       size: number of ids, control tokens included. Embedding rows at or above it are padding.
       special: surface (the token's text) -> id of the control tokens.
-      eot: id of the token that ends a text, the first of `ENDS` in the vocabulary.
+      added: surface -> id of all tokens that a chat template may write; `special` and others, such as <think>.
+      eot: id of the token that ends a text, the first of `ENDS` in the vocabulary, else the one its files name.
       im_start, im_end: ids of the tokens around a turn; None if the vocabulary has no ChatML.
       prefix: ids that begin every text the model reads: a beginning-of-text token, or nothing.
+      chat_template: that of the model's files; None: the model chats in ChatML, if at all.
       fingerprint: SHA-256 (hex) of the vocabulary; see `check_same`.
     """
 
     file: ClassVar[str]  # name of the vocabulary file that `save` writes
 
+    chat_template: "ChatTemplate | None" = None
+
     def __init__(
-        self, vocabulary: bytes, name: str, pieces: list[bytes], special: dict[str, int], prefix: Sequence[int] = ()
+        self,
+        vocabulary: bytes,
+        name: str,
+        pieces: list[bytes],
+        special: dict[str, int],
+        prefix: Sequence[int] = (),
+        end: str | None = None,
     ):
         """`pieces` are the bytes of each id. Subclasses take `vocabulary`, and a name for it in errors.
 
         Raises:
-          ValueError: no control token ends a text.
+          ValueError: no control token ends a text: neither one of `ENDS` nor `end`.
         """
-        end = next((surface for surface in ENDS if surface in special), None)
+        end = next((surface for surface in (*ENDS, end) if surface in special), None)
         if end is None:
             raise ValueError(
                 f"{name}: none of its {len(special)} control tokens ends a text (known: {', '.join(ENDS)})"
             )
         self.name = name
         self.size = len(pieces)
-        self.special = special
+        self.special = self.added = special
         self.eot = special[end]
         self.im_start, self.im_end = (special.get(surface) for surface in CONTROL[1:])
         self.prefix = tuple(prefix)
         self.fingerprint = hashlib.sha256(vocabulary).hexdigest()
         self._files = {self.file: vocabulary}
         self._pieces = pieces
+
+    @property
+    def ordinary_size(self) -> int:
+        """Ids without added tokens at the end: embeddings of other models may lack rows for those."""
+        added = set(self.added.values())
+        return next((i + 1 for i in reversed(range(self.size)) if i not in added), 0)
 
     def __reduce__(self):
         return type(self), tuple(self._files.values())
@@ -109,7 +134,7 @@ class Tokenizer(ABC):
         for name, choice in (("allowed_special", allowed_special), ("disallowed_special", disallowed_special)):
             if isinstance(choice, str) and choice != "all":
                 raise ValueError(f"{name}={choice!r}: wanted 'all' or a collection of surfaces, e.g. {{{choice!r}}}")
-        known = frozenset(self.special)
+        known = frozenset(self.added)
         allowed = known if allowed_special == "all" else known & frozenset(allowed_special)
         banned = known - allowed if disallowed_special == "all" else frozenset(disallowed_special)
         text = self._normalize(text)
@@ -120,14 +145,109 @@ class Tokenizer(ABC):
             )
         if not allowed:
             return self._ordinary(text)
+        return self._encode_pieces(text, frozenset(allowed))
+
+    # ---- conversations ----
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **arguments: Any
+    ) -> list[int]:
+        """Ids of a conversation: by the chat template of the model's files, or in ChatML (`chatml.encode_chat`).
+
+        No text of a message becomes a control token.
+
+        Args:
+          arguments: of `ChatTemplate.render`: tools, enable_thinking, …
+        Raises:
+          ValueError: what the format does not have; with a template, the template's own words.
+        """
+        if self.chat_template is None:
+            return chatml.encode_chat(self, messages, add_generation_prompt, **arguments)
+        try:
+            rendered = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **arguments)
+        except Exception as error:  # what a template raises is up to it
+            raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
+        return self.encode_rendered(rendered)
+
+    def encode_training(
+        self, messages: Sequence[Mapping[str, Any]], loss_mask: str = "assistant", **arguments: Any
+    ) -> tuple[list[int], list[int]]:
+        """Ids of a training conversation, and for each whether predicting it carries loss (1) or not (0).
+
+        See `encode_with_mask` of `chatml` and `template`; `arguments` are those of `encode_chat`.
+        """
+        if self.chat_template is None:
+            return chatml.encode_with_mask(self, messages, loss_mask, **arguments)
+        from qwenjax.chat_format import template
+
+        try:
+            return template.encode_with_mask(self, messages, loss_mask, **arguments)
+        except Exception as error:  # what a template raises is up to it
+            raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
+
+    def check_chat(self) -> None:
+        """Raises ValueError if the model does not chat: no chat template, and no ChatML in the vocabulary."""
+        if self.chat_template is None:
+            chatml.check(self)
+
+    @functools.cached_property
+    def turn_end(self) -> int:
+        """Id of the token that ends an assistant's turn. Raises ValueError if the model does not chat."""
+        self.check_chat()
+        if self.chat_template is None:
+            return self.im_end
+        from qwenjax.chat_format import template
+
+        return template.turn_end(self)
+
+    @property
+    def chat_fingerprint(self) -> str:
+        """Marks the ids of conversations: `fingerprint`, and with a chat template also what that says."""
+        if self.chat_template is None:
+            return self.fingerprint
+        return hashlib.sha256(f"{self.fingerprint} {self.chat_template.fingerprint}".encode()).hexdigest()
+
+    def turn_stops(self) -> list[list[int]]:
+        """Ids, as sequences, that end an answer: of ChatML as released, or of the chat template."""
+        return chatml.stop_sequences(self) if self.chat_template is None else [[self.turn_end]]
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of what a chat template wrote. Only tokens that the template itself wrote become control tokens."""
+        return self._encode_pieces(text, frozenset(self.added))
+
+    def locate_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The same ids, and the characters [begin, end) that each stands for."""
         ids: list[int] = []
-        for i, part in enumerate(_any_of(allowed).split(text)):  # plain, surface, plain, surface, … plain
-            ids += [self.special[part]] if i % 2 else self._ordinary(part)
+        spans: list[tuple[int, int]] = []
+        for piece, begin, end, is_control in provenance.control_pieces(text, self._surfaces(frozenset(self.added))):
+            own = [self.added[piece]] if is_control else self._piece(piece, begin == 0)
+            offsets = [(0, end - begin)] if is_control else self._characters(piece, own)
+            ids += own
+            spans += [(begin + first, begin + last) for first, last in offsets]
+        return ids, spans
+
+    def _encode_pieces(self, text: str, allowed: frozenset[str]) -> list[int]:
+        ids: list[int] = []
+        for piece, begin, _, is_control in provenance.control_pieces(text, self._surfaces(allowed)):
+            ids += [self.added[piece]] if is_control else self._piece(piece, begin == 0)
         return ids
 
-    def encode_chat(self, messages: Sequence[chatml.Message], add_generation_prompt: bool = True) -> list[int]:
-        """Ids of a conversation in ChatML; see `chatml.encode_chat`."""
-        return chatml.encode_chat(self, messages, add_generation_prompt)
+    def _piece(self, text: str, opens: bool) -> list[int]:
+        """Ids of plain text between control tokens; `opens`: nothing is before it. No added token is in it."""
+        return self.encode_ordinary(text)
+
+    def _characters(self, text: str, ids: list[int]) -> list[tuple[int, int]]:
+        """The characters [begin, end) of a plain text that each of its ids stands for."""
+        starts = [i for i, byte in enumerate(text.encode()) if byte & 0xC0 != 0x80]  # of characters, in bytes
+        ends = list(itertools.accumulate(len(self.decode_bytes([i])) for i in ids))
+        extra = (ends[-1] if ends else 0) - len(text.encode())  # a blank that sentencepiece puts before a text
+        borders = [0, *(max(end - extra, 0) for end in ends)]
+        first = [max(bisect_right(starts, border) - 1, 0) for border in borders[:-1]]
+        return [(begin, bisect_left(starts, end)) for begin, end in zip(first, borders[1:])]
+
+    def _surfaces(self, among: frozenset[str]) -> re.Pattern:
+        """Matches these tokens: the surface as a group, with what the token takes from the text around it."""
+        return _any_of(among)
 
     # ---- ids to text ----
 

@@ -3,6 +3,7 @@
 The package gguf takes half a minute for the head of a file with 250,000 tokens.
 """
 
+import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from qwenjax.common.storage import lfs_hint
 from qwenjax.tokenizer import hub
-from qwenjax.tokenizer.base import CONTROL, ENDS, Tokenizer
+from qwenjax.tokenizer.base import CONTROL_SURFACES, Tokenizer
 from qwenjax.tokenizer.bpe import PATTERN
 
 # How text is split before merging, by the value of `tokenizer.ggml.pre`, as in llama.cpp: patterns applied one after
@@ -44,7 +46,7 @@ def read_head(path: str | Path) -> dict[str, object]:
         try:
             return HeadReader(file, path.stat().st_size).metadata()[0]
         except ValueError as error:  # also invalid UTF-8
-            raise ValueError(f"{path} is not a GGUF file, or a damaged one: {error}") from None
+            raise ValueError(f"{path} is not a GGUF file, or a damaged one: {error}{lfs_hint(path)}") from None
 
 
 class HeadReader:
@@ -100,10 +102,28 @@ def tokenizer_of(head: Mapping[str, Any], source: str) -> Tokenizer:
     """
     facts = vocabulary(head, source)
     if facts["model"] == "gpt2":
-        return hub.HubTokenizer(byte_level(facts, source).to_str().encode(), source)
+        config = json.dumps(_config(head, facts), ensure_ascii=False).encode()
+        return hub.HubTokenizer(byte_level(facts, source).to_str().encode(), config, source)
     from qwenjax.tokenizer.sentencepiece import read_model
 
     return read_model(sentencepiece(facts, source), source)
+
+
+def _config(head: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tokenizer_config.json would say: the tokens that begin and end texts, and the chat templates."""
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    tokens, config = facts["tokens"], {}
+    for gguf, name in names.items():
+        index = facts.get(f"{gguf}_token_id")
+        if isinstance(index, int) and 0 <= index < len(tokens):
+            config[name] = tokens[index]
+    template, prefix = head.get("tokenizer.chat_template"), "tokenizer.chat_template."
+    more = {key.removeprefix(prefix): value for key, value in head.items() if key.startswith(prefix)}
+    if more:
+        config["chat_template"] = more | ({"default": template} if template else {})
+    elif template:
+        config["chat_template"] = template
+    return config
 
 
 def vocabulary(head: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -143,7 +163,8 @@ def byte_level(facts: Mapping[str, Any], source: str) -> Any:
     tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([*steps, byte_level_step])
     tokenizer.decoder = library.decoders.ByteLevel()
     for kinds, special in (((USER,), False), ((CONTROL_TYPE, UNKNOWN), True)):  # both are searched before splitting
-        added = [token for token, kind in zip(tokens, types) if kind in kinds]
+        added = [t for t, kind in zip(tokens, types) if kind in kinds and (special or t not in CONTROL_SURFACES)]
+        added += [t for t, kind in zip(tokens, types) if t in CONTROL_SURFACES and kind not in kinds] * special
         tokenizer.add_tokens([library.AddedToken(token, special=special, normalized=False) for token in added])
     first = facts.get("bos_token_id")
     if facts.get("add_bos_token", pre in WHOLE_WORDS) and first is not None:
@@ -168,7 +189,7 @@ def sentencepiece(facts: Mapping[str, Any], source: str) -> bytes:
     for number, (token, score, kind) in enumerate(zip(tokens, scores, types)):
         if kind == UNKNOWN or number == unknown:  # exactly one; padding tokens may have this type too
             kind = UNKNOWN if number == unknown else UNUSED
-        elif kind == USER and token in (*CONTROL, *ENDS):  # else plain text could produce them
+        elif kind != CONTROL_TYPE and token in CONTROL_SURFACES:  # else plain text could produce them
             kind = CONTROL_TYPE
         model.pieces.add(piece=token, score=score, type=kind)
     first = facts.get("bos_token_id", -1) if facts.get("add_bos_token", not unigram) else -1
@@ -185,7 +206,10 @@ def sentencepiece(facts: Mapping[str, Any], source: str) -> bytes:
 def hub_facts(tokenizer: hub.HubTokenizer) -> dict[str, Any]:
     """The inverse of `byte_level`, with a token for each id. ValueError: GGUF has no name for the split pattern."""
     facts = tokenizer.facts
-    patterns, model = _split_patterns(facts["pre_tokenizer"]), facts["model"]
+    model, steps = facts["model"], facts["pre_tokenizer"] or {}
+    if model["type"] == "BPE" and steps.get("type") == "Metaspace" and facts["normalizer"] is None:
+        return _metaspace_facts(facts, tokenizer.size)
+    patterns = _split_patterns(steps)
     whole_words = bool(model.get("ignore_merges"))
     names = [name for name, own in SPLIT_PATTERNS.items() if own == patterns and (name in WHOLE_WORDS) == whole_words]
     if model["type"] != "BPE" or facts["decoder"]["type"] != "ByteLevel" or not names:
@@ -196,6 +220,24 @@ def hub_facts(tokenizer: hub.HubTokenizer) -> dict[str, Any]:
     tokens, types = zip(*(kinds.get(i, (f"[PAD{i}]", UNUSED)) for i in range(tokenizer.size)))
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return {"model": "gpt2", "pre": names[0], "tokens": [*tokens], "token_type": [*types], "merges": merges}
+
+
+def _metaspace_facts(facts: dict[str, Any], size: int) -> dict[str, Any]:
+    """Facts of a sentencepiece vocabulary: merges follow the order of ids, which the scores say."""
+    pieces = {index: token for token, index in facts["model"]["vocab"].items()}
+    added = {token["id"]: token for token in facts["added_tokens"]}
+    tokens, types = [], []
+    for i in range(size):
+        token = added[i]["content"] if i in added else pieces.get(i, f"[PAD{i}]")
+        tokens.append(token)
+        is_byte = len(token) == 6 and token.startswith("<0x")
+        kind = UNKNOWN if token == "<unk>" else BYTE if is_byte else NORMAL if i in pieces else UNUSED
+        types.append((CONTROL_TYPE if added[i]["special"] else USER) if i in added and kind != UNKNOWN else kind)
+    scores = [-float(i) for i in range(size)]
+    prefix = facts["pre_tokenizer"]["prepend_scheme"] != "never"
+    more = {"unknown_token_id": tokens.index("<unk>")} if "<unk>" in tokens else {}
+    more |= {"add_space_prefix": prefix, "remove_extra_whitespaces": False}
+    return {"model": "llama", "pre": "default", "tokens": tokens, "scores": scores, "token_type": types, **more}
 
 
 def _split_patterns(steps: dict | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Train, in every stage: pretraining, fine-tuning, reward models, DPO, PPO, GRPO, REINFORCE."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -26,6 +27,9 @@ EXAMPLES = """examples:
 The same command resumes an interrupted run and ends as if it had not been interrupted.
 QWENJAX_TRACEBACK=1 in the environment shows where an error came from.
 """
+
+
+MODEL_FROM = "model=init_from"
 
 
 def arguments(add) -> None:
@@ -65,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     from qwenjax import config
     from qwenjax.train.operations import launchers, restarts
 
-    experiment = lookup.experiment_from(options)
+    experiment = _experiment(options)
     if options.print_config:
         print(json.dumps(config.to_dict(experiment), indent=2), flush=True)
         return command_line.DONE
@@ -79,6 +83,21 @@ def run(options: argparse.Namespace) -> int:
     if options.restarts and not os.environ.get(restarts.CHILD):
         return restarts.supervise(options.argv, options.restarts, workdir)
     return train(experiment, options, workdir, rank)
+
+
+def _experiment(options: argparse.Namespace):
+    """The experiment of the options. `--set model=init_from` takes the model of the checkpoint that it starts from."""
+    others = [item for item in options.set if item != MODEL_FROM]
+    if len(others) == len(options.set):
+        return lookup.experiment_from(options)
+    from qwenjax.api.checkpoint_path import detect
+
+    options.set = [item for item in others if item.startswith("init_from=")]
+    path = lookup.experiment_from(options).init_from
+    if not path:
+        raise command_line.Usage(f"--set {MODEL_FROM} needs a model to take: --set init_from=PATH")
+    options.set = [f"model={json.dumps(dataclasses.asdict(detect(path).config))}", *others]
+    return lookup.experiment_from(options)
 
 
 def train(experiment, options: argparse.Namespace, workdir: Path, rank) -> int:

@@ -127,6 +127,8 @@ class Run:
         report.check_memory(experiment, self.task.program)
         claim(workdir, experiment)
         self.say(report.banner(experiment, self.task, workdir))
+        if not any(storage.files(workdir / "checkpoints")):  # else these hold the model, and `init_from` may be gone
+            self.task.check_start()
         for line in self.task.prepare(data_root):
             self.say(f"data        {line}")
         if self.lead:

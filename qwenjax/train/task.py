@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwenjax import checkpoint
-from qwenjax.api.checkpoint_path import detect
+from qwenjax.api.checkpoint_path import compare, detect
 from qwenjax.config import INIT_FROM, Experiment
 from qwenjax.data.batches import text
 from qwenjax.data.conversations import store
@@ -104,6 +104,11 @@ class Task:
     def file_lines(self) -> list[str]:
         """What is in the chat files, and what is read of each."""
         return [line for file in self.mixture.files for line in file.lines()] + self.mixture.lines()
+
+    def check_start(self) -> None:
+        """Raises ValueError, with all that differs, if `init_from` holds another model than the experiment's."""
+        if path := self.experiment.init_from:
+            compare(detect(path), self.experiment.model, path)
 
     # ---- tokenizer ----
 

@@ -11,6 +11,7 @@ from qwenjax.api.model import Completion
 from qwenjax.chat import __main__ as command
 from qwenjax.chat.session import HELP, Exit, Session
 from qwenjax.common import command_line
+from qwenjax.tokenizer import Tokenizer
 
 
 class Scripted:
@@ -107,6 +108,8 @@ def test_from_a_pipe(tmp_path, monkeypatch, capsys):
 
 def test_a_model_without_chatml_is_refused(tmp_path, monkeypatch, capsys):
     model = Scripted()
-    model.vocabulary = SimpleNamespace(name="other", im_start=None, im_end=None)
+    other = SimpleNamespace(name="other", im_start=None, im_end=None, chat_template=None)
+    other.check_chat = lambda: Tokenizer.check_chat(other)
+    model.vocabulary = other
     with pytest.raises(ValueError, match="does not chat in ChatML"):
         Session(model)

@@ -13,12 +13,16 @@ from qwenjax.chat_format.chatml import turns_with_mask
 from qwenjax.chat_format.react import react_messages
 from qwenjax.data.conversations.encode import Encoding
 from qwenjax.data.conversations.store import encode_file
+from qwenjax.tokenizer import Tokenizer
 
 
 class ChatBytes(ByteTokenizer):
     """An id per UTF-8 byte, end of text and ChatML's control tokens."""
 
-    name, size, im_start, im_end = "chat-bytes", 259, 257, 258
+    name, size, im_start, im_end, turn_end, chat_template = "chat-bytes", 259, 257, 258, 258, None
+    # ChatML as every tokenizer without a template has it
+    check_chat, encode_chat, encode_training = Tokenizer.check_chat, Tokenizer.encode_chat, Tokenizer.encode_training
+    chat_fingerprint = Tokenizer.chat_fingerprint
 
     def encode_ordinary(self, text: str) -> list[int]:
         return list(text.encode())

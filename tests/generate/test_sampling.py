@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwenjax.generate.sampling import Greedy, Sample, needs, pick, sampling_arrays, truncate
+from qwenjax.generate.sampling import Greedy, Sample, needs, pick, repeated, sampling_arrays, truncate
 
 
 def kept(probs, top_k=0, top_p=1.0):
@@ -97,3 +97,35 @@ def test_impossible_policies_are_refused(bad):
         Sample(**bad)
     with pytest.raises(ValueError, match="repetition_penalty > 0"):
         Greedy(repetition_penalty=0)
+
+
+def test_min_p_keeps_what_is_near_the_likeliest():
+    picked = draw(Sample(min_p=0.6), np.log([0.1, 0.4, 0.2, 0.3]), 400)
+    assert set(np.asarray(picked.token).tolist()) == {1, 3}  # 0.3 is 0.75 of 0.4, 0.2 half of it
+    with pytest.raises(ValueError, match=r"min_p=1\.5"):
+        Sample(min_p=1.5)
+
+
+def test_banned_ids_are_never_chosen():
+    banned = jnp.array([False, True, False, False])
+    assert set(np.asarray(draw(Greedy(), [1.0, 9.0, 2.0, 3.0], 3, banned=banned).token).tolist()) == {3}
+
+
+def test_both_zeros_are_one_value():
+    logits = jnp.array([[0.0, -0.0, -1.0, -2.0]])
+    assert np.isfinite(truncate(logits, jnp.array([1]), None))[0].tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_ids_that_would_repeat_an_ngram(n):
+    rng = np.random.default_rng(n)
+    history = rng.integers(0, 4, (5, 40))
+    lengths = np.array([0, 1, 2, 17, 40])
+    got = np.asarray(repeated(jnp.asarray(history), jnp.asarray(lengths), jnp.full(5, n), 4))
+    for row, length, mine in zip(history, lengths, got):
+        text = row[:length].tolist()
+        grams = {tuple(text[i : i + n]) for i in range(length - n + 1)}
+        for token in range(4):
+            last = (*text[length - n + 1 :], token) if n > 1 else (token,)
+            assert mine[token] == (len(last) == n and last in grams), (text, token)
+    assert not np.asarray(repeated(jnp.asarray(history), jnp.asarray(lengths), jnp.zeros(5, jnp.int32), 4)).any()

@@ -106,16 +106,38 @@ def test_rotary_scaling():
 @pytest.mark.parametrize(
     ("scaling", "said"),
     [
-        ({"rope_type": "llama3", "factor": 8.0}, "rotary scaling 'llama3' is not supported; default, linear and yarn"),
-        ({"type": "dynamic", "factor": 2.0}, "rotary scaling 'dynamic'"),
-        ({"type": "yarn"}, "rope_parameters has no field 'factor'"),
-        ({"type": "yarn", "factor": 4.0, "attention_factor": 1.0}, "attention_factor=1.0"),
-        ({"type": "yarn", "factor": 4.0, "mscale": 0.7}, "mscale=0.7"),
+        ({"rope_type": "longrope", "factor": 8.0}, "rotary scaling 'longrope' is not supported; default, linear, dyn"),
+        ({"rope_type": "llama3", "factor": 8.0}, "rope_parameters has no field 'high_freq_factor'"),
+        ({"type": "linear"}, "rope_parameters has no field 'factor'"),
+        ({"type": "yarn", "factor": 4.0, "truncate": False}, "truncate=False is not supported"),
+        ({"type": "yarn", "factor": 4.0, "sharpness": 2}, "sharpness=2 is not known"),
     ],
 )
 def test_rotary_scaling_that_is_not_known_is_refused_by_name(scaling, said):
     with pytest.raises(ValueError, match=said):
         read_config({**QWEN2, "rope_scaling": scaling})
+
+
+def test_rotary_scaling_of_other_models():
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    llama3["original_max_position_embeddings"] = 8192
+    got = read_config({**LLAMA, "max_position_embeddings": 131_072, "rope_scaling": llama3})[0].rope_scaling
+    assert got == RopeScaling("llama3", 8.0, 8192, 4.0, 1.0)
+    dynamic = read_config({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0}})[0].rope_scaling
+    assert dynamic == RopeScaling("dynamic", 2.0)
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+    deepseek = {**yarn, "mscale": 1.0, "mscale_all_dim": 0.8}
+    for scaling, attention in ((yarn, 0.0), ({**yarn, "attention_factor": 1.5}, 1.5), (deepseek, 1.02496)):
+        got = read_config({**QWEN2, "rope_scaling": scaling})[0].rope_scaling
+        assert replace(got, attention=0.0) == RopeScaling("yarn", 4.0, 8192)
+        assert got.attention == pytest.approx(attention, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", [QWEN, AUGUST, QWEN2, LLAMA])
+def test_a_field_that_nobody_knows_is_refused_by_name_and_one_that_says_nothing_is_not(form):
+    with pytest.raises(ValueError, match=r"attention_sinks=4 is not known, so it may change what the model computes"):
+        read_config({**form, "attention_sinks": 4, "torch_dtype": "float16"})
+    assert read_config({**form, "attention_sinks": None, "use_x": False}) == read_config(form)
 
 
 def test_sliding_windows():
@@ -136,7 +158,8 @@ def test_a_missing_field_is_named(form):
     optional |= {"n_positions", "padded_vocab_size", "pos_emb", "attn_pdrop", "embd_pdrop", "hidden_act", "model_type"}
     optional |= {"use_sliding_window", "sliding_window", "max_window_layers", "num_key_value_heads"}
     optional |= {"max_position_embeddings"} if form in (QWEN, AUGUST) else set()
-    optional |= {"rope_theta"} if form["model_type"] == "llama" else set()
+    if form["model_type"] != "qwen":  # transformers has defaults for these
+        optional |= {"rope_theta", "rms_norm_eps", "max_position_embeddings"}
     later = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
     later |= {"ffn_hidden_size": "intermediate_size"}
     for name in set(form) - optional - ({"vocab_size"} if form is AUGUST else set()):

@@ -103,8 +103,8 @@ def test_any_packing_gives_scale_times_integer_less_zero(data):
 def test_settings_are_found_in_each_of_their_files():
     inside = {"bits": 8, "group_size": -1, "desc_act": True, "sym": True}
     for where in (inside, inside | {"quant_method": "gptq"}, {"model_type": "qwen", "quantization_config": inside}):
-        assert packing(where) == (8, -1, False, 1)
-    assert packing({"bits": 4, "group_size": 128}) == (4, 128, True, 1)  # quantize_config.json of 2023
+        assert packing(where) == (8, -1, False, 1, True)
+    assert packing({"bits": 4, "group_size": 128}) == (4, 128, True, 1, False)  # quantize_config.json of 2023
 
 
 def test_order_that_is_not_stored_or_left_empty_is_that_of_the_inputs():

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from qwenjax import sharding
 from qwenjax.api.checkpoint_path import detect
+from qwenjax.common import command_line
+from qwenjax.convert import __main__ as convert
 from qwenjax.interop import HubCheckpoint, Tensor
 from qwenjax.interop.huggingface.directory import open_directory
 from qwenjax.interop.huggingface.load import load_params, param_shardings, total_bytes
@@ -265,3 +267,48 @@ def test_a_pickle_that_is_no_weights_is_refused_and_not_run(pickled, capsys):
     with pytest.raises(ValueError, match="cut short"):
         open_directory(folder)
     assert "executed" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def single(tmp_path):
+    """A checkpoint in one file."""
+    config = models.SHAPES["qwen2 grouped"]
+    save_params(config, models.params(config), tmp_path / "one")
+    return tmp_path / "one"
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.replace("model.", "model.language_model.", 1),
+        lambda name: f"language_model.{name}",
+        lambda name: name.removeprefix("model."),
+    ],
+    ids=["compiled", "parallel and compiled", "peft", "vision", "older vision", "backbone"],
+)
+def test_a_name_is_the_models_whatever_wrapped_it(single, wrap):
+    tensors = load_file(single / "model.safetensors")
+    save_file({wrap(name): array for name, array in tensors.items()}, single / "model.safetensors")
+    assert open_directory(single).tensors.keys() == tensors.keys()
+
+
+def test_one_name_for_a_tensor(single):
+    tensors = load_file(single / "model.safetensors")
+    save_file(tensors | {"module.model.norm.weight": tensors["model.norm.weight"]}, single / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds 'model.norm.weight' twice, once as 'module.model.norm.weight'"):
+        open_directory(single)
+
+
+def test_a_tied_flag_beside_another_output_embedding_is_refused(tmp_path, capsys):
+    config = models.SHAPES["qwen2 tied"]
+    save_params(config, models.params(config), tmp_path / "tied")
+    tensors = load_file(tmp_path / "tied" / "model.safetensors")
+    other = {"lm_head.weight": 2 * tensors["model.embed_tokens.weight"]}
+    save_file(tensors | other, tmp_path / "tied" / "model.safetensors")
+    words = ["--model", str(tmp_path / "tied"), "--to", "qwen2", "--out", str(tmp_path / "out")]
+    assert command_line.main_of("qwenjax.convert", convert, words) == 1
+    assert "lm_head.weight is another matrix than model.embed_tokens.weight" in capsys.readouterr().err
+    assert command_line.main_of("qwenjax.convert", convert, [*words, "--set", "tie_embeddings=false"]) == 0

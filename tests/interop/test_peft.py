@@ -156,7 +156,6 @@ def test_ranks_and_scales_that_differ_by_module_become_one(tmp_path):
 GOOD = pair("model.layers.0.self_attn.q_proj", 32, 32)
 REFUSED = {
     "dora": ({}, {"use_dora": True}, "use_dora=True is not supported"),
-    "rslora": ({}, {"use_rslora": True}, "use_rslora=True is not supported"),
     "a field of tomorrow": ({}, {"use_tomorrow": {"x": 1}}, "use_tomorrow="),
     "biases": ({}, {"bias": "lora_only"}, "bias='lora_only' is not supported"),
     "another method": ({}, {"peft_type": "IA3"}, "peft_type='IA3' is not read"),

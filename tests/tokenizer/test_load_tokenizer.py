@@ -27,7 +27,7 @@ def test_missing_vocabulary_extra_says_what_to_install(monkeypatch):
 def test_what_is_no_tokenizer_is_refused(tmp_path, small):
     with pytest.raises(ValueError, match="no tokenizer 'qwem': wanted 'qwen'"):
         load_tokenizer("qwem")
-    with pytest.raises(ValueError, match=r"put qwen\.tiktoken, tokenizer\.model or tokenizer\.json into the folder"):
+    with pytest.raises(ValueError, match=r"put qwen\.tiktoken, tokenizer\.model, tokenizer\.json or vocab\.json into"):
         load_tokenizer(tmp_path)
     other = tmp_path / "vocab.json"
     other.write_text("{}")

@@ -103,5 +103,5 @@ def test_only_the_learning_loss_drops(chats, base, mesh):
 
 def test_another_shape_is_refused_with_what_would_fit(chats, base, mesh):
     model = replace(runs.experiment(chats).model, ffn=48)
-    with pytest.raises(ValueError, match=r"ffn=32 instead of 48; use --set model.ffn=32"):
+    with pytest.raises(ValueError, match=r"ffn=32 instead of 48; use --set model=init_from"):
         loaded(backbone(chats, model=model), base, mesh)

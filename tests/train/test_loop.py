@@ -103,7 +103,7 @@ def test_init_from_takes_a_relative_path_and_names_a_damaged_checkpoint(uninterr
 
 def test_init_from_another_shape_or_tokenizer_is_refused(uninterrupted, corpus, tmp_path):
     wider = experiment(corpus, init_from=str(uninterrupted))
-    with pytest.raises(ValueError, match=r"of another shape .* ffn=32 instead of 48"):
+    with pytest.raises(ValueError, match=r"another model than .*: ffn=32 instead of 48"):
         run(replace(wider, model=replace(wider.model, ffn=48)), corpus, tmp_path / "a")
     data = replace(wider.data, tokenizer="train:400")
     with pytest.raises(ValueError, match="another tokenizer"):

@@ -1,7 +1,9 @@
-"""Rows of the chat schema as dialogues: token ids and loss mask, cut to a maximum length. ChatML, tools as ReAct.
+"""Rows of the chat schema as dialogues: token ids and loss mask, cut to a maximum length.
+
+They are written by the chat template of the tokenizer, if it has one, else in ChatML with tools as ReAct.
 
 conversation  one dialogue
-preference    one dialogue per response, which ends with <|im_end|>, as a rollout does: there its score is read
+preference    one dialogue per response, which ends with the turn, as a rollout does: there its score is read
 prompt        one dialogue, which ends where the assistant begins to write
 """
 
@@ -14,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenjax.chat_format import chatml
-from qwenjax.chat_format.chatml import LOSS_MASKS, encode_with_mask
+from qwenjax.chat_format.chatml import LOSS_MASKS
+from qwenjax.chat_format.openai import openai_messages
 from qwenjax.chat_format.react import react_messages
 from qwenjax.common.hashing import keyed_hash
 from qwenjax.data.conversations import schema
@@ -98,7 +101,7 @@ def encode(row: schema.Row, tokenizer, encoding: Encoding) -> Encoded:
 
 def _conversation(row: schema.ConversationRow, tokenizer, encoding: Encoding) -> Encoded:
     def encode_turns(turns: list[Turn]) -> tuple[list[int], list[int]]:
-        return encode_with_mask(tokenizer, _to_chatml(turns, row.tools), encoding.loss_mask)
+        return conversation_ids(tokenizer, turns, row.tools, encoding.loss_mask)
 
     limit = encoding.limit
     if encoding.truncate == "end":
@@ -114,11 +117,7 @@ def _conversation(row: schema.ConversationRow, tokenizer, encoding: Encoding) ->
 
 
 def _preference(row: schema.PreferenceRow, tokenizer, encoding: Encoding) -> Encoded:
-    open_turn, answers = _open_assistant_turn(_to_chatml(row.prompt, row.tools)), []
-    for response in row.responses:
-        text = _to_chatml([*row.prompt, response], row.tools)[-1]["content"]
-        # Encoded apart from the text it continues, as the tokens of a rollout are: all responses share the prompt's ids
-        answers.append([*tokenizer.encode_ordinary(text.removeprefix(open_turn)), tokenizer.im_end])
+    answers = [answer_ids(tokenizer, row.prompt, response, row.tools) for response in row.responses]
     if min(map(len, answers)) < 2:
         raise RowError("empty response", "a response has no token")
     if len(set(map(tuple, answers))) < len(answers):
@@ -152,13 +151,43 @@ def _truncate_prompt(turns: list[Turn], tools: list[dict], tokenizer, encoding: 
     """`_truncate_turns` with ids up to where the assistant begins to write, and a mask of zeros."""
 
     def encode_turns(turns: list[Turn]) -> tuple[list[int], list[int]]:
-        messages = _to_chatml(turns, tools)
-        open_turn = _open_assistant_turn(messages)
-        ids = chatml.encode_chat(tokenizer, messages[:-1] if open_turn else messages)
-        ids += tokenizer.encode_ordinary(open_turn)
+        ids = prompt_ids(tokenizer, turns, tools)
         return ids, [0] * len(ids)
 
     return _truncate_turns(turns, encode_turns, encoding, limit)
+
+
+# ---- turns as token ids ----
+
+
+def conversation_ids(
+    tokenizer, turns: list[Turn], tools: list[dict], loss_mask: str = "assistant"
+) -> tuple[list[int], list[int]]:
+    """Ids of turns, and for each whether it carries loss. RowError if the chat format cannot express them."""
+    if tokenizer.chat_template is None:
+        return tokenizer.encode_training(_to_chatml(turns, tools), loss_mask)
+    return _by_template(tokenizer.encode_training, turns, tools, loss_mask=loss_mask)
+
+
+def prompt_ids(tokenizer, turns: list[Turn], tools: list[dict]) -> list[int]:
+    """Ids of turns up to where the assistant begins to write. RowError as `conversation_ids`."""
+    if tokenizer.chat_template is not None:
+        return _by_template(tokenizer.encode_chat, turns, tools)
+    messages = _to_chatml(turns, tools)
+    open_turn = _open_assistant_turn(messages)
+    ids = chatml.encode_chat(tokenizer, messages[:-1] if open_turn else messages)
+    return ids + tokenizer.encode_ordinary(open_turn)
+
+
+def answer_ids(tokenizer, prompt: list[Turn], response: Turn, tools: list[dict]) -> list[int]:
+    """Ids of a response, encoded apart from its prompt as the tokens of a rollout are: all share the prompt's ids."""
+    if tokenizer.chat_template is None:
+        open_turn = _open_assistant_turn(_to_chatml(prompt, tools))
+        text = _to_chatml([*prompt, response], tools)[-1]["content"].removeprefix(open_turn)
+        return [*tokenizer.encode_ordinary(text), tokenizer.turn_end]
+    ids, mask = _by_template(tokenizer.encode_training, [*prompt, response], tools)
+    start = max(i for i in range(1, len(ids)) if mask[i] and not mask[i - 1])
+    return [token for token, trained in zip(ids[start:], mask[start:]) if trained]
 
 
 def _open_assistant_turn(messages: list[chatml.Message]) -> str:
@@ -172,6 +201,15 @@ def _to_chatml(turns: list[Turn], tools: list[dict]) -> list[chatml.Message]:
         return react_messages(turns, tools, "first")
     except ValueError as error:
         raise RowError("calls that ReAct text cannot express", str(error)) from None
+
+
+def _by_template(encode: Callable, turns: list[Turn], tools: list[dict], **arguments):
+    """What `encode` of a tokenizer with a template makes of turns. RowError with the words of one that refuses."""
+    messages, schemas = openai_messages(turns, tools)
+    try:
+        return encode(messages, tools=schemas, **arguments)
+    except ValueError as error:
+        raise RowError("turns that the chat template refuses", str(error)) from None
 
 
 def _truncate_turns(

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenjax.chat_format import chatml
 from qwenjax.common.hashing import HASH_RANGE, json_digest, size_and_crc32
 from qwenjax.common.processes import cores, worker_pool
 from qwenjax.common.progress import meter, printer
@@ -183,7 +182,7 @@ def encode_file(
     Raises:
       ValueError: no such file, no row in it that can be trained on, or a vocabulary without ChatML.
     """
-    chatml.check(tokenizer)
+    tokenizer.check_chat()
     path, root = Path(path), Path(root)
     size = files.unpacked_size(path)
     if not path.is_file():
@@ -191,7 +190,7 @@ def encode_file(
     how = dataclasses.asdict(encoding)
     with open(path, "rb") as file:
         content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    key = json_digest([VERSION, content, tokenizer.fingerprint, how], size=8)
+    key = json_digest([VERSION, content, tokenizer.chat_fingerprint, how], size=8)
     stem = re.sub(r"[^\w.-]+", "-", path.name.split(".")[0]) or "dialogues"
     directory = root / f"{stem}-{key}"
     root.mkdir(parents=True, exist_ok=True)

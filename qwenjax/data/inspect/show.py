@@ -4,16 +4,14 @@ import codecs
 import html
 import re
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenjax.chat_format import chatml
-from qwenjax.chat_format.chatml import turns_with_mask
-from qwenjax.chat_format.react import react_messages
 from qwenjax.common import figures
 from qwenjax.data.batches.text import TextMixture
-from qwenjax.data.conversations.schema import ConversationRow, PreferenceRow, PromptRow, Turn, kind_of
+from qwenjax.data.conversations.encode import answer_ids, conversation_ids, prompt_ids
+from qwenjax.data.conversations.schema import ConversationRow, PreferenceRow, PromptRow, kind_of
 
 END = "⟦end⟧"  # where a document ends; "…" is where the row cuts one
 LOSS = "⟪⟫"  # around what carries loss, where there is no colour
@@ -123,24 +121,25 @@ def draw_rows(mixture: TextMixture, first: int, rows: int, ahead: int, path: Pat
 def chat_row(
     row: ConversationRow | PreferenceRow | PromptRow, tokenizer, loss_mask: str = "finetune_py", title: str = "row"
 ) -> ShownRow:
-    """A row of chat data as a model reads it, tool turns as ReAct text; what carries loss is marked.
+    """A row of chat data as a model reads it, with its tools; what carries loss is marked.
 
     In a conversation `loss_mask` decides, in a preference it is what the responses add to the prompt.
     """
     facts = [f"{name}: {value}" for name, value in (("id", row.id), ("source", row.source)) if value]
     if isinstance(row, ConversationRow):
-        messages = chatml.with_system(react_messages(row.messages, row.tools, "first"))
-        turns = turns_with_mask(tokenizer, messages, loss_mask)
-        blocks = [ShownBlock(m["role"], pieces(tokenizer, *turn)) for m, turn in zip(messages, turns)]
-        total, loss = sum(len(ids) for ids, _ in turns), sum(sum(mask) for _, mask in turns)
-        share = f"{total} tokens, {loss} with loss ({loss / total:.0%}), {len(row.messages)} turns"
+        ids, mask = conversation_ids(tokenizer, row.messages, row.tools, loss_mask)
+        turns = _turns(tokenizer, ids)
+        roles = [turn["role"] for turn in row.messages]  # a format may begin with a system turn of its own
+        roles = {len(roles): roles, len(roles) + 1: ["system", *roles]}.get(len(turns), [""] * len(turns))
+        blocks = [ShownBlock(role, pieces(tokenizer, ids[a:b], mask[a:b])) for role, (a, b) in zip(roles, turns)]
+        share = f"{len(ids)} tokens, {sum(mask)} with loss ({sum(mask) / len(ids):.0%}), {len(row.messages)} turns"
         return ShownRow(f"{title}: conversation, {share}", facts, blocks)
-    prompt = _ids(tokenizer, row.prompt, row.tools)
+    prompt = prompt_ids(tokenizer, row.prompt, row.tools)
     first = ShownBlock("prompt", pieces(tokenizer, prompt, [0] * len(prompt)))
     size = f"{title}: {kind_of(row)}, {len(row.prompt)} turns of {len(prompt)} tokens"
     if isinstance(row, PromptRow):
         return ShownRow(size, facts + ([] if row.answer is None else [f"answer: {row.answer}"]), [first])
-    added = [_ids(tokenizer, [*row.prompt, response], row.tools)[len(prompt) :] for response in row.responses]
+    added = [answer_ids(tokenizer, row.prompt, response, row.tools) for response in row.responses]
     count = len(added)
     names = ["chosen", "rejected"] if count == 2 else [f"response {i + 1} of {count}" for i in range(count)]
     names = [f"{name}, {len(ids)} tokens" for name, ids in zip(names, added)]
@@ -152,13 +151,11 @@ def chat_row(
     return ShownRow(f"{size}, responses of {lengths}", facts, [first, *responses], count)
 
 
-def _ids(tokenizer, turns: list[Turn], tools: list[dict]) -> list[int]:
-    """Ids of turns, up to where the assistant begins if the next turn is its."""
-    messages = react_messages(turns, tools, "first")
-    is_next = turns[-1]["role"] != "assistant"
-    ids = chatml.encode_chat(tokenizer, messages, is_next and messages[-1]["role"] != "assistant")
-    # after a tool's result the assistant's turn goes on
-    return ids[:-1] if is_next and messages[-1]["role"] == "assistant" else ids
+def _turns(tokenizer, ids: list[int]) -> list[tuple[int, int]]:
+    """Where the turns of a conversation lie: each ends with the token that ends an assistant's turn and a line end."""
+    ends = [i + 1 for i, token in enumerate(ids) if token == tokenizer.turn_end]
+    ends = [end + (tokenizer.decode(ids[end : end + 1]) == "\n") for end in ends]
+    return list(pairwise([0, *(end for end in ends if end < len(ids)), len(ids)]))
 
 
 # ---- lines ----

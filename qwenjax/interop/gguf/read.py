@@ -8,16 +8,19 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from qwenjax.common.storage import lfs_hint
 from qwenjax.config import ModelConfig, RopeScaling
 from qwenjax.interop import HubCheckpoint, Tensor
 from qwenjax.interop.huggingface.config import LAYOUT, ConfigFields
 from qwenjax.interop.huggingface.layout import QWEN, QWEN2
+from qwenjax.model import rope
 from qwenjax.tokenizer.gguf import HeadReader
 
 # Name in GGUF -> name in the layout, without .weight and .bias; {} is the number of the layer
@@ -69,10 +72,10 @@ def open_gguf(path: str | Path) -> HubCheckpoint:
             raise ValueError(f"general.architecture={architecture!r} is not known; {', '.join(LAYOUT)} are")
         if not stored:
             raise ValueError("it has a vocabulary, but no model")
-        if (factors := stored.pop("rope_freqs.weight", None)) and np.any(factors.read() != 1):
-            raise ValueError("factors of rotary frequencies (rope_freqs.weight, as in Llama 3.1) are not supported")
-        layout = LAYOUT[architecture]
+        layout, factors = LAYOUT[architecture], stored.pop("rope_freqs.weight", None)
         config = _config(head, architecture, stored)
+        if factors is not None and np.any(factors.read() != 1):
+            config = _with_factors(config, factors.read())
         tensors = {}
         for name, tensor in stored.items():
             ours, stem = rename(name, NAMES[layout]), name.split(".")[-2]
@@ -153,6 +156,36 @@ def _config(head: dict[str, Any], architecture: str, stored: dict[str, Tensor]) 
     )
 
 
+def _with_factors(config: ModelConfig, factors: np.ndarray) -> ModelConfig:
+    """The model with rotary frequencies divided by these factors, if they are those of a Llama 3 (rope_freqs.weight).
+
+    Raises:
+      ValueError: other factors, or scaling of two kinds.
+    """
+    if config.rope_scaling.kind != "none":
+        raise ValueError("it has factors of rotary frequencies (rope_freqs.weight) and another rope scaling")
+    for factor in sorted({float(factors.max()), 8.0, 32.0}):
+        originals, between = [8192, config.context], np.flatnonzero((factors > 1.001) & (factors < 0.999 * factor))
+        if between.size:  # a frequency that is kept in part shows the original context
+            i = int(between[0])
+            turns = 1 + 3 * (1 / float(factors[i]) - 1 / factor) / (1 - 1 / factor)
+            originals = [round(turns * 2 * math.pi * config.rope_base ** (2 * i / config.head_size))]
+        for original in originals:
+            scaled = replace(config, rope_scaling=RopeScaling("llama3", factor, original, 4.0, 1.0))
+            wanted = frequency_factors(scaled)
+            if wanted.shape == factors.shape and np.allclose(factors, wanted, rtol=1e-4):
+                return scaled
+    raise ValueError(
+        "its factors of rotary frequencies (rope_freqs.weight) are not those of a Llama 3, and not supported"
+    )
+
+
+def frequency_factors(config: ModelConfig) -> np.ndarray:
+    """[h/2] float32: what the rotary frequencies of a model with llama3 scaling are divided by."""
+    kept = rope.llama3_kept(config)
+    return (1 / (kept + (1 - kept) / config.rope_scaling.factor)).astype(np.float32)
+
+
 def _scaling(fields: ConfigFields, context: int) -> RopeScaling:
     """As llama.cpp reads it: a factor without a type is linear, and the default factor is 1."""
     kind = fields.get("rope.scaling.type", "linear")
@@ -226,7 +259,7 @@ def _read_head(path: Path) -> tuple[dict[str, Any], list[tuple], int]:
             if not isinstance(align, int) or align < 1:
                 raise ValueError(f"general.alignment={align!r}")
         except ValueError as error:  # a wrong encoding, too
-            raise ValueError(f"{path} is not a GGUF file, or a damaged one: {error}") from None
+            raise ValueError(f"{path} is not a GGUF file, or a damaged one: {error}{lfs_hint(path)}") from None
     return facts, infos, -(-(size - head.left) // align) * align
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from qwenjax.chat_format.template import ChatTemplate
 from qwenjax.config import ModelConfig
 from qwenjax.interop import HubCheckpoint, Tensor
-from qwenjax.interop.gguf.read import FIELDS, NAMES, PAIRED, library, pairs, rename
+from qwenjax.interop.gguf.read import FIELDS, NAMES, PAIRED, frequency_factors, library, pairs, rename
 from qwenjax.interop.huggingface.config import extensions_left_out
 from qwenjax.interop.huggingface.layout import Table
 from qwenjax.interop.huggingface.load import check
@@ -17,7 +18,7 @@ from qwenjax.interop.huggingface.tokenizer import sentencepiece_model
 from qwenjax.tokenizer.base import Tokenizer
 from qwenjax.tokenizer.bpe import QwenBPE, merges, spell
 from qwenjax.tokenizer.gguf import CONTROL_TYPE, NORMAL, UNUSED, hub_facts
-from qwenjax.tokenizer.hub import HubTokenizer
+from qwenjax.tokenizer.hub import HubTokenizer, named_tokens
 
 # Dtype of matrices -> what GGUF calls such files
 KINDS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
@@ -72,6 +73,10 @@ def write_gguf(
             shape = tensors[theirs].shape
             size = int(np.prod(gguf.quant_shape_to_byte_shape(shape, type_)))
             writer.add_tensor_info(rename(theirs, GGUF_NAMES), shape, np.dtype(np.float32), size, type_)
+        factors = frequency_factors(config) if config.rope_scaling.kind == "llama3" else None
+        if factors is not None:
+            kind_ = gguf.GGMLQuantizationType.F32
+            writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes, kind_)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -82,6 +87,8 @@ def write_gguf(
                 array = pairs(array, config.heads if stem == "attn_q" else config.kv)
             writer.write_tensor_data(_stored(gguf, theirs, array, type_))
             progress(array.size)
+        if factors is not None:
+            writer.write_tensor_data(factors)
         writer.close()
         unfinished.replace(path)
     finally:
@@ -133,7 +140,11 @@ def _metadata(config: ModelConfig, architecture: str, name: str) -> dict[str, An
         "rope.freq_base": float(config.rope_base),
         "vocab_size": config.vocab,
     }
-    if (scaling := config.rope_scaling).kind != "none":
+    scaling = config.rope_scaling
+    if scaling.kind == "dynamic" or scaling.attention or (scaling.kind == "llama3" and architecture != "llama"):
+        what = "attention factors of its own" if scaling.attention else f"rope scaling {scaling.kind!r}"
+        raise ValueError(f"the model has {what}, which GGUF cannot express for {architecture}; use --to=qwen2")
+    if scaling.kind in ("linear", "yarn"):
         facts |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": float(scaling.factor)}
         if scaling.kind == "yarn":
             facts |= {
@@ -161,7 +172,8 @@ def vocabulary(tokenizer: Tokenizer, rows: int, chat_template: str = "") -> dict
 
     Args:
       rows: of the embedding; ids from the tokenizer's size on become unused tokens [PAD…].
-      chat_template: a Jinja template. With one, <|im_end|> ends what the model writes, without one <|endoftext|>.
+      chat_template: a Jinja template, where the tokenizer has none of its own. With one, <|im_end|> ends what the
+        model writes, without one <|endoftext|>.
     Raises:
       ValueError: more ids than rows, or a token that is no merge of two others.
     """
@@ -171,21 +183,35 @@ def vocabulary(tokenizer: Tokenizer, rows: int, chat_template: str = "") -> dict
     make = hub_facts if is_hub else _pieces if tokenizer.file.endswith(".model") else _ranks
     values = make(tokenizer)
     end = tokenizer.eot if tokenizer.im_end is None or not chat_template else tokenizer.im_end
+    eot, named = end if is_hub else tokenizer.im_end, named_tokens(tokenizer.config) if is_hub else {}
+    templates: dict[str, Any] = {"tokenizer.chat_template": chat_template} if chat_template else {}
+    if tokenizer.chat_template is not None:
+        end, eot, templates = tokenizer.eot, tokenizer.turn_end, _templates(tokenizer.chat_template)
     tokens, types = values["tokens"], values["token_type"]
     tokens += [f"[PAD{i}]" for i in range(len(tokens), rows)]
     types += [UNUSED] * (rows - len(types))
     if "scores" in values:
         values["scores"] += [0.0] * (rows - len(values["scores"]))
     values |= {
-        "bos_token_id": (*tokenizer.prefix, tokenizer.eot)[0],
-        "eos_token_id": end,
-        "eot_token_id": end if is_hub else tokenizer.im_end,
+        "bos_token_id": tokenizer.added.get(named.get("bos_token"), (*tokenizer.prefix, tokenizer.eot)[0]),
+        "eos_token_id": tokenizer.added.get(named.get("eos_token"), end),
+        "eot_token_id": eot,
         "padding_token_id": tokenizer.eot,
         "add_bos_token": bool(tokenizer.prefix),
         "add_eos_token": False,
     }
     metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
-    return metadata | ({"tokenizer.chat_template": chat_template} if chat_template else {})
+    return metadata | templates
+
+
+def _templates(template: ChatTemplate) -> dict[str, Any]:
+    """Chat templates under the keys that llama.cpp reads: one, and others with their names."""
+    if template.templates is None:
+        return {"tokenizer.chat_template": template.source()}
+    more = {name: text for name, text in template.templates.items() if name != "default"}
+    keys = {f"tokenizer.chat_template.{name}": text for name, text in more.items()}
+    keys |= {"tokenizer.chat_templates": sorted(more)} if more else {}
+    return keys | ({"tokenizer.chat_template": template.source()} if "default" in template.templates else {})
 
 
 def _ranks(tokenizer: QwenBPE) -> dict[str, Any]:

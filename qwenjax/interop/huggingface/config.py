@@ -1,12 +1,12 @@
 """config.json of released checkpoints as a ModelConfig, and back.
 
 Supported are Qwen (both generations of its file), Qwen2 (also Qwen1.5 and 2.5), Qwen3 and Llama, in the spelling of
-transformers 4 and 5. A field that changes the mathematics in an unsupported way is refused by name; other fields
-(dropout, initialisation, attention kernels) are ignored.
+transformers 4 and 5. A field is read, or it is in `HARMLESS` because it does not change what the model computes, or it
+is refused by name: nobody knows what it means.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from qwenjax.config import ModelConfig, RopeScaling
@@ -37,14 +37,42 @@ _FIRST = {
 }
 
 
+# Read elsewhere: what ends a text, and how weights are packed
+_ELSEWHERE = {"model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "quantization_config"}
+_WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+# What transformers takes where a field is absent
+_COMMON = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
+DEFAULTS = {
+    "qwen2": {**_COMMON, "max_position_embeddings": 32_768, "max_window_layers": 28},
+    "qwen3": {**_COMMON, "max_position_embeddings": 32_768, "max_window_layers": 28},
+    "llama": {**_COMMON, "max_position_embeddings": 2_048},
+}
+# Do not change what a decoder computes, or only in training, or only in generation (generation_config.json counts)
+HARMLESS = frozenset(
+    """_name_or_path _commit_hash _attn_implementation _attn_implementation_autoset attn_implementation
+    add_cross_attention attention_dropout attn_dropout_prob attn_pdrop auto_map bad_words_ids begin_suppress_tokens bf16
+    bias_dropout_fusion chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
+    do_sample dtype early_stopping embd_pdrop emb_dropout_prob encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id fp16 fp32
+    hidden_dropout_prob id2label initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length
+    min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences onnx_safe output_attentions
+    output_hidden_states output_scores params_dtype prefix pretraining_tp problem_type pruned_heads
+    remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate softmax_in_fp32
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class tokenizer_type
+    top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_cache_kernel
+    use_cache_quantization use_flash_attn""".split()  # noqa: SIM905
+)
+
+
 class ConfigFields:
     """The fields of a config.json or of GGUF metadata, with errors that name what is missing or unsupported."""
 
     def __init__(self, values: Mapping[str, Any], source: str):
-        self.values, self.source = values, source
+        self.values, self.source, self.read = values, source, set()
 
     def __call__(self, name: str, kind: type = int) -> Any:
         """A required field of the type int, float, bool, list or dict."""
+        self.read.add(name)
         if self.values.get(name) is None:
             raise ValueError(f"{self.source} has no field {name!r}, which the model needs")
         value = self.values[name]
@@ -57,13 +85,26 @@ class ConfigFields:
 
     def get(self, name: str, default: Any) -> Any:
         """A field, or the default where it is absent or null."""
+        self.read.add(name)
         return default if self.values.get(name) is None else self(name, type(default))
 
     def refuse(self, name: str, unless: Any) -> None:
         """Raises ValueError if the field has a value other than the only supported one."""
+        self.read.add(name)
         value = self.values.get(name)
         if value is not None and value != unless:
             raise ValueError(f"{self.source}: {name}={value!r} is not supported, only {unless!r} is")
+
+    def refuse_unread(self, harmless: Collection[str]) -> None:
+        """Raises ValueError for fields that say something, were not read and are not harmless."""
+        unread = {name: value for name, value in self.values.items() if name not in self.read and name not in harmless}
+        unread = {name: value for name, value in unread.items() if value not in (None, False, [], {}, "")}
+        if unread:
+            listed = ", ".join(f"{name}={value!r:.60}" for name, value in sorted(unread.items())[:4])
+            raise ValueError(
+                f"{self.source}: {listed} is not known, so it may change what the model computes; if it does not, "
+                "remove it from the file"
+            )
 
 
 def read_config(values: Mapping[str, Any], source: str = "config.json") -> tuple[ModelConfig, str]:
@@ -99,6 +140,9 @@ def _read_qwen(values: Mapping[str, Any], source: str) -> ModelConfig:
     fields.refuse("rotary_pct", unless=1.0)
     fields.refuse("no_bias", unless=True)
     fields.refuse("scale_attn_weights", unless=True)
+    fields.refuse("activation", unless="swiglu")
+    fields.refuse("pos_emb", unless="rotary")
+    fields.refuse("apply_residual_connection_post_layernorm", unless=False)
     if "visual" in values:
         raise ValueError(f"{source} has a field 'visual': vision models are not supported")
     base = "rotary_emb_base" if "rotary_emb_base" in values else "rope_theta"
@@ -107,7 +151,7 @@ def _read_qwen(values: Mapping[str, Any], source: str) -> ModelConfig:
         raise ValueError(f"{source}: intermediate_size={width} is odd; in this format it is twice ffn")
     shape = {ours: fields(*theirs) for ours, theirs in QWEN_FIELDS.items()}
     head = fields.get("kv_channels", 0)
-    return ModelConfig(
+    config = ModelConfig(
         **shape,
         ffn=width // 2,
         head_dim=0 if head * shape["heads"] == shape["embed"] else head,
@@ -116,6 +160,10 @@ def _read_qwen(values: Mapping[str, Any], source: str) -> ModelConfig:
         ntk=fields.get("use_dynamic_ntk", False),
         logn=fields.get("use_logn_attn", False),
     )
+    # some files also say how long texts may be; seq_length is what the model was trained for
+    lengths = {"max_position_embeddings", "n_positions", "vocab_size"}
+    fields.refuse_unread(HARMLESS | _ELSEWHERE | lengths | _FIRST.keys())
+    return config
 
 
 def _write_qwen(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[str]]:
@@ -156,8 +204,10 @@ def _write_qwen(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[s
 
 
 def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfig:
-    fields = ConfigFields(values, source)
-    fields.refuse("hidden_act", unless="silu")
+    fields = ConfigFields({**DEFAULTS[kind], **{k: x for k, x in values.items() if x is not None}}, source)
+    if fields.get("hidden_act", "silu") != "swish":  # two names of one function
+        fields.refuse("hidden_act", unless="silu")
+    fields.refuse("use_mrope", unless=False)
     fields.refuse("mlp_bias", unless=False)
     fields.refuse("partial_rotary_factor", unless=1.0)
     shape = {ours: fields(*theirs) for ours, theirs in QWEN2_FIELDS.items()}
@@ -166,11 +216,9 @@ def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfi
     # transformers 5 has one dictionary; before, rope_theta was a field and the rest was called rope_scaling
     parameters = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
     rope = ConfigFields(parameters, f"{source}, rope_parameters")
-    if kind == "llama" and "rope_theta" not in parameters:
-        base = fields.get("rope_theta", 10_000.0)  # missing in the first Llamas
-    else:
-        base = (rope if "rope_theta" in parameters else fields)("rope_theta", float)
-    return ModelConfig(
+    base = (rope if "rope_theta" in parameters else fields)("rope_theta", float)
+    rope.refuse("partial_rotary_factor", unless=1.0)
+    config = ModelConfig(
         **shape,
         kv_heads=0 if kv == shape["heads"] else kv,
         head_dim=0 if head * shape["heads"] == shape["embed"] else head,
@@ -181,6 +229,9 @@ def _read_qwen2(values: Mapping[str, Any], source: str, kind: str) -> ModelConfi
         rope_scaling=_read_scaling(rope, shape["context"]),
         windows=_read_windows(fields) if kind != "llama" else (),
     )
+    fields.refuse_unread(HARMLESS | _ELSEWHERE | {"rope_theta", *_WINDOWS})
+    rope.refuse_unread({"rope_type", "type", "original_max_position_embeddings"})
+    return config
 
 
 def _write_qwen2(config: ModelConfig, dtype: str) -> tuple[dict[str, Any], list[str]]:
@@ -229,20 +280,33 @@ def _read_scaling(rope: ConfigFields, context: int) -> RopeScaling:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return RopeScaling()
-    if kind not in ("linear", "yarn"):
-        raise ValueError(f"{rope.source}: rotary scaling {kind!r} is not supported; default, linear and yarn are")
-    factor = rope("factor", float)
-    if kind == "linear":
-        return RopeScaling(kind, factor)
-    for name in ("mscale", "mscale_all_dim"):
-        rope.refuse(name, unless=None)
-    rope.refuse("truncate", unless=True)
-    default = 0.1 * math.log(factor) + 1
-    if not math.isclose(rope.get("attention_factor", default), default, rel_tol=1e-6):
-        raise ValueError(f"{rope.source}: attention_factor={rope('attention_factor', float)} is not supported")
+    if kind not in ("linear", "dynamic", "yarn", "llama3"):
+        raise ValueError(
+            f"{rope.source}: rotary scaling {kind!r} is not supported; default, linear, dynamic, yarn and llama3 are"
+        )
     original = rope.get("original_max_position_embeddings", context)
+    default = context / original if kind == "yarn" and rope.values.get("factor") is None else None
+    factor = default or rope("factor", float)
+    if kind in ("linear", "dynamic"):
+        return RopeScaling(kind, factor)
     original = 0 if original == context else original
-    return RopeScaling(kind, factor, original, rope.get("beta_fast", 32.0), rope.get("beta_slow", 1.0))
+    if kind == "llama3":
+        return RopeScaling(kind, factor, original, rope("high_freq_factor", float), rope("low_freq_factor", float))
+    rope.refuse("truncate", unless=True)
+    attention = rope.get("attention_factor", 0.0) or _mscale(rope, factor)
+    if math.isclose(attention, 0.1 * math.log(factor) + 1, rel_tol=1e-6):
+        attention = 0.0
+    fast, slow = rope.get("beta_fast", 0.0) or 32.0, rope.get("beta_slow", 0.0) or 1.0
+    return RopeScaling(kind, factor, original, fast, slow, attention)
+
+
+def _mscale(rope: ConfigFields, factor: float) -> float:
+    """YaRN's factor on queries and keys, as DeepSeek's fields give it."""
+    sizes = rope.get("mscale", 0.0), rope.get("mscale_all_dim", 0.0)
+    if not all(sizes) or factor <= 1:
+        return 0.1 * math.log(factor) + 1
+    above, below = (0.1 * size * math.log(factor) + 1 for size in sizes)
+    return above / below
 
 
 def _write_scaling(config: ModelConfig) -> dict[str, Any] | None:
@@ -250,11 +314,13 @@ def _write_scaling(config: ModelConfig) -> dict[str, Any] | None:
     if scaling.kind == "none":
         return None
     values = {"rope_type": scaling.kind, "type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "linear":
+    if scaling.kind in ("linear", "dynamic"):
         return values
-    original = scaling.original or config.context
+    values["original_max_position_embeddings"] = scaling.original or config.context
+    if scaling.kind == "llama3":
+        return values | {"high_freq_factor": scaling.beta_fast, "low_freq_factor": scaling.beta_slow}
     betas = {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
-    return values | {"original_max_position_embeddings": original} | betas
+    return values | betas | ({"attention_factor": scaling.attention} if scaling.attention else {})
 
 
 def _read_windows(fields: ConfigFields) -> tuple[int, ...]:

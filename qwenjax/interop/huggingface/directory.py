@@ -4,8 +4,10 @@ Opening it reads headers only; each tensor is read when it is needed.
 """
 
 import functools
+import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -13,13 +15,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qwenjax.common.storage import lfs_hint, read_json
-from qwenjax.interop import HubCheckpoint, Tensor
-from qwenjax.interop.gptq import dequantised
+from qwenjax.interop import HubCheckpoint, Tensor, awq, gptq
 from qwenjax.interop.huggingface.config import read_config
 
 CONFIG = "config.json"
 QUANTIZED = "quantize_config.json"
 KEPT = ("generation_config.json", "tokenizer_config.json", QUANTIZED)  # further files of a `HubCheckpoint`
+
+# Prefixes of torch.compile, of data parallelism and of PEFT
+WRAPPERS = re.compile(r"^(_orig_mod\.|module\.|base_model\.model\.)+")
 
 # The names of numpy's dtypes in safetensors
 DTYPES = {
@@ -39,10 +43,14 @@ def open_directory(path: str | Path) -> HubCheckpoint:
         raise ValueError(f"{folder} holds no {CONFIG}: it is no checkpoint of the Hugging Face form")
     files = {name: read_json(folder / name) for name in (CONFIG, *KEPT) if (folder / name).is_file()}
     config, layout = read_config(files[CONFIG], str(folder / CONFIG))
-    tensors = open_tensors(folder)
+    tensors = plain_names(open_tensors(folder))
     packing = QUANTIZED if QUANTIZED in files else CONFIG  # the first GPTQ releases have a file for it
     if QUANTIZED in files or files[CONFIG].get("quantization_config"):
-        tensors = dequantised(tensors, files[packing], str(folder / packing))
+        how, source = files[packing].get("quantization_config", files[packing]), str(folder / packing)
+        unpack = awq.dequantised if how.get("quant_method") == "awq" else gptq.dequantised
+        tensors = unpack(tensors, how, source)
+    if files[CONFIG].get("tie_word_embeddings") is None and "lm_head.weight" not in tensors:
+        config = replace(config, tie_embeddings=True)  # the tensors say what the config does not
     return HubCheckpoint(config, layout, tensors, files)
 
 
@@ -60,6 +68,25 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
         f"{folder} holds no weights: wanted model.safetensors or pytorch_model.bin, or the .index.json of either"
         + (f"; {stray[0]} is there, its index is not" if stray else "")
     )
+
+
+def plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of a causal language model, whatever wrapped the model when it was saved.
+
+    Raises:
+      ValueError: two tensors would have one name.
+    """
+    out: dict[str, Tensor] = {}
+    bare = not any(re.search(r"(^|\.)(model|transformer)\.", WRAPPERS.sub("", name)) for name in tensors)
+    for name, tensor in tensors.items():
+        plain = WRAPPERS.sub("", name)
+        plain = re.sub(r"^(language_model\.)?model\.language_model\.", "model.", plain).removeprefix("language_model.")
+        if bare and not plain.startswith("lm_head."):
+            plain = f"model.{plain}"
+        if plain in out:
+            raise ValueError(f"the checkpoint holds {plain!r} twice, once as {name!r}")
+        out[plain] = tensor
+    return out
 
 
 def _sharded(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:

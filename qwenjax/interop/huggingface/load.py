@@ -23,6 +23,7 @@ from qwenjax.interop.huggingface.layout import Table
 from qwenjax.model import transformer
 
 # Buffers in older files (docs/report.md, Checkpoint layout)
+HEAD = "lm_head.weight"
 IGNORED = re.compile(r"(\.attn\.masked_bias|\.rotary_emb\.inv_freq)$")
 
 
@@ -76,6 +77,8 @@ def load_params(
             single = layer
         else:
             stacked = jax.block_until_ready(put(stacked, layer, number))  # else layers queue up in memory
+    if checkpoint.config.tie_embeddings and HEAD in checkpoint.tensors:
+        _check_copy(checkpoint, table)
     for name in zeros:
         if checkpoint.tensors[name].read().any():
             raise ValueError(f"the checkpoint has {name!r}, a bias that our model does not have, and it is not zero")
@@ -84,7 +87,8 @@ def load_params(
 
 def total_bytes(checkpoint: HubCheckpoint) -> int:
     """Bytes that `load_params` will read, for a progress bar."""
-    return sum(checkpoint.tensors[name].nbytes for name in Table(checkpoint.config, checkpoint.layout).parts)
+    names = Table(checkpoint.config, checkpoint.layout).parts.keys() & checkpoint.tensors.keys()
+    return sum(checkpoint.tensors[name].nbytes for name in names)
 
 
 def check(checkpoint: HubCheckpoint, table: Table) -> list[str]:
@@ -96,7 +100,7 @@ def check(checkpoint: HubCheckpoint, table: Table) -> list[str]:
     needed = {name: tensors[name] for name in table.parts if name in tensors}
     extra = [name for name in tensors if name not in needed and not IGNORED.search(name)]
     if checkpoint.config.tie_embeddings:
-        extra = [name for name in extra if name != "lm_head.weight"]  # a copy of the input embedding
+        extra = [name for name in extra if name != HEAD]  # a copy of the input embedding
     zeros = [name for name in extra if name.endswith(".bias") and f"{name[:-5]}.weight" in table.parts]
     wrong = {
         "missing": [name for name in table.parts if name not in tensors],
@@ -116,6 +120,17 @@ def check(checkpoint: HubCheckpoint, table: Table) -> list[str]:
         listed = "; ".join(f"{len(names)} {what}: {few(names)}" for what, names in wrong.items() if names)
         raise ValueError(f"the tensors are not those of the config ({checkpoint.layout} layout): {listed}")
     return zeros
+
+
+def _check_copy(checkpoint: HubCheckpoint, table: Table) -> None:
+    """Raises ValueError if the output embedding of a model that ties it is not the input embedding."""
+    embed = next(entry.theirs for entry in table.entries if entry.ours == "embed")
+    ours, theirs = checkpoint.tensors[embed].read(), checkpoint.tensors[HEAD].read()
+    if ours.shape != theirs.shape or not np.array_equal(ours, theirs):
+        raise ValueError(
+            f"the config ties the embeddings, but {HEAD} is another matrix than {embed}: one of the two was trained "
+            "apart; use --set tie_embeddings=false (tie_embeddings=False in Python) to load both"
+        )
 
 
 def few(names: list[str]) -> str:

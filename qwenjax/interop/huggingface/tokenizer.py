@@ -4,6 +4,7 @@ The Qwen-v1 layout has the ranks themselves. The qwen2 layout has a tokenizer.js
 bytes is the merge of two others, and our own file; some ids are compared before they are written.
 """
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def write_tokenizer(
       ValueError: more ids than the embedding has rows, a kind that the layout does not have, or a tokenizer that its
         files would not reproduce exactly.
     """
-    if tokenizer.size > config.vocab:
+    if tokenizer.ordinary_size > config.vocab:
         raise ValueError(
             f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the model's embedding only {config.vocab} rows: "
             "they do not belong together"
@@ -75,7 +76,7 @@ def generation_config(tokenizer: Tokenizer, layout: str, config: ModelConfig, ch
     if chat:
         values["repetition_penalty"] = 1.1
     if layout == "qwen2":
-        stops = [tokenizer.im_end, tokenizer.eot] if chat else tokenizer.eot
+        stops = [*dict.fromkeys([tokenizer.turn_end, tokenizer.eot])] if chat else tokenizer.eot
         return values | {"bos_token_id": tokenizer.eot, "eos_token_id": stops}
     if chat:
         return values | {"chat_format": "chatml", "max_window_size": min(6144, config.context)}
@@ -83,27 +84,40 @@ def generation_config(tokenizer: Tokenizer, layout: str, config: ModelConfig, ch
 
 
 def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: bool) -> None:
-    try:
-        import tokenizers
-    except ImportError:
-        raise ValueError("to write a tokenizer.json run `pip install 'qwenjax[tokenizers]'`") from None
-    if isinstance(tokenizer, HubTokenizer):
-        engine = hub.load_engine(tokenizer.save(folder).read_bytes(), tokenizer.name)
-    elif isinstance(tokenizer, QwenBPE):
-        engine = _byte_level(tokenizer)
-    elif isinstance(tokenizer, SentencePiece):
-        engine = _pieces(tokenizer)
+    if isinstance(tokenizer, HubTokenizer):  # its vocabulary is written unchanged
+        tokenizer.save(folder)
+        engine = hub.load_engine((folder / "tokenizer.json").read_bytes(), tokenizer.name)
+        values = _hub_values(tokenizer, config)
+    elif isinstance(tokenizer, QwenBPE | SentencePiece):
+        hub.tokenizers("a written tokenizer.json")
+        engine = _byte_level(tokenizer) if isinstance(tokenizer, QwenBPE) else _pieces(tokenizer)
+        values = _own_values(tokenizer, config, chat)
+        _check_ids(engine, tokenizer)
+        tokenizer.save(folder)
+        engine.save(str(folder / "tokenizer.json"))
     else:
         raise ValueError(f"{type(tokenizer).__name__} vocabularies are not written as tokenizer.json")
-    tokenizer.save(folder)
+    if config.qkv_bias and not config.qk_norm and not _splits_as_qwen2(engine):
+        # transformers 5 reads every vocabulary of this model_type as Qwen2's, unless the files name another class
+        values["auto_map"] = {"AutoTokenizer": ["tokenization_qwenjax.PreTrainedTokenizerFast", None]}
+        (folder / "tokenization_qwenjax.py").write_text("from transformers import PreTrainedTokenizerFast  # noqa\n")
+    write_json(folder / "tokenizer_config.json", values)
+
+
+def _check_ids(engine: Any, tokenizer: Tokenizer) -> None:
+    """Adds the control tokens. Raises ValueError if the engine gives other ids than the tokenizer."""
+    from tokenizers import AddedToken
+
     surfaces = sorted(tokenizer.special, key=tokenizer.special.__getitem__)
-    engine.add_special_tokens([tokenizers.AddedToken(s, special=True, normalized=False) for s in surfaces])
+    engine.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in surfaces])
     for text in (*_PROBES, *surfaces[:3]):
         got, wanted = engine.encode(text, add_special_tokens=False).ids, tokenizer.encode(text)
         if got != wanted:
             raise ValueError(f"{tokenizer.name} cannot be written as tokenizer.json: {text!r} would become {got[:8]} …")
-    if not isinstance(tokenizer, HubTokenizer):  # its file is written unchanged
-        engine.save(str(folder / "tokenizer.json"))
+
+
+def _own_values(tokenizer: Tokenizer, config: ModelConfig, chat: bool) -> dict[str, Any]:
+    """tokenizer_config.json of a vocabulary trained here, or of the published one."""
     surface = {index: surface for surface, index in tokenizer.special.items()}
     end, first = surface[tokenizer.eot], tokenizer.prefix
     values = {
@@ -116,18 +130,40 @@ def _write_qwen2(tokenizer: Tokenizer, folder: Path, config: ModelConfig, chat: 
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": None,
     }
-    write_json(folder / "tokenizer_config.json", values | ({"chat_template": CHAT_TEMPLATE} if chat else {}))
+    return values | ({"chat_template": CHAT_TEMPLATE} if chat else {})
+
+
+def _hub_values(tokenizer: HubTokenizer, config: ModelConfig) -> dict[str, Any]:
+    """tokenizer_config.json of a vocabulary that came in the files of a hub or of a GGUF."""
+    surface = {index: surface for surface, index in tokenizer.added.items()}
+    named = {"eos_token": surface[tokenizer.eot], "pad_token": surface[tokenizer.eot]}
+    named |= {"bos_token": surface[tokenizer.prefix[0]]} if tokenizer.prefix else {}
+    plain = {"clean_up_tokenization_spaces": False, "model_max_length": config.context}
+    return {**named, **plain, "tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.config}
+
+
+def _splits_as_qwen2(engine: Any) -> bool:
+    """Whether the steps before the merges are those of transformers' Qwen2Tokenizer."""
+    facts, qwen2 = json.loads(engine.to_str()), json.loads(_qwen2_engine({}, []).to_str())
+    wanted, got = ([x["normalizer"], x["pre_tokenizer"], x["model"]["byte_fallback"]] for x in (qwen2, facts))
+    ignore = '"trim_offsets": true', '"trim_offsets": false'
+    return json.dumps(wanted).replace(*ignore) == json.dumps(got).replace(*ignore)
 
 
 def _byte_level(tokenizer: QwenBPE) -> Any:
     """Ranks as byte-level BPE: bytes are spelled as printable characters, as in GPT-2."""
-    import tokenizers
-    from tokenizers import decoders, normalizers, pre_tokenizers
-
     vocab = {spell(token): i for token, i in tokenizer.ranks.items()}
     # control tokens between the ranks and extra tokens keep their ids only if they are in the table
     vocab |= {surface: i for surface, i in tokenizer.special.items() if surface not in vocab}
     pairs = [(spell(left), spell(right)) for left, right in merges(tokenizer.ranks)]
+    return _qwen2_engine(vocab, pairs)
+
+
+def _qwen2_engine(vocab: dict[str, int], pairs: list[tuple[str, str]]) -> Any:
+    """Byte-level BPE that normalises and splits as Qwen2's."""
+    import tokenizers
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
     engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, pairs))
     engine.normalizer = normalizers.NFC()
     engine.pre_tokenizer = pre_tokenizers.Sequence(

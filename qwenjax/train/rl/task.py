@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qwenjax.chat_format import chatml
 from qwenjax.config import Experiment
 from qwenjax.data.batches import text
 from qwenjax.data.batches.prompts import PromptMixture
@@ -64,11 +63,11 @@ class RLTask(Task):
             advice = "--set rl.reward=PATH of a reward model, or FILE.py:FUNCTION"
             raise ValueError(f"{self.experiment.name} learns from scores and has none: {advice}")
         self.tokenizer = self.load_tokenizer()
-        self.stops = tuple(sorted({*(ids[0] for ids in chatml.stop_sequences(self.tokenizer)), self.tokenizer.eot}))
+        self.stops = tuple(sorted({*(ids[0] for ids in self.tokenizer.turn_stops()), self.tokenizer.eot}))
         for function in self.models.functions.values():
             function.start()
         lines = self._prepare_prompts(root) + self._prepare_text(root)
-        ids = TokenIds(self.stops, self.tokenizer.im_end, self.tokenizer.size, self.tokenizer.eot)
+        ids = TokenIds(self.stops, self.tokenizer.turn_end, self.tokenizer.size, self.tokenizer.eot)
         self.programs = jit_programs(self.models, self.program, ids)
         return lines
 

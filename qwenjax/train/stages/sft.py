@@ -44,20 +44,26 @@ class Sft(Task):
         """Ids of what samples answer: the experiment's prompts, or the last turn of some held-out conversations."""
         if self.experiment.prompts:
             return [self.tokenizer.encode_chat([{"role": "user", "content": p}]) for p in self.experiment.prompts]
-        prompts, header = [], self.tokenizer.encode_chat([{"role": "user", "content": ""}])
-        header = len(header) - 1 - max(i for i, token in enumerate(header) if token == self.tokenizer.im_start)
+        prompts = []
         for file in files:
             for i in np.flatnonzero(file.held_out(self.experiment.chat.validation))[: SAMPLES - len(prompts)]:
-                ids = file.read(int(i))[0].tolist()
-                starts = [at for at, token in enumerate(ids) if token == self.tokenizer.im_start]
-                prompts.append(ids[: starts[-1] + 1 + header])
+                ids, mask = (array.tolist() for array in file.read(int(i))[:2])
+                prompts.append(ids[: self._last_answer(ids, mask)])
         return prompts
+
+    def _last_answer(self, ids: list[int], mask: list[int]) -> int:
+        """Where the last answer of a conversation begins."""
+        if self.experiment.chat.loss_mask == "assistant":
+            return max(i for i in range(1, len(ids)) if mask[i] and not mask[i - 1])
+        header = chatml.encode_chat(self.tokenizer, [{"role": "user", "content": ""}])  # the other masks are of ChatML
+        opening = len(header) - max(i for i, token in enumerate(header) if token == self.tokenizer.im_start)
+        return max(i for i, token in enumerate(ids) if token == self.tokenizer.im_start) + opening
 
     def evaluate(self, state: steps.State) -> dict[str, float]:
         nats, tokens = self.held_out_nats(state)
         return {"eval_loss": nats / tokens, "eval_perplexity": math.exp(min(nats / tokens, 50))} if tokens else {}
 
     def samples(self, state: steps.State) -> list[tuple[str, str]]:
-        stops = [ids[0] for ids in chatml.stop_sequences(self.tokenizer)] + [self.tokenizer.eot]
+        stops = [ids[0] for ids in self.tokenizer.turn_stops()] + [self.tokenizer.eot]
         prompts = [self.tokenizer.decode(ids) for ids in self.prompts]
         return list(zip(prompts, self.complete(state, self.prompts, stops)))
