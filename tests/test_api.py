@@ -286,11 +286,37 @@ def test_a_killed_job_goes_on_and_ends_the_same(model, tmp_path):
         ("{", "line 1 is no JSON"),
         ('{"text": 1}', "line 1: wanted an object with"),
         ('{"prompt": "a"}\n{"messages": []}', "line 2: all rows must have the same one of"),
+        ('{"messages": []}', r"line 1: messages=\[\]: wanted a list of"),
+        ('{"messages": ["hi"]}', "line 1: messages=.*: wanted a list of"),
+        ('{"prompt": "a", "seed": "3"}', "line 1: seed='3': wanted a whole number"),
+        ('{"prompt": "a", "seed": -1}', "line 1: seed=-1: wanted a whole number"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, text, message):
     (tmp_path / "in.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
+        jsonl_jobs.read_requests(tmp_path / "in.jsonl")
+
+
+def test_a_row_that_cannot_be_answered_is_recorded_and_the_others_go_on(folder, tmp_path, capsys):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(  # a byte order mark, half of an emoji, and a prompt longer than the window
+        b'\xef\xbb\xbf{"prompt": "cut \\ud83d", "seed": null}\n'
+        + json.dumps({"prompt": "word " * 400}).encode()
+        + b'\n{"prompt": "after"}'
+    )
+    words = ["--model", str(folder), "--jsonl", str(source), "--out", str(out), "--max-new-tokens", "3"]
+    assert command_line.main_of("qwenjax.generate", generate, words) == 1
+    first, long, after = map(json.loads, out.read_text().splitlines())
+    assert first["tokens"] == after["tokens"] == 3
+    assert "completion" not in long
+    assert "the prompt has" in long["error"]
+    assert "1 of 3 rows could not be answered" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_utf8_says_so(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}', encoding="utf-16")
+    with pytest.raises(ValueError, match="is no UTF-8"):
         jsonl_jobs.read_requests(tmp_path / "in.jsonl")
 
 
