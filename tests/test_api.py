@@ -314,6 +314,15 @@ def test_a_row_that_cannot_be_answered_is_recorded_and_the_others_go_on(folder, 
     assert "1 of 3 rows could not be answered" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"suppress_tokens": 3}, {"bad_words_ids": [3]}, {"bad_words_ids": 3}, {"top_k": "x"}]
+)
+def test_a_generation_config_that_is_none_is_refused(tmp_path, capsys, wrong):
+    folder = tiny_model.write(tmp_path / "model", generation=wrong)
+    assert command_line.main_of("qwenjax.generate", generate, ["--model", str(folder), "hello"]) == 1
+    assert "error: generation_config.json: " in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_utf8_says_so(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}', encoding="utf-16")
     with pytest.raises(ValueError, match="is no UTF-8"):

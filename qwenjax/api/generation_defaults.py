@@ -21,7 +21,7 @@ SAMPLING_KEYS = ("do_sample", *NUMBERS)
 TOP_K = 50  # of transformers, where a release samples and does not say
 # Other keys that are read or change nothing here
 HARMLESS = frozenset(
-    """_from_model_config bad_words_ids begin_suppress_tokens bos_token_id cache_implementation chat_format eos_token_id
+    """_from_model_config bad_words_ids bos_token_id cache_implementation chat_format eos_token_id
     max_length max_window_size pad_token_id return_dict_in_generate stop_words_ids suppress_tokens transformers_version
     trust_remote_code use_cache""".split()  # noqa: SIM905
 )
@@ -143,9 +143,9 @@ def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _banned(values: Mapping[str, Any]) -> tuple[int, ...]:
-    """Ids that `suppress_tokens` and `bad_words_ids` of one token forbid."""
-    ids = [
-        *(values.get("suppress_tokens") or ()),
-        *(ids[0] for ids in values.get("bad_words_ids") or () if len(ids) == 1),
-    ]
-    return tuple(sorted({token for token in ids if isinstance(token, int) and token >= 0}))
+    """Ids that `suppress_tokens` and `bad_words_ids` of one token forbid. ValueError for anything but lists of ids."""
+    suppressed, words = values.get("suppress_tokens") or [], values.get("bad_words_ids") or []
+    lists = [suppressed, *words] if isinstance(words, list) else [words]
+    if not all(isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids) for ids in lists):
+        raise ValueError("generation_config.json: suppress_tokens or bad_words_ids is not a list of ids")
+    return tuple(sorted({*suppressed, *(ids[0] for ids in words if len(ids) == 1)}))

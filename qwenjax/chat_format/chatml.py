@@ -10,6 +10,17 @@ from typing import NotRequired, TypedDict
 
 SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
+# ChatML (report §A.1.1) as `render` writes it, for programs that take a Jinja template
+CHAT_TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{ '<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n' }}"
+    "{%- endif -%}"
+    "{%- for turn in messages -%}"
+    "{%- if not loop.first -%}{{ '\\n' }}{%- endif -%}"
+    "{{ '<|im_start|>' + turn['role'] + '\\n' + turn['content'] + '<|im_end|>' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '\\n<|im_start|>assistant\\n' }}{%- endif -%}"
+)
 
 # By role, the parts of a turn that carry loss: start and end (the control tokens), role (with its newline), content,
 # tool_results (what tools returned within an assistant's content), newline (the one after the turn)

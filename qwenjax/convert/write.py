@@ -7,12 +7,13 @@ from qwenjax import api
 from qwenjax.api.checkpoint_path import CheckpointPath
 from qwenjax.api.generation_defaults import GenerationDefaults
 from qwenjax.api.model import Model
+from qwenjax.chat_format.chatml import CHAT_TEMPLATE
 from qwenjax.common import progress
 from qwenjax.config import Compute
 from qwenjax.interop.gguf.write import vocabulary, write_gguf
 from qwenjax.interop.huggingface.directory import CONFIG
 from qwenjax.interop.huggingface.save import as_tensors
-from qwenjax.interop.huggingface.tokenizer import CHAT_TEMPLATE, write_tokenizer
+from qwenjax.interop.huggingface.tokenizer import write_tokenizer
 from qwenjax.interop.peft import Adapter, save_adapter
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qwenjax.chat_format.template import ChatTemplate
 
 EXTRA = "extra.tiktoken"  # an extended vocabulary also writes this
+TEMPLATE_FILE = "tokenizer_config.json"  # holds the chat template of a model of others
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # of every vocabulary trained here
 # Names of the end-of-text token in the vocabularies of all models
 ENDS = (CONTROL[0], "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>")
@@ -90,7 +91,7 @@ class Tokenizer(ABC):
         return next((i + 1 for i in reversed(range(self.size)) if i not in added), 0)
 
     def __reduce__(self):
-        return type(self), tuple(self._files.values())
+        return type(self), tuple(self._files.values()), {"chat_template": self.chat_template}
 
     def __repr__(self):
         return f"{type(self).__name__}({self.name}, size={self.size}, fingerprint={self.fingerprint[:8]}…)"
@@ -165,6 +166,8 @@ class Tokenizer(ABC):
             return chatml.encode_chat(self, messages, add_generation_prompt, **arguments)
         try:
             rendered = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **arguments)
+        except ValueError:
+            raise
         except Exception as error:  # what a template raises is up to it
             raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
         return self.encode_rendered(rendered)
@@ -182,6 +185,8 @@ class Tokenizer(ABC):
 
         try:
             return template.encode_with_mask(self, messages, loss_mask, **arguments)
+        except ValueError:
+            raise
         except Exception as error:  # what a template raises is up to it
             raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
 
@@ -273,7 +278,16 @@ class Tokenizer(ABC):
     # ---- files ----
 
     def save(self, directory: str | Path) -> Path:
-        """Writes the vocabulary, which `load_tokenizer(directory)` reads; returns the path of `file`."""
+        """Writes the vocabulary, which `load_tokenizer(directory)` reads; returns the path of `file`.
+
+        Raises:
+          ValueError: it has a chat template that its files cannot hold (of a GGUF with a sentencepiece vocabulary).
+        """
+        if self.chat_template is not None and TEMPLATE_FILE not in self._files:
+            raise ValueError(
+                f"the chat template of {self.name} would be lost: a {self.file} cannot hold it; start from the model's "
+                "folder with a tokenizer.json instead of the GGUF"
+            )
         folder = storage.path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self._files.items():

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from qwenjax.chat_format.chatml import CHAT_TEMPLATE
 from qwenjax.common.storage import lfs_hint
 from qwenjax.tokenizer import hub
 from qwenjax.tokenizer.base import CONTROL_SURFACES, Tokenizer
@@ -101,12 +102,18 @@ def tokenizer_of(head: Mapping[str, Any], source: str) -> Tokenizer:
       ValueError: no vocabulary, or one of an unknown form; the message names `source` and what is unknown.
     """
     facts = vocabulary(head, source)
+    config = _config(head, facts)
     if facts["model"] == "gpt2":
-        config = json.dumps(_config(head, facts), ensure_ascii=False).encode()
-        return hub.HubTokenizer(byte_level(facts, source).to_str().encode(), config, source)
+        data = json.dumps(config, ensure_ascii=False).encode()
+        return hub.HubTokenizer(byte_level(facts, source).to_str().encode(), data, source)
     from qwenjax.tokenizer.sentencepiece import read_model
 
-    return read_model(sentencepiece(facts, source), source)
+    tokenizer = read_model(sentencepiece(facts, source), source)
+    if config.get("chat_template", CHAT_TEMPLATE) != CHAT_TEMPLATE:  # ours is ChatML, which needs no template
+        from qwenjax.chat_format.template import ChatTemplate  # jinja2 is only needed for conversations
+
+        tokenizer.chat_template = ChatTemplate(config["chat_template"], hub.named_tokens(config))
+    return tokenizer
 
 
 def _config(head: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, takewhile
 from typing import Any
 
-from qwenjax.tokenizer.base import Tokenizer, replace_surrogates
+from qwenjax.tokenizer.base import TEMPLATE_FILE, Tokenizer, replace_surrogates
 from qwenjax.tokenizer.bpe import bytes_to_unicode
 
-CONFIG = "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -47,7 +46,7 @@ class HubTokenizer(Tokenizer):
         super().__init__(data, f"hub-{len(pieces)}", pieces, special, prefix, named.get("eos_token"))
         self.added = {token["content"]: index for index, token in added.items()}
         if self.config:
-            self._files[CONFIG] = config
+            self._files[TEMPLATE_FILE] = config
         if "chat_template" in self.config:
             from qwenjax.chat_format.template import ChatTemplate  # jinja2 is only needed for conversations
 

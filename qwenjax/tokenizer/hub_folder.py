@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qwenjax.common.storage import read_json
-from qwenjax.tokenizer.base import CONTROL_SURFACES
+from qwenjax.tokenizer.base import CONTROL_SURFACES, TEMPLATE_FILE
 from qwenjax.tokenizer.bpe import PATTERN
-from qwenjax.tokenizer.hub import CONFIG, HubTokenizer, named_tokens, surface_of
+from qwenjax.tokenizer.hub import HubTokenizer, named_tokens, surface_of
 
 JINJA, MORE_JINJA = "chat_template.jinja", "additional_chat_templates"
 # The tokens that a class of transformers has where no file names them
@@ -52,7 +52,7 @@ def read_folder(folder: Path) -> HubTokenizer:
 
 def _config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the tokens of special_tokens_map.json and the templates of the .jinja files."""
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    config = read_json(folder / TEMPLATE_FILE) if (folder / TEMPLATE_FILE).is_file() else {}
     if (folder / "special_tokens_map.json").is_file():
         config = {**read_json(folder / "special_tokens_map.json"), **config}
     own = {"default": folder / JINJA} if (folder / JINJA).is_file() else {}

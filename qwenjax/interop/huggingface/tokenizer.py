@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from qwenjax.chat_format.chatml import SYSTEM
+from qwenjax.chat_format.chatml import CHAT_TEMPLATE
 from qwenjax.common.storage import write_json
 from qwenjax.config import ModelConfig
 from qwenjax.tokenizer import hub
@@ -18,17 +18,6 @@ from qwenjax.tokenizer.bpe import PATTERN, QwenBPE, merges, spell
 from qwenjax.tokenizer.hub import HubTokenizer
 from qwenjax.tokenizer.sentencepiece import SentencePiece
 
-# ChatML (report §A.1.1) as `chatml.render` writes it, for programs that take a Jinja template
-CHAT_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}"
-    "{{ '<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n' }}"
-    "{%- endif -%}"
-    "{%- for turn in messages -%}"
-    "{%- if not loop.first -%}{{ '\\n' }}{%- endif -%}"
-    "{{ '<|im_start|>' + turn['role'] + '\\n' + turn['content'] + '<|im_end|>' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '\\n<|im_start|>assistant\\n' }}{%- endif -%}"
-)
 _PROBES = (
     "It's 3.14159 o'clock; SHE'LL say “hello”.\n\n\tif x[0] != 7:  # 100%\r\n   return 'ok'  \n \n",
     "天地玄黄，宇宙洪荒。１２３ Ⅷ ½ हिन्दी ภาษาไทย 한국어 ümlaut 👩\u200d👧🏽\u3000\xa0 x\u0301 ▁ \x00 ё",
